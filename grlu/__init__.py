@@ -1,0 +1,63 @@
+"""Learning rules for networks that learn from a global reward.
+
+A rule is a drop-in for `nnx.value_and_grad`::
+
+    rule = grlu.NodePerturbation(samples=128, sigma=0.1)
+    estimate = rule(reward_fn)                      # reward_fn(model, batch) -> rewards, shape (B,)
+    reward, grads = estimate(model, batch, key)     # grads of -mean reward, for nnx.Optimizer.update
+
+Names are loaded on first use, so that `grlu --help` does not wait for JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grlu.activations import TopK, activation
+    from grlu.alignment import Alignment, alignment
+    from grlu.backprop import Backprop
+    from grlu.errors import UserError
+    from grlu.node_perturbation import ExactCredit, NodePerturbation
+    from grlu.rule import Rule
+    from grlu.sites import Site
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Alignment": "alignment",
+    "Backprop": "backprop",
+    "ExactCredit": "node_perturbation",
+    "NodePerturbation": "node_perturbation",
+    "Rule": "rule",
+    "Site": "sites",
+    "TopK": "activations",
+    "UserError": "errors",
+    "activation": "activations",
+    "alignment": "alignment",
+}
+
+__all__ = [
+    "Alignment",
+    "Backprop",
+    "ExactCredit",
+    "NodePerturbation",
+    "Rule",
+    "Site",
+    "TopK",
+    "UserError",
+    "activation",
+    "alignment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'grlu' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"grlu.{_HOME[name]}"), name)
+    # `import grlu.alignment` binds the submodule to the same name: the function wins.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,67 @@
+"""How close a rule's estimate comes to the exact gradient."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from grlu.backprop import Backprop
+from grlu.network import parameter_names
+from grlu.rule import RewardFn, Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Cosine of, and ratio of norms between, an estimate and the exact gradient.
+
+    Attributes:
+        cosine: over all parameters together; 1 is perfect, 0 is noise.
+        norm_ratio: norm of the estimate over norm of the gradient.
+        parameters: the same two numbers, `(cosine, norm_ratio)`, by parameter path. Where the
+            exact gradient is zero, both are nan.
+    """
+
+    cosine: float
+    norm_ratio: float
+    parameters: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        rows = [("all", (self.cosine, self.norm_ratio)), *self.parameters.items()]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:{width}}  {c:+.4f}  {n:.4f}" for name, (c, n) in rows]
+        return "\n".join([f"{'':{width}}  cosine   norm ratio", *lines])
+
+
+def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.Array) -> Alignment:
+    """Compares one estimate of a rule with the exact gradient of the same objective.
+
+    Both see the same draw of the model's own randomness. Raises what the rule raises.
+
+    >>> import grlu, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    >>> reward_fn = lambda model, x: -(model(x) ** 2).sum(-1)
+    >>> rule = grlu.NodePerturbation(samples=1024, sigma=0.1, noise="orthogonal")
+    >>> round(grlu.alignment(rule, reward_fn, model, jnp.eye(3), jax.random.key(0)).cosine, 3)
+    1.0
+    """
+    _, estimated = rule(reward_fn)(model, batch, key)
+    _, exact = Backprop(wrt=rule.wrt)(reward_fn)(model, batch, key)
+    pairs = [
+        (np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel())
+        for a, b in zip(jax.tree.leaves(estimated), jax.tree.leaves(exact), strict=True)
+    ]
+    by_name = {
+        name: _compare(a, b) for name, (a, b) in zip(parameter_names(exact), pairs, strict=True)
+    }
+    whole = _compare(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+    return Alignment(*whole, by_name)
+
+
+def _compare(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    norms = np.linalg.norm(estimate), np.linalg.norm(exact)
+    if not norms[1]:
+        return float("nan"), float("nan")
+    cosine = estimate @ exact / (norms[0] * norms[1]) if norms[0] else 0.0
+    return float(cosine), float(norms[0] / norms[1])

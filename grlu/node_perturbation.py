@@ -1,0 +1,245 @@
+"""Node perturbation (GRLU): credit from noise and reward, weights from credit and input.
+
+Run the network with noise on its units and with the same noise negated; the difference in reward
+times the noise tells each unit which way to move. No gradient flows from one layer to another.
+
+Sources: Werfel, Xie & Seung (2005), "Learning curves for stochastic gradient descent in linear
+feedforward networks"; Ren et al. (2022), arXiv:2210.03310, for activity perturbation.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from grlu.errors import UserError
+from grlu.network import Network, Objective, trace
+from grlu.noise import NOISES, directions, hadamard
+from grlu.rule import Rule, reseed
+from grlu.sites import Site
+
+_PLACES = ("pre", "post", "active")
+
+
+@dataclasses.dataclass(frozen=True)
+class NodePerturbation(Rule):
+    """Credit by antithetic perturbation of the units, and a local update of each layer.
+
+    For N pairs of noise ±σξ, a unit with pre-activation z in an example with reward r has credit
+    ĉ = mean over the pairs of ξ (r₊ - r₋) / 2σ ≈ ∂r/∂z. Each layer changes its weights by its own
+    input times its own credit, averaged over the batch.
+
+    Rewards of different examples must not depend on each other (batch normalisation in training
+    mode makes them): credit that an example earns through another one's reward is not seen.
+
+    Attributes:
+        samples: N, the number of antithetic pairs per example.
+        sigma: σ, standard deviation of the noise, in units of the pre-activation.
+        noise: "rademacher" (signs), "gaussian", or "orthogonal" (Hadamard columns with random
+            signs; N a power of two), whose interference is least.
+        site: where the noise enters. "pre": on the pre-activation, unbiased. "post": after the
+            activation, as published, which also credits units that are silent. "active": on the
+            units that respond, through their own slope at the clean pass, f(z) + f'(z)·σξ; a
+            top-k's winners are then chosen once for all N pairs.
+        inputs: what a layer's credit is multiplied with. "clean": its input in the unperturbed
+            pass; the model's own randomness (dropout, top-k) is then one draw per example.
+            "noisy": the mean of the pair's two inputs, as published; one draw per pair.
+        scaled: whether the estimate is divided by σ², as a gradient is. Without, as published, it
+            is σ² times the gradient.
+        reduction: "mean" over the batch, or "sum" as published.
+
+    Raises:
+        UserError: on values outside these ranges.
+
+    >>> import grlu, jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.tanh)
+    >>> rule = grlu.NodePerturbation(samples=64, sigma=0.1, noise="orthogonal")
+    >>> reward, grads = rule(lambda model, x: model(x).sum(-1))(
+    ...     model, jnp.ones((2, 4)), jax.random.key(0))
+    >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(grads))
+    {'layers': {0: {'bias': (8,), 'kernel': (4, 8)}}}
+    """
+
+    samples: int = 16
+    sigma: Any = 0.1  # a float, or a traced scalar under a schedule
+    noise: Literal["rademacher", "gaussian", "orthogonal"] = "rademacher"
+    site: Literal["pre", "post", "active"] = "pre"
+    inputs: Literal["clean", "noisy"] = "clean"
+    scaled: bool = True
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise UserError(f"samples must be a positive integer, got {self.samples!r}")
+        if isinstance(self.sigma, int | float) and self.scaled and not self.sigma > 0:
+            raise UserError(f"sigma must be positive, got {self.sigma!r}")
+        for name, known in {
+            "noise": NOISES,
+            "site": _PLACES,
+            "inputs": ("clean", "noisy"),
+            "reduction": ("mean", "sum"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
+        if self.noise == "orthogonal":
+            hadamard(self.samples)
+        if self.site == "active" and self.inputs == "noisy":
+            raise UserError("site='active' fixes the units by the clean pass: use inputs='clean'")
+
+    @classmethod
+    def published(cls, samples: int, sigma: Any, **options: Any) -> "NodePerturbation":
+        """The published GRLU: noise after the activation, no 1/σ², a sum over the batch."""
+        return cls(
+            samples=samples,
+            sigma=sigma,
+            noise="gaussian",
+            site="post",
+            inputs="noisy",
+            scaled=False,
+            reduction="sum",
+            **options,
+        )
+
+    def gradient(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        network = trace(objective, params, rest, batch)
+        learn = self._from_noisy_inputs if self.inputs == "noisy" else self._from_clean_inputs
+        return learn(network, params, rest, batch, draw, noise)
+
+    def _from_clean_inputs(
+        self, network: Network, params: Any, rest: Any, batch: Any, draw: Any, noise: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        rest = reseed(rest, draw)
+        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
+        clean = _responses(network, params, rest, batch) if self.site == "active" else None
+        xi = self._directions(network, noise, [slope != 0 for _, slope in clean] if clean else None)
+
+        def reward(shift: list[jax.Array]) -> jax.Array:
+            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+                step = shift[site.index].astype(z.dtype)
+                if self.site == "pre":
+                    return fn(z + step)
+                if self.site == "post":
+                    return fn(z) + step
+                response, slope = clean[site.index]
+                return response + slope * (z - zs[site.index] + step)
+
+            return network.run(params, rest, batch, visit)[0]
+
+        def pair(xi: list[jax.Array]) -> jax.Array:
+            plus, minus = (reward([sign * self.sigma * x for x in xi]) for sign in (1, -1))
+            return plus - minus
+
+        differences = jax.vmap(pair)(xi)
+        return rewards, aux, local_update(self._credits(network, xi, differences))
+
+    def _from_noisy_inputs(
+        self, network: Network, params: Any, rest: Any, batch: Any, draw: Any, noise: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        xi = self._directions(network, noise, None)
+        keys = jax.random.split(draw, self.samples)
+
+        def pairs(params: Any) -> tuple[list[jax.Array], jax.Array]:
+            def one(key: jax.Array, xi: list[jax.Array], sign: jax.Array) -> Any:
+                zs = []
+
+                def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+                    zs.append(z)
+                    step = (sign * self.sigma * xi[site.index]).astype(z.dtype)
+                    z = jax.lax.stop_gradient(z)
+                    return fn(z) + step if self.site == "post" else fn(z + step)
+
+                rewards, _ = network.run(params, reseed(rest, key), batch, visit)
+                return zs, rewards
+
+            both = jax.vmap(one, in_axes=(None, None, 0))
+            return jax.vmap(both, in_axes=(0, 0, None))(keys, xi, jnp.array([1.0, -1.0]))
+
+        _, vjp, rewards = jax.vjp(pairs, params, has_aux=True)
+        differences = rewards[:, 0] - rewards[:, 1]
+        credits = self._credits_by_pair(network, xi, differences)
+        # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
+        halves = [jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits]
+        (ascent,) = vjp(halves)
+        clean, aux = network.run(params, reseed(rest, draw), batch, lambda site, z, fn: fn(z))
+        return clean, aux, ascent
+
+    def _directions(
+        self, network: Network, key: jax.Array, active: list[jax.Array] | None
+    ) -> list[jax.Array]:
+        shapes = [s.shape for s in network.sites]
+        axes = [s.axis for s in network.sites]
+        xi = directions(key, self.noise, self.samples, shapes, axes, active)
+        # Noise on what the reward does not depend on would only move weights at random.
+        return [x if s.live else jnp.zeros_like(x) for x, s in zip(xi, network.sites, strict=True)]
+
+    def _credits_by_pair(
+        self, network: Network, xi: list[jax.Array], differences: jax.Array
+    ) -> list[jax.Array]:
+        """ξ (r₊ - r₋) / 2σ for each site: arrays (N, *shape), for differences (N, B)."""
+        scale = 1 / (2 * self.sigma) if self.scaled else self.sigma / 2
+        if self.reduction == "mean":
+            scale = scale / network.batch_size
+        credits = []
+        for x, info in zip(xi, network.sites, strict=True):
+            if info.axis is None:
+                # Every example's reward speaks for the whole site.
+                weight = jnp.sum(differences, axis=1).reshape(-1, *[1] * len(info.shape))
+            else:
+                shape = [1] * len(info.shape)
+                shape[info.axis] = network.batch_size
+                weight = differences.reshape(-1, *shape)
+            credits.append((x * weight * scale).astype(info.dtype))
+        return credits
+
+    def _credits(
+        self, network: Network, xi: list[jax.Array], differences: jax.Array
+    ) -> list[jax.Array]:
+        by_pair = self._credits_by_pair(network, xi, differences)
+        return [jnp.mean(c, axis=0) for c in by_pair]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactCredit(Rule):
+    """The oracle: the exact gradient at every site, and the same local update.
+
+    Its result is the gradient that backprop finds, which tests the local update; the sites'
+    gradients do flow through the network.
+    """
+
+    def gradient(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        del noise
+        network = trace(objective, params, rest, batch)
+        rest = reseed(rest, draw)
+        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
+
+        def mean_reward(shifts: list[jax.Array]) -> jax.Array:
+            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+                return fn(z + shifts[site.index])
+
+            return jnp.mean(network.run(params, rest, batch, visit)[0])
+
+        credits = jax.grad(mean_reward)([jnp.zeros_like(z) for z in zs])
+        return rewards, aux, local_update(credits)
+
+
+def _responses(
+    network: Network, params: Any, rest: Any, batch: Any
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Each site's activation f(z) and slope f'(z) in the clean pass."""
+    found = []
+
+    def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+        found.append(jax.jvp(fn, (z,), (jnp.ones_like(z),)))
+        return found[-1][0]
+
+    network.run(params, rest, batch, visit)
+    return found

@@ -1,0 +1,121 @@
+"""The door that all learning rules share: a drop-in for `nnx.value_and_grad` of a mean reward."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grlu.errors import UserError
+from grlu.network import Objective
+
+# (model, batch) -> rewards (B,), or (rewards, aux) with has_aux
+RewardFn = Callable[[Any, Any], Any]
+# (model, batch, key) -> (reward, grads), or ((reward, aux), grads)
+Estimate = Callable[[Any, Any, jax.Array], tuple[Any, nnx.State]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A learning rule: turns a reward function into an estimator of the reward's gradient.
+
+    Attributes:
+        wrt: NNX filter of the variables to train; all others are constants to the rule.
+        update: NNX filter of the variables, such as `nnx.BatchStat`, that the estimate writes back
+            to the caller's model from its clean pass; by default it leaves the model as it was.
+    """
+
+    wrt: Any = nnx.Param
+    update: Any = None
+
+    def __call__(self, reward_fn: RewardFn, *, has_aux: bool = False) -> Estimate:
+        """Makes the estimator for a reward function.
+
+        Args:
+            reward_fn: `reward_fn(model, batch) -> rewards` of shape (B,), one per example; with
+                `has_aux` it returns `(rewards, aux)`.
+            has_aux: as in `jax.value_and_grad`.
+
+        Returns:
+            `estimate(model, batch, key) -> (reward, grads)`: the mean reward of a clean pass, and
+            an estimate of the gradient of *minus* the mean reward, in the structure of
+            `nnx.state(model, wrt)`, as `nnx.Optimizer.update` takes it. With `has_aux`,
+            `((reward, aux), grads)`. The model's rng streams are reseeded from `key`, so that the
+            same key gives the same estimate.
+        """
+
+        def estimate(model: Any, batch: Any, key: jax.Array) -> tuple[Any, nnx.State]:
+            graphdef, params, rest = nnx.split(model, self.wrt, ...)
+            draw, noise = jax.random.split(key)
+
+            def objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
+                copy = nnx.merge(graphdef, params, rest, copy=True)
+                out = reward_fn(copy, batch)
+                rewards, aux = out if has_aux else (out, None)
+                changed = None if self.update is None else nnx.state(copy, self.update)
+                return check_rewards(rewards, batch), (aux, changed)
+
+            rewards, (aux, changed), ascent = self.gradient(
+                objective, params, rest, batch, draw=draw, noise=noise
+            )
+            if changed is not None:
+                nnx.update(model, changed)
+            grads = jax.tree.map(jnp.negative, ascent)
+            reward = jnp.mean(rewards)
+            return ((reward, aux) if has_aux else reward), grads
+
+        return estimate
+
+    def gradient(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        """The rule itself: `(rewards, aux, gradient of the mean reward)`, in pure functions.
+
+        Args:
+            objective: `(params, rest, batch) -> (rewards, aux)`.
+            params: state to train.
+            rest: the model's other state, to be reseeded from `draw`.
+            batch: the batch.
+            draw: key of the model's own randomness (dropout, Gumbel top-k, samples).
+            noise: key of the rule's randomness.
+        """
+        raise TypeError(f"{type(self).__name__} is a rule without a gradient: override it")
+
+
+def reseed(rest: Any, key: jax.Array) -> Any:
+    """The state `rest` with every rng stream restarted from `key`."""
+    streams = 0
+
+    def restart(path: Any, variable: Any) -> Any:
+        nonlocal streams
+        if isinstance(variable, nnx.RngKey):
+            streams += 1
+            own = jax.random.fold_in(key, streams)
+            shape = variable[...].shape
+            return variable.replace(jax.random.split(own, shape) if shape else own)
+        if isinstance(variable, nnx.RngCount):
+            return variable.replace(jnp.zeros_like(variable[...]))
+        return variable
+
+    return nnx.map_state(restart, rest)
+
+
+def check_rewards(rewards: Any, batch: Any) -> jax.Array:
+    """Rewards as floats of shape (B,).
+
+    Raises:
+        UserError: if there is not one real number per example.
+    """
+    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    shape = jnp.shape(rewards)
+    if len(shape) != 1 or (sizes and shape[0] not in sizes):
+        expected = f"({', '.join(str(s) for s in sorted(sizes))},)" if sizes else "(B,)"
+        raise UserError(
+            f"the reward function must return one reward per example, shape {expected}, "
+            f"got shape {shape}"
+        )
+    if not jnp.issubdtype(jnp.result_type(rewards), jnp.floating):
+        raise UserError(f"the reward function must return floats, got {jnp.result_type(rewards)}")
+    return rewards

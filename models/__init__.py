@@ -1,0 +1,11 @@
+"""The model zoo: NNX modules, one architecture a file.
+
+A model is built as `Model(example_shape, outputs, rngs=rngs, **options)`; the options are the
+config's `model` section. A new model is one file and one line here.
+"""
+
+from models.mlp import MLP
+
+MODELS = {"mlp": MLP}
+
+__all__ = ["MLP", "MODELS"]
