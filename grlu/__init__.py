@@ -3,8 +3,8 @@
 A rule is a drop-in for `nnx.value_and_grad`::
 
     rule = grlu.NodePerturbation(samples=128, sigma=0.1)
-    estimate = rule(reward_fn)                      # reward_fn(model, batch) -> rewards, shape (B,)
-    reward, grads = estimate(model, batch, key)     # grads of -mean reward, for nnx.Optimizer.update
+    estimate = rule(reward_fn)                   # reward_fn(model, batch) -> rewards, shape (B,)
+    reward, grads = estimate(model, batch, key)  # grads of -mean reward, for nnx.Optimizer
 
 Names are loaded on first use, so that `grlu --help` does not wait for JAX.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grlu.activations import TopK, activation
-    from grlu.alignment import Alignment, alignment
+    from grlu.gradient_alignment import Alignment, alignment
     from grlu.backprop import Backprop
     from grlu.errors import UserError
     from grlu.node_perturbation import ExactCredit, NodePerturbation
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Alignment": "alignment",
+    "Alignment": "gradient_alignment",
     "Backprop": "backprop",
     "ExactCredit": "node_perturbation",
     "NodePerturbation": "node_perturbation",
@@ -33,7 +33,7 @@ _HOME = {
     "TopK": "activations",
     "UserError": "errors",
     "activation": "activations",
-    "alignment": "alignment",
+    "alignment": "gradient_alignment",
 }
 
 __all__ = [
@@ -54,7 +54,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'grlu' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"grlu.{_HOME[name]}"), name)
-    # `import grlu.alignment` binds the submodule to the same name: the function wins.
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from grlu.sites import Site, Visit, evaluate
+from grlu.sites import Output, Site, Visit, evaluate
 
 # (params, consts, batch) -> (rewards of shape (B,), aux)
 Objective = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
@@ -46,10 +46,14 @@ class Network:
     batch_size: int
     sites: tuple[SiteInfo, ...] = ()
 
+    def outputs(self, params: Any, consts: Any, batch: Any, visit: Visit) -> list[Output]:
+        """The flat outputs of one pass, each with the sites that it depends on."""
+        leaves = (jax.tree.leaves(params), jax.tree.leaves(consts), jax.tree.leaves(batch))
+        return evaluate(self.closed, leaves[0], leaves[1], leaves[2], visit, self.names)
+
     def run(self, params: Any, consts: Any, batch: Any, visit: Visit) -> tuple[jax.Array, Any]:
         """Rewards (B,) and aux of one pass in which `visit` handles the sites."""
-        leaves = [jax.tree.leaves(part) for part in (params, consts, batch)]
-        outs = evaluate(self.closed, *leaves, visit, self.names)
+        outs = self.outputs(params, consts, batch, visit)
         return jax.tree.unflatten(self.out_tree, [o.value for o in outs])
 
     def local(
@@ -145,8 +149,7 @@ def _discover(
 
     def run(params: Any, consts: Any, batch: Any) -> list[jax.Array]:
         nonlocal live
-        leaves = [jax.tree.leaves(part) for part in (params, consts, batch)]
-        outs = evaluate(network.closed, *leaves, visit, network.names)
+        outs = network.outputs(params, consts, batch, visit)
         live = outs[0].upstream
         return [o.value for o in outs]
 

@@ -117,8 +117,9 @@ class NodePerturbation(Rule):
     ) -> tuple[jax.Array, Any, Any]:
         rest = reseed(rest, draw)
         zs, local_update, (rewards, aux) = network.local(params, rest, batch)
-        clean = _responses(network, params, rest, batch) if self.site == "active" else None
-        xi = self._directions(network, noise, [slope != 0 for _, slope in clean] if clean else None)
+        active = self.site == "active"
+        clean = _responses(network, params, rest, batch) if active else []
+        xi = self._directions(network, noise, [slope != 0 for _, slope in clean] or None)
 
         def reward(shift: list[jax.Array]) -> jax.Array:
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:

@@ -7,6 +7,7 @@ and the exact gradient (up to the curvature of the reward) beyond.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,15 +87,19 @@ def _orthogonal(
     than columns, those that share one are uncorrelated only on average, by their signs. Silent
     units get no column, so that the active ones share fewer.
     """
-    matrix = jnp.asarray(hadamard(samples))
-    drawn, used = [], jnp.zeros((1,), jnp.int32)
+    matrix, drawn = hadamard(samples), []
+    # Without silent units the columns are known now, and the matrix is a constant.
+    np_or_jnp: Any = np if active is None else jnp
+    used = np_or_jnp.zeros((1,), np.int32)
     for i, (key, shape, axis) in enumerate(zip(keys, shapes, axes, strict=True)):
-        mask = jnp.ones(shape, jnp.int32) if active is None else active[i].astype(jnp.int32)
-        rows = jnp.moveaxis(mask, axis, 0) if axis is not None else mask[None]
-        turn = jnp.cumsum(rows.reshape(rows.shape[0], -1), axis=1)
-        used = jnp.broadcast_to(used, turn.shape[:1])
-        columns = matrix[:, (used[:, None] + turn - 1) % samples].reshape(samples, *rows.shape)
-        columns = jnp.moveaxis(columns, 1, axis + 1) if axis is not None else columns[:, 0]
-        drawn.append(columns * signs(key, shape)[None])
+        mask = np.ones(shape, np.int32) if active is None else active[i].astype(np.int32)
+        rows = np_or_jnp.moveaxis(mask, axis, 0) if axis is not None else mask[None]
+        turn = np_or_jnp.cumsum(rows.reshape(rows.shape[0], -1), axis=1)
+        used = np_or_jnp.broadcast_to(used, turn.shape[:1])
+        # The matrix is symmetric: whole rows are fetched, then transposed.
+        chosen = np_or_jnp.asarray(matrix)[(used[:, None] + turn - 1) % samples]
+        chosen = np_or_jnp.moveaxis(chosen, -1, 0).reshape(samples, *rows.shape)
+        chosen = np_or_jnp.moveaxis(chosen, 1, axis + 1) if axis is not None else chosen[:, 0]
+        drawn.append(jnp.asarray(chosen) * signs(key, shape)[None])
         used = used + turn[:, -1]
     return drawn

@@ -47,7 +47,7 @@ class Rule:
         """
 
         def estimate(model: Any, batch: Any, key: jax.Array) -> tuple[Any, nnx.State]:
-            graphdef, params, rest = nnx.split(model, self.wrt, ...)
+            graphdef, params, rest = nnx.split(model, self.wrt, ...)  # type: ignore[misc]
             draw, noise = jax.random.split(key)
 
             def objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
@@ -57,9 +57,10 @@ class Rule:
                 changed = None if self.update is None else nnx.state(copy, self.update)
                 return check_rewards(rewards, batch), (aux, changed)
 
-            rewards, (aux, changed), ascent = self.gradient(
+            rewards, extra, ascent = self.gradient(
                 objective, params, rest, batch, draw=draw, noise=noise
             )
+            aux, changed = extra
             if changed is not None:
                 nnx.update(model, changed)
             grads = jax.tree.map(jnp.negative, ascent)

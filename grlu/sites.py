@@ -181,7 +181,7 @@ class _Interpreter:
                 "cannot be told apart step by step; unroll the loop in Python, or leave the "
                 "parameter out of the rule's `wrt` filter"
             )
-        if Kind.PENDING in kinds and _extends(name, inputs, alone):
+        if Kind.PENDING in kinds and _extends(eqn, inputs, alone):
             gain = any(v.gain for v in inputs)
             return _bind(eqn, inputs, Kind.PENDING, gain=gain)
 
@@ -250,16 +250,18 @@ def _has_body(eqn: Any) -> bool:
     )
 
 
-def _extends(name: str, inputs: list[_Value], alone: list[bool]) -> bool:
+def _extends(eqn: Any, inputs: list[_Value], alone: list[bool]) -> bool:
     """Whether the result is still one and the same site: a bias added, a shape changed.
 
     Only while nobody else reads the pending value: two readers may each need their own noise.
     """
+    name = eqn.primitive.name
     pending = [v.kind is Kind.PENDING for v in inputs]
     if not all(a for a, p in zip(alone, pending, strict=True) if p):
         return False
     if name in _SHAPE_OPS:
-        return True
+        # A merged axis could not be told from the batch's any more.
+        return name != "reshape" or len(eqn.outvars[0].aval.shape) >= len(eqn.invars[0].aval.shape)
     if name in {"add", "sub", "add_any"}:
         return all(v.kind is not Kind.DATA for v in inputs)
     # x̂ * (1/std * scale): the site of a normalisation's gain is its output.

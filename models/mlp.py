@@ -1,5 +1,6 @@
 """Multi-layer perceptron with a pluggable activation and parameter-free layer norm."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -73,7 +74,7 @@ class MLP(nnx.Module):
         self.layer_norm = layer_norm
         self.layers = nnx.List(
             nnx.Linear(fan_in, units, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            for fan_in, units in zip(sizes[:-1], sizes[1:], strict=True)
+            for fan_in, units in itertools.pairwise(sizes)
         )
         self.activations = nnx.List(
             grlu.TopK(topk, topk_mode, rngs=rngs) if activation == "topk" else _Fixed(activation)

@@ -1,0 +1,68 @@
+"""What can go wrong on the disk: no space, files cut short, folders left unfinished.
+
+Orbax's own account of it, on the console, is silenced: the faults are raised or logged by us.
+"""
+
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import tensorstore
+
+
+class _NotFromOrbax(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_NotFromOrbax())
+
+
+def unfinished(directory: Path) -> dict[int, Path]:
+    """Step → folder of each save that was broken off; Orbax renames those that are complete."""
+    folders = {}
+    for path in directory.iterdir():
+        step, mark, _ = path.name.partition(".orbax-checkpoint-tmp")
+        if mark and step.isdigit():
+            folders[int(step)] = path
+    return folders
+
+
+def remove_unfinished(directory: Path) -> None:
+    for folder in unfinished(directory).values():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises OSError where fewer than `needed` bytes are free.
+
+    Orbax would find out as well, but in several threads at once that print their tracebacks.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
+
+
+def read_through(folder: Path, arrays: int) -> None:
+    """Reads every stored value once, and raises ValueError where one is cut short.
+
+    Orbax finds that out itself, but in coroutines that nobody awaits, whose errors end up on the
+    console long after.
+    """
+    base = {"driver": "file", "path": f"{folder}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    keys = store.list().result()
+    if sum(key.endswith(b"/.zarray") for key in keys) < arrays:
+        raise ValueError("arrays are missing")
+    for key in keys:
+        store.read(key).result()
+
+
+def reason(error: Exception) -> str:
+    """One short line out of an error that may carry a whole tensorstore spec."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = str(error).partition(" [")[0].partition("\n")[0]
+    return line.rpartition('": ')[2][:200] or type(error).__name__

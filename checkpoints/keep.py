@@ -1,0 +1,35 @@
+"""Which checkpoints stay: the newest, and the best by a metric."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+Better = tuple[str, Literal["min", "max"]]
+"""A metric's name, and whether lower or higher is better."""
+
+
+def merit(better: Better | None, metrics: Mapping[str, float]) -> float:
+    """How good a checkpoint is: higher is better; -inf where the metric is NaN or missing."""
+    if better is None:
+        return 0.0
+    name, mode = better
+    value = metrics.get(name, math.nan)
+    if math.isnan(value):
+        return -math.inf
+    return value if mode == "max" else -value
+
+
+@dataclasses.dataclass(frozen=True)
+class LastAndBest:
+    """Orbax preservation policy: the newest `last`, and the `best` by score, newer first."""
+
+    last: int
+    best: int
+    score: Callable[[int], float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        by_score = sorted(steps, key=lambda step: (self.score(step), step), reverse=True)
+        kept = {*sorted(steps)[-self.last :], *by_score[: self.best]}
+        return [step in kept for step in steps]

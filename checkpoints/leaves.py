@@ -1,0 +1,131 @@
+"""Between a state (any pytree) and what goes to disk: a flat dict of plain arrays and their table.
+
+The dict's keys are the leaves' paths, such as `.params['hidden']['kernel'].value`; a typed PRNG
+key becomes its data, a Python number an array of no dimensions. The table gives shape and dtype
+of every leaf, so that a state of another structure is told apart from a damaged checkpoint.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Table = dict[str, list[Any]]
+"""Path → [shape, dtype]."""
+
+
+def by_path(state: Any) -> dict[str, Any]:
+    """The leaves of `state` by path, in order."""
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
+
+
+def table(state: Any) -> Table:
+    """Path → [shape, dtype] for every leaf of `state`, which may be abstract."""
+    return {path: [list(np.shape(leaf)), _dtype(leaf)] for path, leaf in by_path(state).items()}
+
+
+def pack(state: Any) -> dict[str, Any]:
+    """The arrays to write; those without elements, which Orbax refuses, are left to the table."""
+    return {path: _plain(leaf) for path, leaf in by_path(state).items() if np.size(leaf) > 0}
+
+
+def targets(like: Any) -> dict[str, Any]:
+    """What Orbax is asked to read: an array on the devices of its leaf in `like`, or in numpy.
+
+    Numpy where `like` names no devices: such an array must come back uncommitted, so that it goes
+    along with any other.
+    """
+    return {path: _target(leaf) for path, leaf in by_path(like).items() if np.size(leaf) > 0}
+
+
+def unpack(like: Any, arrays: Mapping[str, Any]) -> Any:
+    """A state of the structure, dtypes and devices of `like` with the values of `arrays`."""
+    leaves = [_restored(leaf, arrays.get(path)) for path, leaf in by_path(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def difference(expected: Table, found: Table) -> str | None:
+    """The first leaf in which two tables differ, in words; None where they agree."""
+    for path, (shape, dtype) in expected.items():
+        if path not in found:
+            return f"{path}, of shape {tuple(shape)}, is missing in the checkpoint"
+        if found[path] != [shape, dtype]:
+            return (
+                f"{path} is {found[path][1]} of shape {tuple(found[path][0])} in the checkpoint "
+                f"and {dtype} of shape {tuple(shape)} by the config"
+            )
+    for path, (shape, _) in found.items():
+        if path not in expected:
+            return f"{path}, of shape {tuple(shape)}, is in the checkpoint but not in the config"
+    return None
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _number(leaf: Any) -> type | None:
+    """Which Python number `leaf` is, or is what JAX makes of it (weakly typed); None for others."""
+    if isinstance(leaf, bool | int | float) and not isinstance(leaf, np.generic):
+        return type(leaf)
+    if getattr(leaf, "weak_type", False) and leaf.shape == ():
+        return next((kind for kind in (int, float) if leaf.dtype == jnp.result_type(kind)), None)
+    return None
+
+
+def _dtype(leaf: Any) -> str:
+    number = _number(leaf)
+    return number.__name__ if number else str(leaf.dtype)
+
+
+def _plain(leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) and not _number(leaf) else np.asarray(leaf)
+
+
+def _target(leaf: Any) -> Any:
+    if _is_key(leaf):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        return np.empty(data.shape, data.dtype)
+    if number := _number(leaf):
+        return np.empty((), number)
+    devices = _devices(leaf)
+    if devices is None:
+        return np.empty(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices)
+
+
+def _devices(leaf: Any) -> jax.sharding.Sharding | None:
+    """The devices that `leaf` is bound to, if any."""
+    if isinstance(leaf, jax.Array) and not leaf.committed:
+        return None
+    return getattr(leaf, "sharding", None)
+
+
+def _restored(like: Any, array: Any) -> Any:
+    if array is None:  # it has no elements
+        array = np.empty(like.shape, like.dtype)
+    if isinstance(like, np.ndarray):
+        return array
+    if isinstance(like, np.generic):
+        return like.dtype.type(array)
+    if isinstance(array, jax.Array):  # read straight onto its devices
+        return array
+    if number := _number(like):
+        value = number(array)
+        if isinstance(like, number):
+            return value
+        array = jnp.asarray(value)
+    elif _is_key(like):
+        impl = jax.random.key_impl(jnp.empty((), like.dtype))
+        array = jax.random.wrap_key_data(jnp.array(array), impl=impl)
+    else:
+        array = jnp.array(array)
+    devices = _devices(like)
+    return array if devices is None else jax.device_put(array, devices)

@@ -1,0 +1,28 @@
+"""GRLU on scikit-learn's handwritten digits: the main job in small, without a download.
+
+    grlu train digits_grlu
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "digits"},
+            "model": {"name": "mlp", "hidden": (256,), "activation": "relu"},
+            "trainer": {
+                "name": "grlu",
+                "samples": 64,
+                "sigma": 0.1,
+                "noise": "orthogonal",
+                "site": "active",
+                "epochs": 40,
+                "batch_size": 8,
+                "optimizer": "adam",
+                "learning_rate": 2e-3,
+            },
+            "run": {"rows_per_epoch": 1},
+        }
+    )

@@ -1,0 +1,179 @@
+"""The command line. It alone may import every room, and nothing imports it.
+
+Rooms are imported inside the commands, so that `grlu --help` waits for none of them.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from grlu.errors import Interrupted, RunError, UserError
+
+app = typer.Typer(
+    help="Networks that learn from a global reward: train, resume, evaluate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    epilog="Exit status: 0 done, 1 the run broke, 2 a mistake in what was given, "
+    "130 or 143 stopped by a signal after saving.",
+)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Run = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+
+
+def _in_one_sentence(command: Callable) -> Callable:
+    """Turns errors into a sentence on stderr and an exit status."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+        handler.addFilter(lambda record: not record.getMessage().startswith("parameters\n"))
+        logging.getLogger("grlu").addHandler(handler)
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            _fail(f"error: {error}", 2)
+        except RunError as error:
+            _fail(f"error: {error}", 1)
+        except Interrupted as error:
+            _fail(str(error), 128 + error.signal)
+        except KeyboardInterrupt:
+            _fail("stopped before there was anything new to save", 130)
+
+    return wrapped
+
+
+def _fail(sentence: str, status: int) -> None:
+    print(sentence, file=sys.stderr)
+    raise typer.Exit(status)
+
+
+@app.command(name="list")
+@_in_one_sentence
+def list_() -> None:
+    """List configs, models, trainers, rules and data sets."""
+    import grlu
+    import input_pipeline
+    import models
+    import trainers
+    from trainers.config import config_names
+
+    def summary(thing: Any) -> str:
+        return (thing.__doc__ or "").strip().split("\n")[0]
+
+    rules = [grlu.Backprop, grlu.ExactCredit, grlu.NodePerturbation]
+    sections = {
+        "configs": config_names(),
+        "models": {name: summary(m) for name, m in models.MODELS.items()},
+        "trainers": {name: summary(t) for name, t in trainers.TRAINERS.items()},
+        "rules": {f"grlu.{r.__name__}": summary(r) for r in rules},
+        "data sets": {name: summary(d) for name, d in input_pipeline.DATASETS.items()}
+        | {"tfds:NAME": "Any image-classification set of TFDS."},
+    }
+    width = max(len(name) for entries in sections.values() for name in entries)
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:{width}}  {text}")
+
+
+@app.command()
+@_in_one_sentence
+def train(
+    config: Annotated[
+        str, typer.Argument(help="Name of a config, or path of a .py, .json or .yaml file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Such as trainer.samples=16."),
+    ] = None,
+    run: Annotated[
+        pathlib.Path | None,
+        typer.Option("--run", help="Folder of the run; default runs/NAME-<time>."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the folder.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train what a config describes, and test it once."""
+    import trainers
+
+    result = trainers.train(
+        config, run, overrides=overrides or (), overwrite=overwrite, progress=not quiet
+    )
+    _show(result, quiet)
+
+
+@app.command()
+@_in_one_sentence
+def resume(run: Run, quiet: Quiet = False) -> None:
+    """Continue a run from its newest checkpoint, bit for bit."""
+    import trainers
+
+    _show(trainers.resume(run, progress=not quiet), quiet)
+
+
+@app.command()
+@_in_one_sentence
+def evaluate(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    best: Annotated[
+        bool, typer.Option(help="The best checkpoint by validation, not the newest.")
+    ] = False,
+) -> None:
+    """Evaluate a run on the test split."""
+    import trainers
+    from trainers.reporting import results_table
+
+    metrics = trainers.evaluate(run, best=best)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        Console().print(results_table(f"{metrics['run']}, step {metrics['step']}", metrics))
+
+
+@data_app.command()
+@_in_one_sentence
+def prepare(
+    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist, kmnist, cifar10, tfds:NAME.")],
+    source: Annotated[
+        pathlib.Path | None,
+        typer.Option("--from", help="Folder with IDX .gz files, instead of a download."),
+    ] = None,
+    data_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Where TFDS keeps its sets; default $TFDS_DATA_DIR or TFDS's own."),
+    ] = None,
+) -> None:
+    """Download a data set by TFDS, or build it from local files."""
+    import input_pipeline
+
+    print(input_pipeline.prepare(name, source=source, data_dir=data_dir))
+
+
+def _show(result: Any, quiet: bool) -> None:
+    from trainers.reporting import results_table
+
+    if not quiet:
+        Console().print(results_table(f"step {result.step}", result.metrics))
+    print(f"run: {result.run_dir}")
+
+
+def main() -> None:
+    """Entry point of the `grlu` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

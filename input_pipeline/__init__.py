@@ -1,0 +1,88 @@
+"""Data sets as arrays, ready for a model.
+
+>>> import input_pipeline
+>>> data = input_pipeline.load("digits", validation=100)
+>>> data.train["image"].shape, data.test["label"].shape, data.num_classes
+((1337, 8, 8, 1), (360,), 10)
+>>> data.preprocess(data.train)["image"].shape
+(1337, 64)
+
+A data set is a loader: a function of keyword options that returns `Data`. Its line in `DATASETS`
+is all there is to add.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from grlu.errors import UserError
+from input_pipeline.data import Data
+from input_pipeline.digits import digits
+from input_pipeline.names import nearest
+from input_pipeline.prepare import Prepared, prepare
+from input_pipeline.tfds_images import image_set
+
+__all__ = ["DATASETS", "Data", "Prepared", "load", "loader", "prepare"]
+
+DATASETS: dict[str, Callable[..., Data]] = {
+    "digits": digits,
+    "mnist": image_set(
+        "mnist",
+        "60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes.",
+        held_out=5000,
+        moments=((0.1307,), (0.3081,)),
+    ),
+    "fashion_mnist": image_set(
+        "fashion_mnist",
+        "60,000 + 10,000 pieces of clothing, 28x28 grey, 10 classes.",
+        held_out=5000,
+        moments=((0.2860,), (0.3530,)),
+    ),
+    "kmnist": image_set(
+        "kmnist",
+        "60,000 + 10,000 cursive Japanese characters, 28x28 grey, 10 classes.",
+        held_out=5000,
+        moments=((0.1918,), (0.3483,)),
+    ),
+    "cifar10": image_set(
+        "cifar10",
+        "50,000 + 10,000 photographs, 32x32 colour, 10 classes.",
+        held_out=5000,
+        moments=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ),
+}
+
+
+def loader(name: str) -> Callable[..., Data]:
+    """Return the loader called `name`, an entry of `DATASETS` or `tfds:NAME`.
+
+    Raises:
+        UserError: for a name that is neither.
+    """
+    if isinstance(name, str) and name in DATASETS:
+        return DATASETS[name]
+    if isinstance(name, str) and name.startswith("tfds:") and name != "tfds:":
+        tfds_name = name.removeprefix("tfds:")
+        return image_set(name, f"TFDS's image set {tfds_name}.", tfds_name=tfds_name)
+    raise UserError(
+        f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
+        f" {', '.join(DATASETS)}, and tfds:NAME for those of TFDS)."
+    )
+
+
+def load(name: str, **options: Any) -> Data:
+    """Return the data set `name` under its loader's options.
+
+    Raises:
+        UserError: for an unknown name or option, an option of the wrong type or size, and data
+            that is missing or damaged.
+    """
+    load_set = loader(name)
+    known = inspect.signature(load_set).parameters
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"the data set {name!r} has no option {option!r}: the nearest is"
+                f" {nearest(option, known)!r} (known: {', '.join(known)})."
+            )
+    return load_set(**options)

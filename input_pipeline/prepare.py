@@ -1,0 +1,161 @@
+"""Write the record files that the loaders read: from the published source, or from local IDX files.
+
+TFDS writes them either way: its order of examples (by a hash of their numbers), its file names, and
+its rename at the end, so that there is never half a data set. Images published as IDX files go in
+as PNG bytes, which needs no TensorFlow; for every other set TFDS needs it.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urljoin
+
+import numpy as np
+
+from grlu.errors import UserError
+from input_pipeline.idx import read_labelled_images
+from input_pipeline.names import nearest
+from input_pipeline.prepared import data_root, find
+
+_IDX_SETS = ("mnist", "fashion_mnist", "kmnist")
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
+
+class Prepared(NamedTuple):
+    """Where a data set lies, and whether this call wrote it (False: it was there already)."""
+
+    folder: Path
+    written: bool
+
+
+def prepare(
+    name: str,
+    source: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Prepared:
+    """Prepare TFDS's set `name` (`mnist`, `tfds:cifar100`) as array_record, unless it is there.
+
+    `source` is a folder with the four gzipped IDX files of mnist, fashion_mnist or kmnist; without
+    it the set is downloaded. It goes to `data_dir`, else TFDS_DATA_DIR, else TFDS's default.
+
+    Raises:
+        UserError: for an unknown set, a missing or damaged source, a set that needs TensorFlow
+            where there is none, a failed download, and a folder that cannot be written.
+    """
+    if name == "digits":
+        raise UserError(
+            "the data set 'digits' comes with scikit-learn: there is nothing to prepare."
+        )
+    root = data_root(data_dir)
+    tfds_name = name.removeprefix("tfds:")
+    if source is not None and tfds_name not in _IDX_SETS:
+        raise UserError(
+            f"the data set {name!r} cannot be built from a folder of IDX files: only"
+            f" {', '.join(_IDX_SETS)} can."
+        )
+    if folder := find(tfds_name, root):
+        return Prepared(folder, written=False)
+    builder = _builder(tfds_name, root)
+    if tfds_name in _IDX_SETS:
+        _read_idx_files(builder, None if source is None else Path(source).expanduser())
+    try:
+        _write(builder, keep_downloads=source is None)
+    except UserError:
+        raise
+    except Exception as error:  # The network, the disk, a package that this set needs, ...
+        if folder := find(tfds_name, root):  # Another process was faster.
+            return Prepared(folder, written=False)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        otherwise = (
+            f" (without a network: `grlu data prepare {name} --from DIR`, with its four IDX files)"
+            if tfds_name in _IDX_SETS and source is None
+            else ""
+        )
+        raise UserError(
+            f"the data set {name!r} cannot be prepared in {root}: {reason}{otherwise}"
+        ) from error
+    folder = find(tfds_name, root)
+    if folder is None:
+        raise UserError(f"{builder.data_dir} is not a whole data set: remove it and try again.")
+    return Prepared(folder, written=True)
+
+
+def _builder(tfds_name: str, root: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    base = re.split("[/:]", tfds_name)[0]
+    if base not in known:
+        raise UserError(
+            f"TFDS knows no data set {tfds_name!r}: its nearest is {nearest(base, known)!r}."
+        )
+    try:
+        builder = tfds.builder(tfds_name, data_dir=root, file_format="array_record")
+    except ValueError as error:  # An unknown configuration or version.
+        raise UserError(
+            f"TFDS cannot prepare {tfds_name!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if tfds_name not in _IDX_SETS and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"preparing the data set {tfds_name!r} needs TensorFlow (reading it does not): run"
+            " `pip install grlu[prepare]`."
+        )
+    return builder
+
+
+def _write(builder: Any, *, keep_downloads: bool) -> None:
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.redirect_stdout(sys.stderr),  # TFDS prints what it does.
+    ):
+        builder.download_and_prepare(
+            download_dir=None if keep_downloads else scratch,
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+
+
+def _read_idx_files(builder: Any, source: Path | None) -> None:
+    """Make `builder` read the files in `source`, or else download them, by our own reader."""
+    shape = builder.info.features["image"].shape[:2]
+    num_classes = builder.info.features["label"].num_classes
+
+    def read(paths: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {
+            split: read_labelled_images(paths[images], paths[labels], shape, num_classes)
+            for split, (images, labels) in _IDX_FILES.items()
+        }
+
+    names = [name for files in _IDX_FILES.values() for name in files]
+    local = None if source is None else read({name: source / name for name in names})
+
+    def split_generators(downloads: Any) -> dict[str, Iterator[Any]]:
+        splits = local or read(
+            downloads.download({name: urljoin(builder.URL, name) for name in names})
+        )
+        return {split: _examples(images, labels) for split, (images, labels) in splits.items()}
+
+    builder._split_generators = split_generators
+
+
+def _examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    from PIL import Image
+
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        png.seek(0)
+        yield index, {"image": png, "label": int(label)}

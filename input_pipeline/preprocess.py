@@ -1,0 +1,84 @@
+"""Stored pixels to model input: scaled, standardised, flattened."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grlu.errors import UserError
+
+NORMALIZATIONS = ("standard", "unit", "none")
+
+# Mean and standard deviation of each channel, of pixels scaled to [0, 1].
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """`(pixel / maximum - mean) / std` in float32, per channel; hashable, and pure under `jit`."""
+
+    maximum: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flatten: bool
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return `batch` with `image` (B, H, W, C) as float32, (B, H*W*C) if flattened."""
+        import jax.numpy as jnp
+
+        image = jnp.asarray(batch["image"], jnp.float32)
+        mean, std = (
+            jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (self.mean, self.std)
+        )
+        image = (image / self.maximum - mean) / std
+        return {**batch, "image": image.reshape(len(image), -1) if self.flatten else image}
+
+
+def preprocess_for(
+    images: np.ndarray,
+    *,
+    normalize: str,
+    flatten: bool,
+    maximum: float = 255.0,
+    moments: Moments | None = None,
+) -> Preprocess:
+    """Return the preprocessing of a data set whose training images are `images` (N, H, W, C).
+
+    `standard` uses the published `moments`, or else those of `images`; `unit` scales to [0, 1];
+    `none` leaves the stored values.
+
+    Raises:
+        UserError: for another `normalize`, or a `flatten` that is not true or false.
+    """
+    if normalize not in NORMALIZATIONS:
+        raise UserError(
+            f"dataset.normalize must be one of {', '.join(NORMALIZATIONS)}, not {normalize!r}."
+        )
+    if not isinstance(flatten, bool):
+        raise UserError(f"dataset.flatten must be true or false, not {flatten!r}.")
+    if normalize == "standard":
+        mean, std = moments or channel_moments(images, maximum)
+        return Preprocess(maximum, mean, std, flatten)
+    return Preprocess(maximum if normalize == "unit" else 1.0, (0.0,), (1.0,), flatten)
+
+
+def channel_moments(images: np.ndarray, maximum: float) -> Moments:
+    """Return the mean and standard deviation of each channel of `images / maximum`.
+
+    Summed as integers, a thousand images at a time: exact, and without a float copy of the set.
+    """
+    channels = images.shape[-1]
+    total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for start in range(0, len(images), 1000):
+        pixels = images[start : start + 1000].reshape(-1, channels).astype(np.int64)
+        total += pixels.sum(0)
+        squares += (pixels**2).sum(0)
+    count = images.size // channels
+    mean = [int(t) / count for t in total]
+    # A channel that never varies has nothing to scale; 1 keeps it at zero instead of at nan.
+    std = [
+        math.sqrt(int(s) * count - int(t) ** 2) / count or maximum
+        for s, t in zip(squares, total, strict=True)
+    ]
+    return tuple(m / maximum for m in mean), tuple(s / maximum for s in std)

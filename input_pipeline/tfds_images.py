@@ -1,0 +1,80 @@
+"""Image classification sets that TFDS has prepared as array_record, read without TensorFlow."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from grlu.errors import UserError
+from input_pipeline.cache import Arrays, cached
+from input_pipeline.data import Data, image_data
+from input_pipeline.prepared import data_root, find, fingerprint, missing, prepare_command
+from input_pipeline.preprocess import Moments
+
+
+def image_set(
+    name: str,
+    description: str,
+    *,
+    tfds_name: str | None = None,
+    held_out: int | float = 0.1,
+    moments: Moments | None = None,
+) -> Callable[..., Data]:
+    """Return the loader of one TFDS set, called `tfds_name` there if not `name`.
+
+    `held_out` is the default size of its validation set; `moments` are the mean and deviation that
+    were published for it, of pixels in [0, 1].
+    """
+    source_name = tfds_name or name
+
+    def load(
+        *,
+        data_dir: str | None = None,
+        validation: int | float = held_out,
+        split_seed: int = 0,
+        subset: int | None = None,
+        normalize: str = "standard",
+        flatten: bool = True,
+        train_split: str = "train",
+        test_split: str = "test",
+    ) -> Data:
+        root = data_root(data_dir)
+        folder = find(source_name, root)
+        if folder is None:
+            raise missing(source_name, root)
+        digest = fingerprint(folder)
+        remedy = prepare_command(source_name, root)
+
+        def read(option: str, split: str) -> Arrays:
+            if not isinstance(split, str):
+                raise UserError(f"dataset.{option} must be a split such as 'train', not {split!r}.")
+            key = "-".join([*folder.relative_to(root).parts, split])
+            return cached(
+                re.sub(r"[^\w.+-]", "_", key),
+                f"{digest} {split}",
+                lambda: _decode(folder, split, remedy),
+            )
+
+        train, test = read("train_split", train_split), read("test_split", test_split)
+        return image_data(
+            name,
+            {key: train[key] for key in ("image", "label")},
+            {key: test[key] for key in ("image", "label")},
+            int(train["num_classes"]),
+            validation=validation,
+            split_seed=split_seed,
+            subset=subset,
+            normalize=normalize,
+            flatten=flatten,
+            moments=moments,
+        )
+
+    load.__name__ = load.__qualname__ = name
+    load.__doc__ = description
+    return load
+
+
+def _decode(folder: Path, split: str, remedy: str) -> Arrays:
+    # Here, because a set that is in the cache needs neither TFDS nor Pillow.
+    from input_pipeline.decode import decode_split
+
+    return decode_split(folder, split, remedy)

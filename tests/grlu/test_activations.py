@@ -1,0 +1,52 @@
+"""The top-k layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+from grlu.activations import kth_largest
+
+
+@pytest.mark.parametrize("k", [1, 2, 17, 50])
+def test_the_kth_largest_equals_a_sort(k):
+    x = jax.random.normal(jax.random.key(0), (20, 50)) * 10.0 ** jnp.arange(-10, 10)[:, None]
+    x = x.at[0, :10].set(0.0).at[1, :10].set(-0.0).at[2, :5].set(jnp.inf).at[2, 5:9].set(-jnp.inf)
+    np.testing.assert_array_equal(kth_largest(x, k)[:, 0], jnp.sort(x)[:, -k])
+
+
+def test_hard_keeps_the_largest_and_lets_ties_pass():
+    z = jnp.array([[1.0, 3.0, 2.0, 2.0]])
+    np.testing.assert_array_equal(grlu.TopK(0.5, mode="hard")(z), [[0, 3, 2, 2]])
+    np.testing.assert_array_equal(grlu.TopK(0.01, mode="hard")(z), [[0, 3, 0, 0]])
+    np.testing.assert_array_equal(grlu.TopK(1.0, mode="hard")(z), z)
+
+
+def test_gumbel_draws_in_training_and_is_hard_in_evaluation():
+    layer = grlu.TopK(0.25, rngs=nnx.Rngs(0))
+    z = jnp.broadcast_to(jnp.array([0.1, 0.2, 0.3, 0.4]), (4000, 4))
+    winners = layer(z) != 0
+    assert (winners.sum(1) == 1).all()
+    # One winner of four is drawn with probability softmax(z).
+    np.testing.assert_allclose(winners.mean(0), nnx.softmax(z[0]), atol=0.03)
+    layer.eval()
+    np.testing.assert_allclose(layer(z)[:2], [[0, 0, 0, 0.4]] * 2, rtol=1e-6)
+
+
+def test_the_gradient_passes_through_the_winners_alone():
+    layer = grlu.TopK(0.5, mode="hard")
+    grad = jax.grad(lambda z: layer(z).sum())(jnp.array([1.0, 3.0, 2.0, 0.0]))
+    np.testing.assert_array_equal(grad, [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(grlu.UserError, match=r"must lie in \(0, 1\]"):
+        grlu.TopK(fraction)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(grlu.UserError, match="'gumbel' or 'hard'"):
+        grlu.TopK(0.5, mode="soft")

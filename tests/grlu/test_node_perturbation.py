@@ -1,0 +1,206 @@
+"""Node perturbation against oracles written here: brute force, theory, the published step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+from grlu.noise import directions
+
+
+def log_likelihood(model, batch):
+    logits = nnx.log_softmax(model(batch[0]))
+    return jnp.take_along_axis(logits, batch[1][:, None], axis=1)[:, 0]
+
+
+def published_reward(model, batch):
+    return jnp.log(jnp.take_along_axis(nnx.softmax(model(batch[0])), batch[1][:, None], 1) + 1e-10)[
+        :, 0
+    ]
+
+
+def oracle_step(weights, x, label, noises, activation):
+    """One published update of one example, as the specification states it, in plain numpy.
+
+    `noises[layer][n]` is the noise of pair n, of standard deviation sigma; returns the ΔW, Δb that
+    are added at rate 1.
+    """
+    deltas = [(np.zeros_like(w), np.zeros_like(b)) for w, b in weights]
+    pairs = len(noises[0])
+    for n in range(pairs):
+        rewards, inputs = [], []
+        for sign in (+1, -1):
+            h, seen = x, []
+            for i, (w, b) in enumerate(weights):
+                normed = (h - h.mean()) / (h.std() + 1e-8)
+                seen.append(normed)
+                z = normed @ w + b
+                if i < len(weights) - 1:
+                    z = activation(z)
+                h = z + sign * noises[i][n]
+            p = np.exp(h - h.max())
+            rewards.append(np.log(p[label] / p.sum() + 1e-10))
+            inputs.append(seen)
+        d = (rewards[0] - rewards[1]) / 2
+        for i, (dw, db) in enumerate(deltas):
+            credit = noises[i][n] * d / pairs
+            dw += np.outer((inputs[0][i] + inputs[1][i]) / 2, credit)
+            db += credit
+    return deltas
+
+
+def keep_top(k):
+    return lambda z: np.where(z >= np.sort(z)[-k], z, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "activation"),
+    [
+        ({"activation": "relu"}, lambda z: np.maximum(z, 0)),
+        ({"activation": "topk", "topk": 0.5, "topk_mode": "hard"}, keep_top(5)),
+    ],
+)
+def test_one_step_equals_the_published_algorithm(options, activation):
+    """On fixed weights and fixed noise; over a batch, the sum over its examples."""
+    model = models.MLP((12,), 4, hidden=(10, 10), rngs=nnx.Rngs(0), **options)
+    x = jax.random.normal(jax.random.key(1), (3, 12))
+    y = jnp.array([0, 2, 3])
+    pairs, sigma, key = 5, 0.1, jax.random.key(2)
+    rule = grlu.NodePerturbation.published(pairs, sigma)
+    _, grads = rule(published_reward)(model, (x, y), key)
+
+    shapes = [(3, 10), (3, 10), (3, 4)]
+    drawn = directions(jax.random.split(key)[1], "gaussian", pairs, shapes, [0, 0, 0])
+    noises = [sigma * np.asarray(xi, np.float64) for xi in drawn]
+    weights = [
+        (np.asarray(layer.kernel[...], np.float64), np.asarray(layer.bias[...], np.float64))
+        for layer in model.layers
+    ]
+    expected = [(np.zeros_like(w), np.zeros_like(b)) for w, b in weights]
+    for i in range(3):
+        step = oracle_step(
+            weights,
+            np.asarray(x[i], np.float64),
+            int(y[i]),
+            [n[:, i] for n in noises],
+            activation,
+        )
+        expected = [
+            (w + dw, b + db) for (w, b), (dw, db) in zip(expected, step, strict=True)
+        ]
+    for i, (dw, db) in enumerate(expected):
+        found = grads["layers"][i]
+        np.testing.assert_allclose(-found["kernel"][...], dw, rtol=2e-4, atol=2e-7)
+        np.testing.assert_allclose(-found["bias"][...], db, rtol=2e-4, atol=2e-7)
+
+
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian", "orthogonal"])
+def test_credit_equals_brute_force_over_the_same_noise(noise):
+    """ĉ = mean ξ (r₊ - r₋) / 2σ, unit by unit and pair by pair, for a linear layer."""
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    x, key, sigma, pairs = jnp.array([[1.0, -2.0, 0.5]]), jax.random.key(0), 0.1, 4
+
+    def r(z):
+        return jnp.tanh(z).prod(-1)
+
+    rule = grlu.NodePerturbation(pairs, sigma, noise=noise)
+    _, grads = rule(lambda m, x: r(m(x)))(model, x, key)
+    (xi,) = directions(jax.random.split(key)[1], noise, pairs, [(1, 4)], [None])
+    z = model(x)
+    credit = np.mean(
+        [n * (r(z + sigma * n) - r(z - sigma * n))[:, None] / (2 * sigma) for n in xi], axis=0
+    )
+    np.testing.assert_allclose(-grads["bias"][...], credit[0], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        -grads["kernel"][...], np.outer(x[0], credit[0]), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_cosine_follows_theory_and_orthogonal_directions_beat_independent_ones():
+    """cos² is N/(N+d+1) for independent noise, N/d for orthogonal noise while N <= d."""
+    d, n = 64, 16
+    model = nnx.Linear(1, d, rngs=nnx.Rngs(0))
+    slope = jax.random.normal(jax.random.key(5), (d,))
+
+    def reward(model, x):
+        return model(x) @ slope
+
+    def mean_square_cosine(noise):
+        rule = grlu.NodePerturbation(n, 0.1, noise=noise)
+        found = [
+            grlu.alignment(rule, reward, model, jnp.ones((1, 1)), jax.random.key(i)).cosine ** 2
+            for i in range(40)
+        ]
+        return np.mean(found)
+
+    assert abs(mean_square_cosine("gaussian") - n / (n + d + 1)) < 0.03
+    assert abs(mean_square_cosine("rademacher") - n / (n + d + 1)) < 0.03
+    assert abs(mean_square_cosine("orthogonal") - n / d) < 0.03
+
+
+def test_orthogonal_noise_is_exact_with_as_many_samples_as_units():
+    model = nnx.Linear(3, 16, rngs=nnx.Rngs(0))
+    rule = grlu.NodePerturbation(16, 0.1, noise="orthogonal")
+    found = grlu.alignment(
+        rule, lambda m, x: m(x).sum(-1), model, jnp.ones((2, 3)), jax.random.key(0)
+    )
+    assert found.cosine > 1 - 1e-6
+    assert abs(found.norm_ratio - 1) < 1e-3
+
+
+def test_the_pair_shares_the_models_own_draw():
+    """Without sharing, the difference of a pair would hold a dropout mask's variance / σ."""
+    model = nnx.Sequential(
+        nnx.Linear(4, 64, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)), lambda h: h
+    )
+    for inputs in ("clean", "noisy"):
+        rule = grlu.NodePerturbation(256, 1e-3, inputs=inputs)
+        _, grads = rule(lambda m, x: m(x).sum(-1))(model, jnp.ones((1, 4)), jax.random.key(0))
+        assert jnp.abs(grads["layers"][0]["bias"][...]).max() < 10
+
+
+def test_statistics_are_written_back_only_on_request():
+    model = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (8, 3)) + 2
+
+    def reward(model, x):
+        return model(x).sum(-1)
+
+    grlu.NodePerturbation(2, 0.1)(reward)(model, x, jax.random.key(0))
+    assert not jnp.any(model.mean[...])
+    grlu.NodePerturbation(2, 0.1, update=nnx.BatchStat)(reward)(model, x, jax.random.key(0))
+    np.testing.assert_allclose(model.mean[...], 0.01 * x.mean(0), rtol=1e-4)
+
+
+def test_batch_of_several_examples_is_the_mean_of_each():
+    """With exact directions, the batch's gradient is the mean of its examples' gradients."""
+    model = nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.tanh)
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    rule = grlu.NodePerturbation(64, 0.01, noise="orthogonal")
+    estimate = rule(lambda m, x: m(x).sum(-1))
+    _, whole = estimate(model, x, jax.random.key(0))
+    each = [estimate(model, x[i : i + 1], jax.random.key(i))[1] for i in range(4)]
+    mean = jax.tree.map(lambda *g: sum(g) / 4, *each)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"samples": 0}, "samples must be a positive integer"),
+        ({"samples": 2.5}, "samples must be a positive integer"),
+        ({"sigma": 0.0}, "sigma must be positive"),
+        ({"sigma": float("nan")}, "sigma must be positive"),
+        ({"noise": "white"}, "noise must be one of rademacher"),
+        ({"site": "middle"}, "site must be one of pre"),
+        ({"noise": "orthogonal", "samples": 12}, "power of two"),
+        ({"site": "active", "inputs": "noisy"}, "use inputs='clean'"),
+    ],
+)
+def test_wrong_options_are_refused(options, sentence):
+    with pytest.raises(grlu.UserError, match=sentence):
+        grlu.NodePerturbation(**options)

@@ -1,0 +1,188 @@
+"""Where sites are found, what they are called, and what cannot be one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+from grlu.network import trace
+
+
+def sites_of(model, reward_fn, batch):
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def objective(params, rest, batch):
+        return reward_fn(nnx.merge(graphdef, params, rest, copy=True), batch), None
+
+    return trace(objective, params, rest, batch).sites
+
+
+def total(model, x):
+    return model(x).reshape(x.shape[0], -1).sum(-1)
+
+
+def test_a_layer_and_its_bias_are_one_site_named_after_it():
+    model = nnx.Sequential(
+        nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+    )
+    first, second = sites_of(model, total, jnp.ones((5, 4)))
+    assert (first.name, first.shape, first.axis) == ("layers.0", (5, 3), 0)
+    assert (second.name, second.shape) == ("layers.2", (5, 2))
+    assert first.site.upstream == frozenset()
+    assert second.site.upstream == {0}
+
+
+def test_a_module_called_twice_has_two_sites():
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    found = sites_of(model, lambda m, x: m(jnp.tanh(m(x))).sum(-1), jnp.ones((5, 4)))
+    assert [s.name for s in found] == ["kernel+bias", "kernel+bias#1"] or [
+        s.name for s in found
+    ] == ["bias+kernel", "bias+kernel#1"]
+
+
+def test_the_site_of_a_normalisation_is_its_output():
+    found = sites_of(nnx.LayerNorm(4, rngs=nnx.Rngs(0)), total, jnp.ones((5, 4)))
+    assert [s.shape for s in found] == [(5, 4)]
+
+
+def test_a_position_without_batch_becomes_a_site_only_where_it_meets_the_data():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.words = nnx.Embed(9, 3, rngs=rngs)
+            self.places = nnx.Embed(5, 3, rngs=rngs)
+
+        def __call__(self, ids):
+            return self.words(ids) + self.places(jnp.arange(5))[None]
+
+    # Five positions and five examples: only the growth of the batch tells the axes apart.
+    found = sites_of(Model(nnx.Rngs(0)), total, jnp.zeros((5, 5), jnp.int32))
+    assert [(s.shape, s.axis) for s in found] == [((5, 5, 3), 0)]
+
+
+def test_the_batch_axis_is_found_where_time_comes_first():
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    def reward(model, x):
+        return jnp.tanh(model(jnp.swapaxes(x, 0, 1))).sum((0, 2))
+
+    x = jax.random.normal(jax.random.key(0), (5, 5, 4))
+    assert [s.axis for s in sites_of(model, reward, x)] == [1]
+    rule = grlu.NodePerturbation(samples=512, sigma=0.01, noise="orthogonal")
+    assert grlu.alignment(rule, reward, model, x, jax.random.key(1)).cosine > 0.99
+
+
+def test_a_layer_that_sees_only_the_mean_of_the_batch_is_credited_by_all_rewards():
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    def reward(model, x):
+        return x[:, 0] + jnp.tanh(model(x.mean(0))).sum()
+
+    x = jax.random.normal(jax.random.key(0), (6, 4))
+    assert [s.axis for s in sites_of(model, reward, x)] == [None]
+    rule = grlu.NodePerturbation(samples=8, sigma=0.01, noise="orthogonal")
+    found = grlu.alignment(rule, reward, model, x, jax.random.key(1))
+    assert found.cosine > 0.99
+    assert abs(found.norm_ratio - 1) < 0.05
+
+
+def test_a_layer_on_which_the_reward_does_not_depend_gets_exactly_zero():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.used, self.aside = nnx.Linear(4, 2, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+    def reward(model, x):
+        return model.used(x).sum(-1), model.aside(x)
+
+    estimate = grlu.NodePerturbation(samples=4, sigma=0.1)(reward, has_aux=True)
+    model, x = Model(nnx.Rngs(0)), jnp.ones((3, 4))
+    (_, aux), grads = estimate(model, x, jax.random.key(0))
+    np.testing.assert_allclose(aux, model.aside(x), rtol=1e-6)
+    assert not jnp.any(grads["aside"]["kernel"][...])
+    assert jnp.any(grads["used"]["kernel"][...])
+
+
+def test_frozen_parts_have_no_sites_and_no_gradient():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.back, self.head = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.back(x)))
+
+    head = nnx.All(nnx.Param, nnx.PathContains("head"))
+    rule = grlu.NodePerturbation(samples=512, sigma=0.01, noise="orthogonal", wrt=head)
+    model, x = Model(nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (3, 4))
+    _, grads = rule(total)(model, x, jax.random.key(0))
+    assert set(grads) == {"head"}
+    assert grlu.alignment(rule, total, model, x, jax.random.key(0)).cosine > 0.99
+
+
+def test_a_layer_inside_a_loop_is_refused_by_name():
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    def reward(model, x):
+        kernel = model.kernel[...]
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ kernel), None), x, length=3)[0].sum(-1)
+
+    with pytest.raises(grlu.UserError, match=r"kernel: the parameter meets the data inside a 's"):
+        grlu.NodePerturbation(samples=2, sigma=0.1)(reward)(
+            model, jnp.ones((3, 4)), jax.random.key(0)
+        )
+
+
+def test_examples_folded_into_another_axis_are_refused():
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+    def reward(model, x):
+        return jnp.tanh(model(x.reshape(-1, 4))).reshape(x.shape[0], -1).sum(-1)
+
+    with pytest.raises(grlu.UserError, match="mixes the 3 examples"):
+        sites_of(model, reward, jnp.ones((3, 5, 4)))
+
+
+def test_an_output_flattened_after_its_layer_is_fine():
+    """As the logits of a language model are, before the loss."""
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+    def reward(model, x):
+        return jnp.tanh(model(x).reshape(-1, 2)).reshape(x.shape[0], -1).sum(-1)
+
+    assert [(s.shape, s.axis) for s in sites_of(model, reward, jnp.ones((3, 5, 4)))] == [
+        ((3, 5, 2), 0)
+    ]
+
+
+def test_a_reward_that_ignores_the_model_is_refused():
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(grlu.UserError, match="depends on no trainable parameter"):
+        sites_of(model, lambda m, x: x.sum(-1), jnp.ones((3, 4)))
+
+
+@pytest.mark.parametrize("rule", [grlu.Backprop(), grlu.NodePerturbation(2, 0.1)])
+@pytest.mark.parametrize(
+    ("reward", "sentence"),
+    [
+        (lambda m, x: m(x).sum(), "one reward per example"),
+        (lambda m, x: m(x), "one reward per example"),
+        (lambda m, x: m(x).sum(-1)[:2], "one reward per example"),
+        (lambda m, x: (m(x).sum(-1) > 0).astype(jnp.int32), "must return floats"),
+    ],
+)
+def test_rewards_of_the_wrong_shape_or_type_are_refused(rule, reward, sentence):
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(grlu.UserError, match=sentence):
+        rule(reward)(model, jnp.ones((3, 4)), jax.random.key(0))
+
+
+def test_integer_parameters_are_refused():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.table = nnx.Param(jnp.arange(4))
+
+        def __call__(self, x):
+            return x * self.table[...][None]
+
+    with pytest.raises(grlu.UserError, match="table: a rule trains floating-point"):
+        grlu.NodePerturbation(2, 0.1)(total)(Model(), jnp.ones((3, 4)), jax.random.key(0))

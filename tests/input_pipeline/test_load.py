@@ -1,0 +1,76 @@
+import inspect
+import subprocess
+import sys
+from typing import get_type_hints
+
+import pytest
+
+from grlu.errors import UserError
+from input_pipeline import DATASETS, load, loader
+
+OPTIONS = {
+    "data_dir": str | None,
+    "validation": int | float,
+    "split_seed": int,
+    "subset": int | None,
+    "normalize": str,
+    "flatten": bool,
+}
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "tfds:cifar100"])
+def test_every_loader_has_the_common_options_with_types_and_defaults(name):
+    load_set = loader(name)
+    hints = get_type_hints(load_set)
+    assert OPTIONS.items() <= hints.items()
+    for parameter in inspect.signature(load_set).parameters.values():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is not inspect.Parameter.empty
+        assert parameter.name in hints
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "tfds:cifar100"])
+def test_every_loader_says_what_it_is(name):
+    assert loader(name).__doc__
+
+
+def test_known_sets():
+    assert list(DATASETS) == ["digits", "mnist", "fashion_mnist", "kmnist", "cifar10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("mnsit", "mnist"),
+        ("fashion-mnist", "fashion_mnist"),
+        ("tfds:", "digits"),
+        (3, ""),
+        ("", ""),
+    ],
+)
+def test_an_unknown_name(name, nearest):
+    with pytest.raises(UserError, match=rf"no data set {name!r}: the nearest is '{nearest}"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "tfds:cifar100"])
+def test_an_unknown_option(name):
+    with pytest.raises(UserError, match="no option 'valdiation': the nearest is 'validation'"):
+        load(name, valdiation=3)
+
+
+def test_wrong_options_reach_the_user():
+    """Each is tested where it is checked; here, that the loaders hand them on."""
+    for options in ({"validation": -1}, {"subset": 0}, {"normalize": "no"}, {"flatten": "no"}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            load("digits", **options)
+
+
+def test_importing_is_cheap():
+    """The command line's help must not wait for libraries that only a run needs."""
+    code = """
+import sys, input_pipeline
+heavy = {"tensorflow_datasets", "sklearn", "jax", "PIL", "rich", "array_record"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,62 @@
+"""Every model of the zoo, and what the MLP promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_shapes_gradients_and_determinism(name):
+    model = models.MODELS[name]((12,), 5, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, 12))
+    model.eval()
+    assert model(x).shape == (3, 5)
+    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_allclose(model(x)[:1], model(x[:1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "topk"])
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 6, 5)])
+def test_any_depth_and_activation(hidden, activation):
+    model = models.MLP((12,), 5, hidden=hidden, activation=activation, rngs=nnx.Rngs(0))
+    assert [layer.kernel.shape for layer in model.layers] == list(
+        zip((12, *hidden), (*hidden, 5), strict=True)
+    )
+    assert model(jnp.ones((2, 12))).shape == (2, 5)
+
+
+def test_layer_norm_is_the_stated_formula():
+    x = np.random.default_rng(0).normal(3, 2, (4, 9)).astype(np.float32)
+    expected = (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-8)
+    np.testing.assert_allclose(models.mlp.layer_norm(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_of_a_constant_is_zero_with_zero_gradient():
+    value, grad = jax.value_and_grad(lambda x: models.mlp.layer_norm(x).sum())(jnp.full((4,), 2.0))
+    assert value == 0
+    np.testing.assert_array_equal(grad, 0)
+
+
+def test_weights_are_he_normal():
+    kernel = models.MLP((784,), 10, hidden=(256,), rngs=nnx.Rngs(0)).layers[0].kernel[...]
+    assert abs(float(kernel.std()) - np.sqrt(2 / 784)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "sentence"),
+    [
+        ((4, 4, 1), {}, "set dataset.flatten=true"),
+        ((4,), {"hidden": (0,)}, "positive layer sizes"),
+        ((4,), {"hidden": (-3,)}, "positive layer sizes"),
+        ((4,), {"activation": "swish"}, "activation must be one of relu"),
+        ((4,), {"activation": "topk", "topk": 0.0}, r"must lie in \(0, 1\]"),
+    ],
+)
+def test_wrong_sizes_are_refused(shape, options, sentence):
+    with pytest.raises(grlu.UserError, match=sentence):
+        models.MLP(shape, 3, rngs=nnx.Rngs(0), **options)

@@ -1,0 +1,210 @@
+"""The gradient trainer: an objective, a learning rule and an optimizer.
+
+GRLU, backprop and every other rule with the same door are this trainer with another rule.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from grlu.errors import UserError
+from grlu.rule import Rule
+from trainers.objectives import Classification, reward_named
+from trainers.schedules import OptimizerName, ScheduleName, optimizer, require, schedule
+from trainers.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Values = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientSettings:
+    """The config's `trainer` section, less the rule's own keys.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: examples per step.
+        reward: name of the reward, one of `trainers.REWARDS`.
+        optimizer: "sgd", "momentum", "adam" or "adamw".
+        learning_rate: highest rate.
+        learning_rate_end: rate at the end of a cosine.
+        schedule: of the rate: "constant", "cosine" or "warmup_cosine".
+        schedule_per: whether schedules move with each "step" or each "epoch".
+        warmup: share of the run in which a "warmup_cosine" rises.
+        momentum: of "momentum".
+        weight_decay: of "adamw".
+        clip: largest global norm of the gradient, or None.
+        average: decay per step of the running average of the weights that evaluation uses (0.999
+            averages over about 1,000 steps), or None.
+    """
+
+    epochs: int = 10
+    batch_size: int = 1
+    reward: str = "log_likelihood"
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float = 0.01
+    learning_rate_end: float = 0.0
+    schedule: ScheduleName = "cosine"
+    schedule_per: Literal["step", "epoch"] = "step"
+    warmup: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float | None = None
+    average: float | None = None
+
+    rule_class: ClassVar[type[Rule]]
+
+    def __post_init__(self) -> None:
+        require("trainer.epochs", self.epochs, 1)
+        require("trainer.batch_size", self.batch_size, 1)
+        require("trainer.learning_rate", self.learning_rate, 0)
+        require("trainer.learning_rate_end", self.learning_rate_end, 0)
+        require("trainer.warmup", self.warmup, 0, 1)
+        require("trainer.momentum", self.momentum, 0, 1)
+        require("trainer.weight_decay", self.weight_decay, 0)
+        require("trainer.average", self.average, 0, 1)
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"trainer.clip must be positive or null, got {self.clip:g}")
+        reward_named(self.reward)
+        self.rule(getattr(self, "sigma", None))
+
+    def rule(self, sigma: Any) -> Rule:
+        """The learning rule at a noise scale (ignored by rules that have none)."""
+        own = {f.name for f in dataclasses.fields(self.rule_class)}
+        given = {k: v for k, v in vars(self).items() if k in own}
+        if "sigma" in own:
+            given["sigma"] = sigma
+        return self.rule_class(update=nnx.BatchStat, **given)
+
+    def build(self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int) -> "Trainer":
+        """The trainer of a model, for a data set that gives so many steps an epoch."""
+        return Trainer(self, make_model, steps_per_epoch)
+
+
+def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[GradientSettings]:
+    """The settings of the gradient trainer with a rule: both's keys in one section.
+
+    A rule's `sigma` gets a schedule: `sigma_schedule`, from `sigma` to `sigma_end`.
+    """
+    hints = typing.get_type_hints(rule_class)
+    fields: list[Any] = [
+        (f.name, hints[f.name], dataclasses.field(default=f.default, kw_only=True))
+        for f in dataclasses.fields(rule_class)
+        if f.name not in ("wrt", "update", "sigma")
+    ]
+    if "sigma" in hints:
+        fields += [
+            ("sigma", float, dataclasses.field(default=0.1, kw_only=True)),
+            ("sigma_end", float, dataclasses.field(default=0.0, kw_only=True)),
+            ("sigma_schedule", ScheduleName, dataclasses.field(default="constant", kw_only=True)),
+        ]
+    made = dataclasses.make_dataclass(
+        name, fields, bases=(GradientSettings,), frozen=True, namespace={"rule_class": rule_class}
+    )
+    made.__doc__ = summary
+    return made
+
+
+class Trainer:
+    """Pure functions of a run: `init`, `step`, `evaluate`.
+
+    Attributes:
+        metrics: names of the values that `step` and `evaluate` give per example.
+        better: the metric that chooses checkpoints, and its direction.
+    """
+
+    def __init__(
+        self,
+        settings: GradientSettings,
+        make_model: Callable[[nnx.Rngs], Any],
+        steps_per_epoch: int,
+    ):
+        self.settings = settings
+        self.objective = Classification(reward_named(settings.reward))
+        self.metrics, self.better = self.objective.metrics, self.objective.better
+        steps = settings.epochs * steps_per_epoch
+        hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
+        warmup = round(settings.warmup * steps)
+        self.learning_rate = schedule(
+            settings.schedule,
+            settings.learning_rate,
+            settings.learning_rate_end,
+            steps,
+            warmup=warmup,
+            hold=hold,
+        )
+        given = vars(settings)
+        self.sigma = schedule(
+            given.get("sigma_schedule", "constant"),
+            given.get("sigma", 0.0),
+            given.get("sigma_end", 0.0),
+            steps,
+            warmup=warmup,
+            hold=hold,
+        )
+        self.optimizer = optimizer(
+            settings.optimizer,
+            self.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+        )
+        self._make_model = make_model
+        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+        model.train()
+        self._training = nnx.graphdef(model)
+        model.eval()
+        self._evaluating = nnx.graphdef(model)
+
+    def init(self, key: jax.Array) -> TrainState:
+        """The state before the first step; the model is drawn from `key`."""
+        init_key, run_key = jax.random.split(key)
+        model = self._make_model(nnx.Rngs(init_key))
+        model.train()
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+            params=params,
+            rest=rest,
+            opt_state=self.optimizer.init(params),
+            average=None if self.settings.average is None else jax.tree.map(jnp.copy, params),
+        )
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
+        """One update; the values, per example, are those of the state before it."""
+        model = nnx.merge(self._training, state.params, state.rest, copy=True)
+        estimate = self.settings.rule(self.sigma(state.step))(self.objective, has_aux=True)
+        (_, values), grads = estimate(model, batch, jax.random.fold_in(state.key, state.step))
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        _, _, rest = nnx.split(model, nnx.Param, ...)
+        average = state.average
+        if average is not None:
+            decay = self.settings.average
+            # A plain mean at first, so that the random initial weights are soon forgotten.
+            decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        return (
+            state.replace(
+                step=state.step + 1, params=params, rest=rest, opt_state=opt_state, average=average
+            ),
+            values,
+        )
+
+    def evaluate(self, state: TrainState, batch: Batch) -> Values:
+        """Values per example, deterministic, with the averaged weights where there are any."""
+        params = state.params if state.average is None else state.average
+        model = nnx.merge(self._evaluating, params, state.rest, copy=True)
+        return self.objective(model, batch)[1]
+
+    def scales(self, step: jax.Array) -> dict[str, jax.Array]:
+        """What the schedules say at a step, for the log."""
+        scales = {"learning_rate": self.learning_rate(step)}
+        return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})

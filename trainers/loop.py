@@ -1,0 +1,294 @@
+"""The loop: compiled chunks of many steps; between them metrics, evaluation and checkpoints."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from checkpoints import Checkpoints
+from grlu.errors import Interrupted, RunError
+from trainers.measure import gather, means
+from trainers.reporting import parameter_overview, reporting
+from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
+from trainers.state import TrainState
+
+_log = logging.getLogger("grlu")
+
+Arrays = Mapping[str, Any]
+Values = dict[str, jax.Array]
+
+
+class TrainerLike(Protocol):
+    """What the loop asks of a trainer: pure functions, and the names of its metrics."""
+
+    metrics: tuple[str, ...]
+    better: tuple[str, Literal["min", "max"]]
+
+    def init(self, key: jax.Array) -> TrainState: ...
+    def step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Values]: ...
+    def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
+    def scales(self, step: jax.Array) -> Values: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The config's `run` section.
+
+    Attributes:
+        rows_per_epoch: rows of metrics an epoch; also how often a run can be stopped.
+        keep_last: newest checkpoints to keep.
+        keep_best: checkpoints to keep by the best validation metric.
+    """
+
+    rows_per_epoch: int = 10
+    keep_last: int = 2
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        from trainers.schedules import require
+
+        require("run.rows_per_epoch", self.rows_per_epoch, 1)
+        require("run.keep_last", self.keep_last, 1)
+        require("run.keep_best", self.keep_best, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run is made of, built from its config.
+
+    Attributes:
+        seed: of the initial weights, the order of the data and the noise.
+        trainer: the trainer.
+        train: arrays of the training split.
+        validation: arrays of the validation split, or None.
+        test: arrays of the test split.
+        preprocess: batch as stored -> batch as the trainer takes it.
+        epochs: passes over the training split.
+        batch_size: examples a step; a last, smaller batch of an epoch is left out.
+        run: the run's settings.
+    """
+
+    seed: int
+    trainer: TrainerLike
+    train: Arrays
+    validation: Arrays | None
+    test: Arrays
+    preprocess: Callable[[Arrays], Arrays]
+    epochs: int
+    batch_size: int
+    run: RunSettings
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return _length(self.train) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the training examples, shape (steps, batch), by seed and epoch alone."""
+        generator = np.random.default_rng((self.seed, epoch))
+        chosen = generator.permutation(_length(self.train)).astype(np.int32)
+        return chosen[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run gives back.
+
+    Attributes:
+        run_dir: its folder.
+        step: steps taken.
+        metrics: the last value of every column of `metrics.csv`.
+    """
+
+    run_dir: pathlib.Path
+    step: int
+    metrics: dict[str, float]
+
+
+def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
+    """Trains from the newest checkpoint, or from the beginning, to the end.
+
+    Raises:
+        RunError: if a value is not finite; the last good checkpoint is kept.
+        Interrupted: on SIGINT or SIGTERM, after the state is saved.
+    """
+    trainer, settings = experiment.trainer, experiment.run
+    per_epoch, steps = experiment.steps_per_epoch, experiment.epochs * experiment.steps_per_epoch
+    longest = -(-per_epoch // settings.rows_per_epoch)
+    better = trainer.better if experiment.validation is not None else None
+    if better is not None:
+        better = (f"validation_{better[0]}", better[1])
+
+    state = trainer.init(jax.random.key(experiment.seed))
+    with (
+        Checkpoints(
+            run.checkpoints,
+            keep_last=settings.keep_last,
+            keep_best=settings.keep_best,
+            better=better,
+        ) as checkpoints,
+        _stopping() as stop,
+        disk_errors(run.path),
+    ):
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(state).state
+        else:
+            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(state.params)))
+        step = first = int(state.step)
+        saved = first or None
+        train_chunk = _compile_chunk(trainer, experiment.preprocess)
+        evaluate = _compile_evaluation(trainer, experiment.preprocess)
+        train = jax.device_put(dict(experiment.train))
+        table = MetricsTable(run.metrics, _columns(experiment), step)
+
+        with (
+            contextlib.closing(table),
+            reporting(
+                run.path,
+                step=step,
+                steps=steps,
+                batch_size=experiment.batch_size,
+                show=progress,
+            ) as report,
+        ):
+            order_of, order = -1, np.zeros((0, 0), np.int32)
+            while step < steps:
+                epoch, done = divmod(step, per_epoch)
+                if epoch != order_of:
+                    order_of, order = epoch, experiment.order(epoch)
+                # Chunks end at fixed steps, whether or not the run was interrupted before.
+                rows = order[done : (done // longest + 1) * longest]
+                padded = np.zeros((longest, experiment.batch_size), np.int32)
+                padded[: len(rows)] = rows
+                state, averages, broken = train_chunk(state, train, padded, len(rows))
+                step += len(rows)
+                if broken >= 0:
+                    raise RunError(_not_finite(int(broken), saved, run.path))
+
+                row = {f"train_{k}": float(v) for k, v in averages.items()}
+                row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
+                if step % per_epoch == 0 and experiment.validation is not None:
+                    row |= _prefixed("validation", evaluate(state, experiment.validation))
+                if step == steps:
+                    row |= _prefixed("test", evaluate(state, experiment.test))
+                table.write({"step": step, "epoch": step / per_epoch, **row})
+                report.row(step, row)
+                # The row first: a checkpoint without its row could never be completed.
+                if step % per_epoch == 0 or stop:
+                    checkpoints.save(step, state, metrics=row, meta={"epoch": step / per_epoch})
+                    saved = step
+                if stop and step < steps:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"stopped at step {step} of {steps}, saved; continue with "
+                        f"'grlu resume {run.path}'",
+                        stop[0],
+                    )
+    return Result(run.path, step, latest_metrics(run.metrics))
+
+
+def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:
+    """The trainer's metrics on a split, each the mean over its examples."""
+    return _compile_evaluation(experiment.trainer, experiment.preprocess)(state, arrays)
+
+
+def _compile_chunk(trainer: TrainerLike, preprocess: Callable) -> Callable:
+    """Many steps in one dispatch; also the first step with a value that is not finite, or -1."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
+        def body(i: jax.Array, carry: Any) -> Any:
+            state, collection, broken = carry
+            batch = preprocess(jax.tree.map(lambda a: a[rows[i]], arrays))
+            step = state.step
+            state, values = trainer.step(state, batch)
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values.values()]))
+            broken = jnp.where((broken < 0) & ~finite, step, broken)
+            return state, gather(collection, values), broken
+
+        start = (state, means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32))
+        # A bound that is data: one compilation serves the shorter last chunk, too.
+        state, collection, broken = jax.lax.fori_loop(0, count, body, start)
+        weights = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.params)]
+        broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
+        return state, collection.compute(), broken
+
+    return chunk
+
+
+def _compile_evaluation(
+    trainer: TrainerLike, preprocess: Callable, batch_size: int = 1000
+) -> Callable[[TrainState, Arrays], dict[str, float]]:
+    @jax.jit
+    def over(state: TrainState, arrays: Arrays, rows: jax.Array, mask: jax.Array) -> Any:
+        def body(collection: Any, batch: Any) -> Any:
+            chosen, mask = batch
+            batch = preprocess(jax.tree.map(lambda a: a[chosen], arrays))
+            return gather(collection, trainer.evaluate(state, batch), mask), None
+
+        empty = means(trainer.metrics).empty()
+        return jax.lax.scan(body, empty, (rows, mask))[0].compute()
+
+    def evaluate(state: TrainState, arrays: Arrays) -> dict[str, float]:
+        size = min(batch_size, _length(arrays))
+        batches = -(-_length(arrays) // size)
+        rows = np.arange(batches * size, dtype=np.int32)
+        mask = (rows < _length(arrays)).reshape(batches, size)
+        rows = (rows % _length(arrays)).reshape(batches, size)
+        return {k: float(v) for k, v in over(state, dict(arrays), rows, mask).items()}
+
+    return evaluate
+
+
+def _columns(experiment: Experiment) -> list[str]:
+    scales = experiment.trainer.scales(jnp.zeros((), jnp.int32))
+    splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
+    names = [f"{split}_{name}" for split in splits for name in experiment.trainer.metrics]
+    return ["step", "epoch", *scales, *names]
+
+
+def _prefixed(split: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": value for name, value in values.items()}
+
+
+def _length(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def _not_finite(step: int, saved: int | None, path: pathlib.Path) -> str:
+    kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
+    return (
+        f"a value that is not finite appeared at step {step + 1} of the run in {path}, {kept}; "
+        "a lower trainer.learning_rate or a trainer.clip may help"
+    )
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a run stops between two chunks; a second one kills."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        for each, previous in handlers.items():
+            signal.signal(each, previous)
+        _log.warning("stopping after this chunk of steps; once more to stop at once")
+
+    handlers = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for each, previous in handlers.items():
+            signal.signal(each, previous)

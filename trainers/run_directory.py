@@ -1,0 +1,172 @@
+"""A run's folder: all that `resume`, `evaluate` and `report` need."""
+
+import contextlib
+import csv
+import dataclasses
+import errno
+import io
+import logging
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+
+from grlu.errors import UserError
+
+_log = logging.getLogger("grlu")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events.
+
+    `config.json` is written last when a run is created: a folder that has it holds a run.
+    """
+
+    path: pathlib.Path
+
+    @classmethod
+    def create(cls, path: pathlib.Path, config_json: str, *, overwrite: bool) -> "RunDirectory":
+        """Makes the folder.
+
+        Raises:
+            UserError: if it already holds a run (unless `overwrite`) or something else, or cannot
+                be written.
+        """
+        run = cls(path)
+        if run.config.exists() and not overwrite:
+            raise UserError(
+                f"{path} already holds a run; continue it with 'grlu resume {path}', choose "
+                "another folder with --run, or replace it with --overwrite"
+            )
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                if not run.config.exists():
+                    raise UserError(f"{path} is not empty and holds no run; choose a new folder")
+                # Only what a run writes: anything else in the folder is the user's.
+                run.config.unlink()
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
+                shutil.rmtree(path / "report", ignore_errors=True)
+                for file in [run.metrics, run.log, *path.glob("events.out.tfevents.*")]:
+                    file.unlink(missing_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.config, config_json)
+        except OSError as error:
+            raise UserError(f"cannot write the run to {path}: {error.strerror}") from error
+        return run
+
+    @classmethod
+    def open(cls, path: pathlib.Path) -> "RunDirectory":
+        """An existing run.
+
+        Raises:
+            UserError: if the folder holds none.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise UserError(f"{path} holds no run: it has no config.json, which 'grlu train' writes")
+        return run
+
+    @property
+    def config(self) -> pathlib.Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+
+def default_path(name: str) -> pathlib.Path:
+    """`runs/NAME-<time>`."""
+    return pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a file in one step: a reader sees the old text or the new, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+class MetricsTable:
+    """`metrics.csv`: one row a logged step; it never holds wall-clock time.
+
+    A resumed run continues it at the checkpoint's step, so that its bytes are those of a run that
+    was never interrupted.
+    """
+
+    def __init__(self, path: pathlib.Path, columns: list[str], step: int):
+        self._columns = columns
+        kept = [row for row in read_metrics(path) if int(row["step"]) <= step and step > 0]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomically(path, text.getvalue())
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        """Adds a row; missing columns stay empty, floats keep all their digits."""
+        self._writer.writerow({k: repr(v) for k, v in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, str]]:
+    """The complete rows of a `metrics.csv`; a line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    return [row for row in rows if row.get("step") and None not in row.values()]
+
+
+def latest_metrics(path: pathlib.Path) -> dict[str, float]:
+    """The last value of each column of a `metrics.csv`, but for the step and the epoch."""
+    latest: dict[str, float] = {}
+    for row in read_metrics(path):
+        latest |= {k: float(v) for k, v in row.items() if v and k not in ("step", "epoch")}
+    return latest
+
+
+@contextlib.contextmanager
+def logged_to(path: pathlib.Path) -> Iterator[None]:
+    """Sends the log of everything inside to a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = _log.level, _log.propagate
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False  # Some libraries give the root logger a handler of their own.
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.level, _log.propagate = before
+        handler.close()
+
+
+@contextlib.contextmanager
+def disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns the system's refusal to write into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        raise UserError(
+            f"cannot write to {path}: {error.strerror}; the checkpoints saved so far are kept, "
+            f"make room and continue with 'grlu resume {path}'"
+        ) from error

@@ -1,0 +1,185 @@
+"""What a section of a config may hold: the keyword parameters of the thing it builds.
+
+Names, types and defaults are read from the signature, so there is no second list of them.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import logging
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from grlu.errors import UserError
+from trainers.values import convert, describe, plain
+
+INHERITED = "inherited"
+"""Config key: section → keys that were written for another `name` and go where it lacks them."""
+
+Factory = Callable[..., Any]
+Sections = Mapping[str, Mapping[str, Factory] | type | Callable[[str | None], Factory]]
+"""Section → what it builds: by name out of a dict, always the same class, or what a function of
+the name returns."""
+
+_log = logging.getLogger("grlu")
+_REQUIRED = inspect.Parameter.empty
+
+
+class Key(NamedTuple):
+    """One key of a section."""
+
+    type: Any
+    default: Any
+    required: bool
+
+
+def schema(factory: Factory, exclude: Collection[str] = ()) -> dict[str, Key]:
+    """The keys that `factory` takes from a config.
+
+    For a dataclass its fields; else the parameters of the function or `__init__` that are keyword
+    only or have a default. `rngs`, `exclude` and the rest are for the caller to give.
+    """
+    if dataclasses.is_dataclass(factory):
+        hints = typing.get_type_hints(factory)
+        defaults = {
+            field.name: _REQUIRED
+            if field.default is field.default_factory is dataclasses.MISSING
+            else field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+            for field in dataclasses.fields(factory)
+            if field.init
+        }
+    else:
+        function = factory.__init__ if inspect.isclass(factory) else factory
+        hints = typing.get_type_hints(function)
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+            or (
+                parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+                and parameter.default is not _REQUIRED
+            )
+        }
+    return {
+        name: Key(hints.get(name, Any), default, default is _REQUIRED)
+        for name, default in defaults.items()
+        if name != "rngs" and name not in exclude
+    }
+
+
+def check(section: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
+    """`section` with its values converted and the defaults filled in.
+
+    Raises:
+        UserError: for an unknown or missing key, or a value of the wrong type.
+    """
+    for name in section:
+        if name not in keys:
+            raise unknown(f"{where} has no key {name!r}", name, keys)
+    checked = {}
+    for name, key in keys.items():
+        if name not in section:
+            if key.required:
+                raise UserError(f"{where}.{name} is missing: it must be {describe(key.type)}")
+            checked[name] = key.default
+            continue
+        try:
+            checked[name] = convert(section[name], key.type)
+        except ValueError as error:
+            raise UserError(
+                f"{where}.{name} must be {describe(key.type)}, got {section[name]!r}"
+            ) from error
+    return checked
+
+
+def build(
+    factory: Factory, section: Mapping[str, Any], where: str, *args: Any, **given: Any
+) -> Any:
+    """Calls `factory(*args, **section, **given)`; the section's `name` only where it is asked for.
+
+    Raises:
+        UserError: if the section doesn't fit, or `factory` refuses a value.
+    """
+    parameters = inspect.signature(factory).parameters
+    keywords = {k: v for k, v in plain(section).items() if k in parameters or k != "name"}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        keywords = check(keywords, schema(factory, exclude=given), where)
+    try:
+        return factory(*args, **keywords, **given)
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
+
+
+def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
+    """A complete config: every section checked against what it builds, every default filled in.
+
+    Keys that the config file wrote for a model, trainer or data set which an override has replaced
+    are dropped where the new one has no such key; the logger "grlu" tells which.
+
+    Raises:
+        UserError: for an unknown section, name or key, or a value of the wrong type.
+    """
+    given = plain(config)
+    inherited = given.pop(INHERITED, {})
+    seed = given.pop("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    complete: dict[str, Any] = {"seed": seed}
+    for where in given:
+        if where not in sections:
+            raise unknown(f"the config has no section {where!r}", where, [*sections, "seed"])
+    for where, choice in sections.items():
+        section = section_of(given, where)
+        factory = _chosen(choice, section.get("name"), where)
+        keys = schema(factory)
+        lacking = [key for key in inherited.get(where, ()) if key in section and key not in keys]
+        if lacking:
+            _log.info(
+                "%s %r has no %s: dropped", where, section.get("name"), ", ".join(sorted(lacking))
+            )
+        by_name = not inspect.isclass(choice) and "name" in section
+        named = {"name": section["name"]} if by_name else {}
+        own = {k: v for k, v in section.items() if k not in named and k not in lacking}
+        complete[where] = named | check(own, keys, where)
+    return ConfigDict(complete, type_safe=False)
+
+
+def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The section `where` of a plain config, empty if it has none.
+
+    Raises:
+        UserError: if there is something else in its place.
+    """
+    section = config.get(where, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{where} must be a section of keys and values, got {section!r}")
+    return section
+
+
+def _chosen(choice: Any, name: Any, where: str) -> Factory:
+    if inspect.isclass(choice):
+        return choice
+    if not isinstance(choice, Mapping):
+        try:
+            return choice(name)
+        except KeyError as error:
+            raise UserError(f"there is no {where} {name!r}") from error
+    if name is None:
+        raise UserError(f"{where}.name is missing: it must be one of {', '.join(choice)}")
+    if name not in choice:
+        raise unknown(f"there is no {where} {name!r}", name, choice)
+    return choice[name]
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> UserError:
+    """The error for an unknown name, with the nearest known one."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    return UserError(f"{what}; {hint}")

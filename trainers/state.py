@@ -1,0 +1,27 @@
+"""What a run knows at a step: one pytree, saved as it is."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a run; the next step is a pure function of it and of the batch.
+
+    Attributes:
+        step: steps taken, int32 scalar.
+        key: the run's key; a step draws from `fold_in(key, step)`.
+        params: the trained variables.
+        rest: the model's other variables (rng streams, statistics, frozen parts).
+        opt_state: the optimizer's state.
+        average: running average of `params` for evaluation, or None.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    rest: Any
+    opt_state: Any
+    average: Any

@@ -1,0 +1,48 @@
+"""YAML files of the layout `dataset` / `model` / `train`, in the sections of our config."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from grlu.errors import UserError
+
+_MOVED = {
+    ("model", "type"): ("model", "name"),
+    ("dataset", "batch_size"): ("trainer", "batch_size"),
+}
+_WITHOUT_MEANING = {
+    "dataset": ("num_workers", "pin_memory", "shuffle"),
+    "trainer": ("device", "save_dir"),
+}
+_log = logging.getLogger("grlu")
+
+
+def translate(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Our sections out of `layout`, which may use our own names as well.
+
+    `train` is `trainer`, `model.type` is `model.name`, `dataset.batch_size` is the trainer's. Keys
+    that say what is not for a config to say here are left out, with a warning that names them.
+
+    Raises:
+        UserError: if a thing is given under both names.
+    """
+    sections: dict[str, Any] = {}
+    for where, section in layout.items():
+        name = "trainer" if where == "train" else where
+        if name in sections:
+            raise UserError("train and trainer are the same section: give one of them")
+        if name != "seed" and not isinstance(section, Mapping | None):
+            raise UserError(f"{name} must be a section of keys and values, got {section!r}")
+        sections[name] = section if name == "seed" else dict(section or {})
+    for (where, key), (new_where, new_key) in _MOVED.items():
+        if key in sections.get(where, {}):
+            target = sections.setdefault(new_where, {})
+            if new_key in target:
+                raise UserError(f"{where}.{key} and {new_where}.{new_key} are the same: give one")
+            target[new_key] = sections[where].pop(key)
+    for where, keys in _WITHOUT_MEANING.items():
+        for key in keys:
+            if key in sections.get(where, {}):
+                del sections[where][key]
+                _log.warning("%s.%s has no meaning here and is left out", where, key)
+    return sections
