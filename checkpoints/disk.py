@@ -6,6 +6,7 @@ Orbax's own account of it, on the console, is silenced: the faults are raised or
 import errno
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -57,12 +58,13 @@ def read_through(folder: Path, arrays: int) -> None:
     if sum(key.endswith(b"/.zarray") for key in keys) < arrays:
         raise ValueError("arrays are missing")
     for key in keys:
-        store.read(key).result()
+        if not store.read(key).result().value:  # as tensorstore has it where the file is gone
+            raise ValueError(f"{key.decode()} is missing")
 
 
 def reason(error: Exception) -> str:
     """One short line out of an error that may carry a whole tensorstore spec."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = str(error).partition(" [")[0].partition("\n")[0]
+    line = re.split(r" \[\w+(?:\[\d+\])?=|\n", str(error), maxsplit=1)[0]
     return line.rpartition('": ')[2][:200] or type(error).__name__

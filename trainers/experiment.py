@@ -9,14 +9,20 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import input_pipeline
-from checkpoints import Checkpoints
 from grlu.errors import UserError
 from models import MODELS
 from trainers.backprop import Backprop
 from trainers.config import build, load_config, source_name, to_json, validate
 from trainers.gradient import GradientSettings
 from trainers.grlu import GRLU
-from trainers.loop import Experiment, Result, RunSettings, evaluate_state, fit
+from trainers.loop import (
+    Experiment,
+    Result,
+    RunSettings,
+    evaluate_state,
+    fit,
+    open_checkpoints,
+)
 from trainers.run_directory import RunDirectory, default_path, logged_to
 
 # A new rule is one line here: gradient_settings(name, rule, summary).
@@ -127,7 +133,7 @@ def evaluate(run_dir: str | pathlib.Path, *, best: bool = False) -> dict[str, An
     run = RunDirectory.open(pathlib.Path(run_dir))
     experiment = make_experiment(resolve(run.config))
     like = experiment.trainer.init(jax.random.key(experiment.seed))
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with open_checkpoints(experiment, run) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(f"{run.path} has no checkpoint yet; 'grlu resume {run.path}' trains it")
         restored = checkpoints.restore(like, best=best)

@@ -124,18 +124,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     trainer, settings = experiment.trainer, experiment.run
     per_epoch, steps = experiment.steps_per_epoch, experiment.epochs * experiment.steps_per_epoch
     longest = -(-per_epoch // settings.rows_per_epoch)
-    better = trainer.better if experiment.validation is not None else None
-    if better is not None:
-        better = (f"validation_{better[0]}", better[1])
-
     state = trainer.init(jax.random.key(experiment.seed))
     with (
-        Checkpoints(
-            run.checkpoints,
-            keep_last=settings.keep_last,
-            keep_best=settings.keep_best,
-            better=better,
-        ) as checkpoints,
+        open_checkpoints(experiment, run) as checkpoints,
         _stopping() as stop,
         disk_errors(run.path),
     ):
@@ -194,6 +185,17 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         stop[0],
                     )
     return Result(run.path, step, latest_metrics(run.metrics))
+
+
+def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
+    """The run's checkpoints; the best are chosen on the validation split."""
+    name, direction = experiment.trainer.better
+    return Checkpoints(
+        run.checkpoints,
+        keep_last=experiment.run.keep_last,
+        keep_best=experiment.run.keep_best,
+        better=None if experiment.validation is None else (f"validation_{name}", direction),
+    )
 
 
 def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:

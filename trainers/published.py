@@ -75,6 +75,7 @@ def _perturbation(
         "activation": {"activation": "relu"} if k is None else {"activation": "topk", "topk": k},
         "trainer": {
             "name": "grlu",
+            "reward": "floored_log_likelihood",
             **{key: value for key, value in rule.items() if key not in ("wrt", "update")},
             "sigma_end": noise_min,
             "sigma_schedule": "cosine",

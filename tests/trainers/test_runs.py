@@ -1,0 +1,299 @@
+"""Whole runs: every trainer and config, resumption bit for bit, real signals, real processes."""
+
+import csv
+import json
+import random
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trainers
+from checkpoints import Checkpoints
+from grlu.errors import Interrupted, RunError, UserError
+from trainers.config import config_names, to_json
+
+
+def final_state(run_dir):
+    """Every array of the newest checkpoint, keys included, as numpy arrays by path."""
+    experiment = trainers.make_experiment(trainers.resolve(run_dir / "config.json"))
+    like = experiment.trainer.init(jax.random.key(0))
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        state = checkpoints.restore(like).state
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {
+        jax.tree_util.keystr(path): np.asarray(
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        )
+        for path, x in leaves
+    }
+
+
+def assert_same_run(one, two):
+    assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
+    a, b = final_state(one), final_state(two)
+    assert a.keys() == b.keys()
+    for path in a:
+        assert a[path].tobytes() == b[path].tobytes(), path
+
+
+@pytest.mark.parametrize("name", trainers.TRAINERS)
+def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_path):
+    config = small | {"trainer": small["trainer"] | {"name": name}}
+    if name != "grlu":
+        del config["trainer"]["samples"]
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    assert result.metrics["test_accuracy"] > 0.85
+    assert result.step == 6 * (1257 // 8)
+
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [int(r["step"]) for r in rows][-1] == result.step
+    assert len(rows) == 6 * 4
+    assert sum(bool(r["validation_accuracy"]) for r in rows) == 6
+    assert sum(bool(r["test_accuracy"]) for r in rows) == 1
+    assert "layers/0/kernel" in (tmp_path / "run" / "log.txt").read_text()
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
+
+    again = trainers.evaluate(tmp_path / "run")
+    assert again["test_accuracy"] == result.metrics["test_accuracy"]
+    assert again["step"] == result.step
+    best = trainers.evaluate(tmp_path / "run", best=True)
+    by_validation = {int(r["step"]): r["validation_accuracy"] for r in rows}
+    assert by_validation[best["step"]] == max(v for v in by_validation.values() if v)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
+    """Each config's own model and trainer, on the embedded data."""
+    config = trainers.resolve(name)
+    with config.unlocked():
+        config.dataset = {"name": "digits", "subset": 16}
+        config.trainer.epochs = 1
+        config.trainer.batch_size = min(config.trainer.batch_size, 16)
+        config.trainer.samples = 2 if "samples" in config.trainer else None
+        if config.trainer.samples is None:
+            del config.trainer.samples
+        if config.trainer.schedule == "warmup_cosine":
+            config.trainer.schedule = "cosine"
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    assert 0 <= result.metrics["test_accuracy"] <= 1
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path):
+    small["trainer"]["epochs"] = 1
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        trainers.train(small | {"seed": seed}, tmp_path / name, progress=False)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    a, c = final_state(tmp_path / "a"), final_state(tmp_path / "c")
+    assert any((a[k] != c[k]).any() for k in a)
+
+
+def test_a_finished_run_resumed_is_only_read(small, tmp_path):
+    small["trainer"]["epochs"] = 1
+    first = trainers.train(small, tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    again = trainers.resume(tmp_path / "run", progress=False)
+    assert (again.step, again.metrics) == (first.step, first.metrics)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_the_step_is_compiled_once(small, tmp_path, caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        trainers.train(small, tmp_path / "run", progress=False)
+    compiled = [r for r in caplog.records if "Compiling" in r.getMessage()]
+    assert sum("jit(chunk)" in r.getMessage() for r in compiled) == 1
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_steps_the_run_ends_as_if_never_interrupted(
+    small, tmp_path, grlu_command
+):
+    small["trainer"]["epochs"] = 30
+    config = tmp_path / "small.json"
+    config.write_text(to_json(trainers.resolve(small)))
+    process = grlu_command("train", config, "--run", tmp_path / "whole", "--quiet")
+    assert process.wait() == 0, process.stderr.read()
+
+    chance = random.Random()
+    seed = chance.randrange(2**32)
+    print("seed of the kills:", seed)
+    chance.seed(seed)
+    killed, table = tmp_path / "killed", tmp_path / "killed" / "metrics.csv"
+    rows = sorted(chance.sample(range(2, 110), 5))
+    for i, row in enumerate(rows):
+        arguments = ["resume", killed] if i else ["train", config, "--run", killed]
+        process = grlu_command(*arguments, "--quiet")
+        while process.poll() is None:
+            if table.exists() and table.read_text().count("\n") > row:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.002)
+        assert process.returncode in (-signal.SIGKILL, 0), process.stderr.read()
+    process = grlu_command("resume", killed, "--quiet")
+    assert process.wait() == 0, process.stderr.read()
+    assert_same_run(tmp_path / "whole", killed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume(number, small, tmp_path, grlu_command):
+    small["trainer"]["epochs"] = 200
+    config, run = tmp_path / "small.json", tmp_path / "run"
+    config.write_text(to_json(trainers.resolve(small)))
+    process = grlu_command("train", config, "--run", run)
+    while not (run / "metrics.csv").exists() or not trainers.loop.latest_metrics(
+        run / "metrics.csv"
+    ):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"grlu resume {run}" in " ".join(errors.split())
+    rows = (run / "metrics.csv").read_text().splitlines()
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == int(rows[-1].split(",")[0])
+
+
+def test_a_run_stopped_and_resumed_equals_one_never_stopped(small, tmp_path, monkeypatch):
+    trainers.train(small, tmp_path / "whole", progress=False)
+
+    def stop_after(rows):
+        write, count = trainers.loop.MetricsTable.write, iter(range(rows + 1))
+
+        def counted(self, row):
+            write(self, row)
+            if next(count, None) == rows - 1:
+                signal.raise_signal(signal.SIGINT)
+
+        return counted
+
+    run = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainers.loop.MetricsTable, "write", stop_after(7))
+        with pytest.raises(Interrupted, match="grlu resume"):
+            trainers.train(small, run, progress=False)
+    trainers.resume(run, progress=False)
+    assert_same_run(tmp_path / "whole", run)
+
+
+def test_a_checkpoint_cut_short_is_passed_over(small, tmp_path, caplog):
+    trainers.train(small, tmp_path / "whole", progress=False)
+    trainers.train(small, tmp_path / "cut", progress=False)
+    with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
+        newest = checkpoints.latest_step
+    folder = tmp_path / "cut" / "checkpoints" / str(newest)
+    for file in sorted(folder.rglob("*"), key=lambda f: f.stat().st_size)[-3:]:
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    trainers.resume(tmp_path / "cut", progress=False)
+    assert "checkpoint" in (tmp_path / "cut" / "log.txt").read_text().split("parameters")[-1]
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_path):
+    """The noise of 1e38 overflows the logits: a real NaN, not a planted one."""
+    small["trainer"] |= {"optimizer": "sgd", "learning_rate": 1e38, "schedule": "constant"}
+    with pytest.raises(RunError, match=r"not finite appeared at step \d+ .* no checkpoint was"):
+        trainers.train(small, tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        trainers.evaluate(tmp_path / "run")
+
+
+def test_the_last_good_checkpoint_survives_a_nan(small, tmp_path):
+    """The rate of a warm-up grows until the run breaks in a later epoch."""
+    small["trainer"] |= {
+        "optimizer": "sgd",
+        "learning_rate": 1e38,
+        "schedule": "warmup_cosine",
+        "schedule_per": "epoch",
+        "warmup": 0.5,
+    }
+    with pytest.raises(RunError, match="the checkpoint of step 157 is kept"):
+        trainers.train(small, tmp_path / "run", progress=False)
+    assert trainers.evaluate(tmp_path / "run")["step"] == 157
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_told(small, tmp_path):
+    small["trainer"]["epochs"] = 1
+    trainers.train(small, tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match="already holds a run.*--overwrite"):
+        trainers.train(small, tmp_path / "run", progress=False)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    trainers.train(small, tmp_path / "run", overwrite=True, progress=False)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_something_else_is_refused(small, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds no run"):
+        trainers.train(small, tmp_path, overwrite=True, progress=False)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run"):
+        trainers.train(small, tmp_path / "file" / "run", progress=False)
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_is_refused(small, tmp_path):
+    small["trainer"]["epochs"] = 1
+    trainers.train(small, tmp_path / "run", progress=False)
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["hidden"] = [25]
+    path.write_text(json.dumps(config))
+    for use in (trainers.resume, trainers.evaluate):
+        with pytest.raises(UserError, match="config and checkpoint don't match"):
+            use(tmp_path / "run")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    for use in (trainers.resume, trainers.evaluate):
+        with pytest.raises(UserError, match="holds no run"):
+            use(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("trainer.batch_size=5000", "has only 1257 training examples"),
+        ("trainer.batch_size=0", "batch_size must be at least 1"),
+        ("trainer.epochs=-1", "epochs must be at least 1"),
+        ("trainer.learning_rate=-0.1", "learning_rate must be at least 0"),
+        ("trainer.reward=applause", "trainer.reward must be one of"),
+        ("trainer.samples=0", "samples must be a positive integer"),
+        ("trainer.sigma=0", "sigma must be positive"),
+        ("trainer.clip=0", "clip must be positive"),
+        ("trainer.average=1.5", "average must be between 0 and 1"),
+        ("trainer.schedule=cosin", "trainer.schedule must be"),
+        ("trainer.smaples=3", "did you mean 'samples'"),
+        ("trainer.name=gelu", "did you mean 'grlu'"),
+        ("model.topk=1.5", r"must lie in \(0, 1\]"),
+        ("model.hidden=[0]", "positive layer sizes"),
+        ("model.name=mpl", "did you mean 'mlp'"),
+        ("dataset.name=mnits", "the nearest is 'mnist'"),
+        ("dataset.flatten=false", "set dataset.flatten=true"),
+        ("run.keep_last=0", "keep_last must be at least 1"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_written(change, sentence, small, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        trainers.train(small, tmp_path / "run", overrides=[change], progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_mnist_learns(data_dir, tmp_path):
+    """The real thing in small: 5,000 images, batch 1."""
+    result = trainers.train(
+        "mnist_grlu",
+        tmp_path / "run",
+        overrides=[f"dataset.data_dir={data_dir}", "dataset.subset=5000", "trainer.epochs=1"],
+        progress=False,
+    )
+    assert result.metrics["test_accuracy"] > 0.82
