@@ -1,6 +1,6 @@
 """GRLU on scikit-learn's handwritten digits: the main job in small, without a download.
 
-    grlu train digits_grlu
+grlu train digits_grlu
 """
 
 from ml_collections import ConfigDict

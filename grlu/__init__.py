@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grlu.activations import TopK, activation
-    from grlu.gradient_alignment import Alignment, alignment
     from grlu.backprop import Backprop
     from grlu.errors import UserError
+    from grlu.gradient_alignment import Alignment, alignment
     from grlu.node_perturbation import ExactCredit, NodePerturbation
     from grlu.rule import Rule
     from grlu.sites import Site

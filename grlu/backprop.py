@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from grlu.network import Objective
-from grlu.rule import Rule, reseed
+from grlu.rule import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,9 @@ class Backprop(Rule):
     """
 
     def gradient(
-        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        del noise
-        rest = reseed(rest, draw)
+        del key
 
         def mean_reward(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             rewards, aux = objective(params, rest, batch)

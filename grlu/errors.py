@@ -15,7 +15,7 @@ class RunError(Exception):
     """
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved
     """A run that was asked to stop, and has saved its state.
 
     Attributes:

@@ -106,20 +106,19 @@ class NodePerturbation(Rule):
         )
 
     def gradient(
-        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         network = trace(objective, params, rest, batch)
         learn = self._from_noisy_inputs if self.inputs == "noisy" else self._from_clean_inputs
-        return learn(network, params, rest, batch, draw, noise)
+        return learn(network, params, rest, batch, key)
 
     def _from_clean_inputs(
-        self, network: Network, params: Any, rest: Any, batch: Any, draw: Any, noise: Any
+        self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        rest = reseed(rest, draw)
         zs, local_update, (rewards, aux) = network.local(params, rest, batch)
         active = self.site == "active"
         clean = _responses(network, params, rest, batch) if active else []
-        xi = self._directions(network, noise, [slope != 0 for _, slope in clean] or None)
+        xi = self._directions(network, key, [slope != 0 for _, slope in clean] or None)
 
         def reward(shift: list[jax.Array]) -> jax.Array:
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
@@ -141,10 +140,11 @@ class NodePerturbation(Rule):
         return rewards, aux, local_update(self._credits(network, xi, differences))
 
     def _from_noisy_inputs(
-        self, network: Network, params: Any, rest: Any, batch: Any, draw: Any, noise: Any
+        self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        xi = self._directions(network, noise, None)
-        keys = jax.random.split(draw, self.samples)
+        xi = self._directions(network, key, None)
+        draws = jax.random.fold_in(key, len(network.sites))  # The sites have the keys before.
+        keys = jax.random.split(draws, self.samples)
 
         def pairs(params: Any) -> tuple[list[jax.Array], jax.Array]:
             def one(key: jax.Array, xi: list[jax.Array], sign: jax.Array) -> Any:
@@ -168,7 +168,7 @@ class NodePerturbation(Rule):
         # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
         halves = [jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits]
         (ascent,) = vjp(halves)
-        clean, aux = network.run(params, reseed(rest, draw), batch, lambda site, z, fn: fn(z))
+        clean, aux = network.run(params, rest, batch, lambda site, z, fn: fn(z))
         return clean, aux, ascent
 
     def _directions(
@@ -215,11 +215,10 @@ class ExactCredit(Rule):
     """
 
     def gradient(
-        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        del noise
+        del key
         network = trace(objective, params, rest, batch)
-        rest = reseed(rest, draw)
         zs, local_update, (rewards, aux) = network.local(params, rest, batch)
 
         def mean_reward(shifts: list[jax.Array]) -> jax.Array:

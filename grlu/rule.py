@@ -58,7 +58,7 @@ class Rule:
                 return check_rewards(rewards, batch), (aux, changed)
 
             rewards, extra, ascent = self.gradient(
-                objective, params, rest, batch, draw=draw, noise=noise
+                objective, params, reseed(rest, draw), batch, noise
             )
             aux, changed = extra
             if changed is not None:
@@ -70,17 +70,16 @@ class Rule:
         return estimate
 
     def gradient(
-        self, objective: Objective, params: Any, rest: Any, batch: Any, *, draw: Any, noise: Any
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         """The rule itself: `(rewards, aux, gradient of the mean reward)`, in pure functions.
 
         Args:
             objective: `(params, rest, batch) -> (rewards, aux)`.
             params: state to train.
-            rest: the model's other state, to be reseeded from `draw`.
+            rest: the model's other state, rng streams (dropout, Gumbel top-k, samples) reseeded.
             batch: the batch.
-            draw: key of the model's own randomness (dropout, Gumbel top-k, samples).
-            noise: key of the rule's randomness.
+            key: of the rule's own randomness.
         """
         raise TypeError(f"{type(self).__name__} is a rule without a gradient: override it")
 

@@ -57,9 +57,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     model = MODELS[config.model.name]
 
     def make_model(rngs: nnx.Rngs) -> Any:
-        return build(
-            model, config.model, "model", data.example_shape, data.num_classes, rngs=rngs
-        )
+        return build(model, config.model, "model", data.example_shape, data.num_classes, rngs=rngs)
 
     examples = len(next(iter(data.train.values())))
     if settings.batch_size > examples:

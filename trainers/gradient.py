@@ -167,7 +167,7 @@ class Trainer:
         init_key, run_key = jax.random.split(key)
         model = self._make_model(nnx.Rngs(init_key))
         model.train()
-        _, params, rest = nnx.split(model, nnx.Param, ...)
+        _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=run_key,
@@ -184,12 +184,11 @@ class Trainer:
         (_, values), grads = estimate(model, batch, jax.random.fold_in(state.key, state.step))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        _, _, rest = nnx.split(model, nnx.Param, ...)
+        _, _, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
         average = state.average
-        if average is not None:
-            decay = self.settings.average
+        if self.settings.average is not None:
             # A plain mean at first, so that the random initial weights are soon forgotten.
-            decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            decay = jnp.minimum(self.settings.average, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
         return (
             state.replace(

@@ -243,9 +243,9 @@ def _compile_evaluation(
     def evaluate(state: TrainState, arrays: Arrays) -> dict[str, float]:
         size = min(batch_size, _length(arrays))
         batches = -(-_length(arrays) // size)
-        rows = np.arange(batches * size, dtype=np.int32)
-        mask = (rows < _length(arrays)).reshape(batches, size)
-        rows = (rows % _length(arrays)).reshape(batches, size)
+        rows = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
+        mask = rows < _length(arrays)
+        rows = rows % _length(arrays)
         return {k: float(v) for k, v in over(state, dict(arrays), rows, mask).items()}
 
     return evaluate

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: progress bar, TensorBoard, and a table at the end."""
+"""What a person sees of a run: progress bar, TensorBoard, and a table at the end."""
 
 import contextlib
 import logging

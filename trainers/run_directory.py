@@ -65,7 +65,9 @@ class RunDirectory:
         """
         run = cls(path)
         if not run.config.is_file():
-            raise UserError(f"{path} holds no run: it has no config.json, which 'grlu train' writes")
+            raise UserError(
+                f"{path} holds no run: it has no config.json, which 'grlu train' writes"
+            )
         return run
 
     @property

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import flax.struct
 import jax
+from flax import struct
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The state of a run; the next step is a pure function of it and of the batch.
 
     Attributes:

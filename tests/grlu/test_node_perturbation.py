@@ -88,9 +88,7 @@ def test_one_step_equals_the_published_algorithm(options, activation):
             [n[:, i] for n in noises],
             activation,
         )
-        expected = [
-            (w + dw, b + db) for (w, b), (dw, db) in zip(expected, step, strict=True)
-        ]
+        expected = [(w + dw, b + db) for (w, b), (dw, db) in zip(expected, step, strict=True)]
     for i, (dw, db) in enumerate(expected):
         found = grads["layers"][i]
         np.testing.assert_allclose(-found["kernel"][...], dw, rtol=2e-4, atol=2e-7)

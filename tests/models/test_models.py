@@ -33,7 +33,9 @@ def test_any_depth_and_activation(hidden, activation):
 def test_layer_norm_is_the_stated_formula():
     x = np.random.default_rng(0).normal(3, 2, (4, 9)).astype(np.float32)
     expected = (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-8)
-    np.testing.assert_allclose(models.mlp.layer_norm(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        models.mlp.layer_norm(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_layer_norm_of_a_constant_is_zero_with_zero_gradient():

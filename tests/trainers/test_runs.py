@@ -220,7 +220,7 @@ def test_the_last_good_checkpoint_survives_a_nan(small, tmp_path):
 def test_a_folder_that_holds_a_run_is_refused_unless_told(small, tmp_path):
     small["trainer"]["epochs"] = 1
     trainers.train(small, tmp_path / "run", progress=False)
-    with pytest.raises(UserError, match="already holds a run.*--overwrite"):
+    with pytest.raises(UserError, match=r"already holds a run.*--overwrite"):
         trainers.train(small, tmp_path / "run", progress=False)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     trainers.train(small, tmp_path / "run", overwrite=True, progress=False)

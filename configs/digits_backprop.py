@@ -1,0 +1,24 @@
+"""Backprop on scikit-learn's handwritten digits: the yardstick of digits_grlu, same model.
+
+grlu train digits_backprop
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "digits"},
+            "model": {"name": "mlp", "hidden": (256,), "activation": "relu"},
+            "trainer": {
+                "name": "backprop",
+                "epochs": 40,
+                "batch_size": 8,
+                "optimizer": "adam",
+                "learning_rate": 2e-3,
+            },
+            "run": {"rows_per_epoch": 1},
+        }
+    )

@@ -1,0 +1,23 @@
+"""Backprop on MNIST: the yardstick of mnist_grlu, same model, plain SGD, batch 1.
+
+grlu train mnist_backprop
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "mnist", "validation": 5000},
+            "model": {"name": "mlp", "hidden": (256,), "activation": "relu"},
+            "trainer": {
+                "name": "backprop",
+                "epochs": 10,
+                "batch_size": 1,
+                "optimizer": "sgd",
+                "learning_rate": 4e-3,
+            },
+        }
+    )
