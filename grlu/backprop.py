@@ -1,7 +1,7 @@
 """Backpropagation, behind the same door: the yardstick."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ class Backprop(Rule):
     >>> print(grads["bias"][...] == -2 * (3 - model.kernel[0] - model.bias[...]))
     [ True]
     """
+
+    local: ClassVar[bool] = True
 
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array

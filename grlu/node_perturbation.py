@@ -9,7 +9,7 @@ feedforward networks"; Ren et al. (2022), arXiv:2210.03310, for activity perturb
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,8 @@ class NodePerturbation(Rule):
     >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(grads))
     {'layers': {0: {'bias': (8,), 'kernel': (4, 8)}}}
     """
+
+    local: ClassVar[bool] = True
 
     samples: int = 16
     sigma: Any = 0.1  # a float, or a traced scalar under a schedule
@@ -213,6 +215,8 @@ class ExactCredit(Rule):
     Its result is the gradient that backprop finds, which tests the local update; the sites'
     gradients do flow through the network.
     """
+
+    local: ClassVar[bool] = True
 
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array

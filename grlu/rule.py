@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,17 @@ class Rule:
 
     Attributes:
         wrt: NNX filter of the variables to train; all others are constants to the rule.
+        local: class attribute: whether the gradient of a dense layer is its input times a credit
+            of its output alone, as an exact gradient's and a local rule's is; first layers can then
+            learn online in chunks (`grlu.online`).
         update: NNX filter of the variables, such as `nnx.BatchStat`, that the estimate writes back
             to the caller's model from its clean pass; by default it leaves the model as it was.
     """
 
     wrt: Any = nnx.Param
     update: Any = None
+
+    local: ClassVar[bool] = False
 
     def __call__(self, reward_fn: RewardFn, *, has_aux: bool = False) -> Estimate:
         """Makes the estimator for a reward function.
@@ -48,18 +53,9 @@ class Rule:
 
         def estimate(model: Any, batch: Any, key: jax.Array) -> tuple[Any, nnx.State]:
             graphdef, params, rest = nnx.split(model, self.wrt, ...)  # type: ignore[misc]
-            draw, noise = jax.random.split(key)
 
-            def objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
-                copy = nnx.merge(graphdef, params, rest, copy=True)
-                out = reward_fn(copy, batch)
-                rewards, aux = out if has_aux else (out, None)
-                changed = None if self.update is None else nnx.state(copy, self.update)
-                return check_rewards(rewards, batch), (aux, changed)
-
-            rewards, extra, ascent = self.gradient(
-                objective, params, reseed(rest, draw), batch, noise
-            )
+            objective = pure_objective(graphdef, reward_fn, has_aux, self.update)
+            rewards, extra, ascent = self.estimate(objective, params, rest, batch, key)
             aux, changed = extra
             if changed is not None:
                 nnx.update(model, changed)
@@ -68,6 +64,13 @@ class Rule:
             return ((reward, aux) if has_aux else reward), grads
 
         return estimate
+
+    def estimate(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any]:
+        """`gradient`, with the rng streams in `rest` and the rule's own noise drawn from `key`."""
+        draw, noise = jax.random.split(key)
+        return self.gradient(objective, params, reseed(rest, draw), batch, noise)
 
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
@@ -82,6 +85,26 @@ class Rule:
             key: of the rule's own randomness.
         """
         raise TypeError(f"{type(self).__name__} is a rule without a gradient: override it")
+
+
+def pure_objective(
+    graphdef: Any, reward_fn: RewardFn, has_aux: bool = False, update: Any = None
+) -> Objective:
+    """A reward function as a pure function of the model's state.
+
+    Returns:
+        `(params, rest, batch) -> (rewards, (aux, changed))`, `changed` being the state that the
+        filter `update` selects, after the pass.
+    """
+
+    def objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        out = reward_fn(model, batch)
+        rewards, aux = out if has_aux else (out, None)
+        changed = None if update is None else nnx.state(model, update)
+        return check_rewards(rewards, batch), (aux, changed)
+
+    return objective
 
 
 def reseed(rest: Any, key: jax.Array) -> Any:

@@ -61,6 +61,21 @@ _CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 
 
 @dataclasses.dataclass(frozen=True)
+class Dense:
+    """A site of the form `x @ kernel + bias`, with whole parameters of rank 2 and 1.
+
+    Attributes:
+        x: the layer's input, shape (B, fan_in).
+        kernel: index of the parameter leaf of shape (fan_in, units).
+        bias: index of the one of shape (units,), or None.
+    """
+
+    x: jax.Array
+    kernel: int
+    bias: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """One place where credit is assigned.
 
@@ -68,11 +83,13 @@ class Site:
         index: position in the order of execution.
         params: indices of the parameter leaves (in the order given to `evaluate`) that reach it.
         upstream: indices of the sites on which its input depends; empty for a first layer.
+        dense: how it is made, if it is a plain dense layer.
     """
 
     index: int
     params: frozenset[int]
     upstream: frozenset[int]
+    dense: Dense | None = None
 
 
 class Kind(enum.Enum):
@@ -91,6 +108,8 @@ class _Value:
     params: frozenset[int] = frozenset()
     upstream: frozenset[int] = frozenset()
     gain: bool = False  # pending, and born of an elementwise product with a parameter
+    whole: bool = False  # a parameter leaf itself, perhaps with axes of size one added
+    dense: Dense | None = None  # pending, and born of a plain matrix product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +143,7 @@ def evaluate(
         UserError: if a parameter meets data inside a loop, where no site can be placed.
     """
     args = [
-        *(_Value(p, Kind.PARAM, params=frozenset({i})) for i, p in enumerate(params)),
+        *(_Value(p, Kind.PARAM, frozenset({i}), whole=True) for i, p in enumerate(params)),
         *(_Value(c, Kind.CONST) for c in consts),
         *(_Value(d, Kind.DATA) for d in data),
     ]
@@ -163,7 +182,9 @@ class _Interpreter:
         name = eqn.primitive.name
         if not kinds & {Kind.DATA, Kind.PENDING}:
             trainable = Kind.PARAM in kinds and name != "stop_gradient"
-            return _bind(eqn, inputs, Kind.PARAM if trainable else Kind.CONST)
+            values = _bind(eqn, inputs, Kind.PARAM if trainable else Kind.CONST)
+            values[0].whole = inputs[0].whole and _adds_axes(eqn) if inputs else False
+            return values
         if not kinds & {Kind.PARAM, Kind.PENDING}:
             return _bind(eqn, inputs, Kind.DATA)
 
@@ -183,11 +204,15 @@ class _Interpreter:
             )
         if Kind.PENDING in kinds and _extends(eqn, inputs, alone):
             gain = any(v.gain for v in inputs)
-            return _bind(eqn, inputs, Kind.PENDING, gain=gain)
+            (value,) = _bind(eqn, inputs, Kind.PENDING, gain=gain)
+            value.dense = _with_bias(eqn, inputs)
+            return [value]
 
         inputs = [self.settled(v) for v in inputs]
         if any(v.kind is Kind.PARAM for v in inputs):
-            return _bind(eqn, inputs, Kind.PENDING, gain=name in {"mul", "div"})
+            values = _bind(eqn, inputs, Kind.PENDING, gain=name in {"mul", "div"})
+            values[0].dense = _dense(eqn, inputs)
+            return values
         return _bind(eqn, inputs, Kind.DATA)
 
     def settled(self, value: _Value) -> _Value:
@@ -207,10 +232,10 @@ class _Interpreter:
         return self._settle(inputs[position], fn)
 
     def _settle(self, value: _Value, fn: Callable[[jax.Array], jax.Array]) -> _Value:
-        site = Site(self.count, value.params, value.upstream)
+        site = Site(self.count, value.params, value.upstream, value.dense)
         self.count += 1
         value.value = self.visit(site, value.value, fn)
-        value.kind, value.params = Kind.DATA, frozenset()
+        value.kind, value.params, value.dense = Kind.DATA, frozenset(), None
         value.upstream = value.upstream | {site.index}
         return value
 
@@ -271,6 +296,38 @@ def _extends(eqn: Any, inputs: list[_Value], alone: list[bool]) -> bool:
         and all(v.gain for v, p in zip(inputs, pending, strict=True) if p)
         and all(v.kind is not Kind.PARAM for v in inputs)
     )
+
+
+def _adds_axes(eqn: Any) -> bool:
+    """Whether the equation only puts axes of size one before the others, as for a bias."""
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    leading = (1,) * (len(after) - len(before))
+    if eqn.primitive.name == "broadcast_in_dim":
+        last = tuple(range(len(leading), len(after)))
+        return after == leading + before and eqn.params["broadcast_dimensions"] == last
+    return eqn.primitive.name == "reshape" and after == leading + before
+
+
+def _dense(eqn: Any, inputs: list[_Value]) -> Dense | None:
+    if eqn.primitive.name != "dot_general" or inputs[0].kind is not Kind.DATA:
+        return None
+    x, kernel = inputs
+    plain = eqn.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
+    if not (plain and kernel.whole and jnp.ndim(x.value) == jnp.ndim(kernel.value) == 2):
+        return None
+    return Dense(x.value, *kernel.params)
+
+
+def _with_bias(eqn: Any, inputs: list[_Value]) -> Dense | None:
+    """The dense site that an equation extends by its bias; None if it becomes something else."""
+    dense = next((v.dense for v in inputs if v.dense), None)
+    bias = next((v for v in inputs if v.kind is Kind.PARAM), None)
+    if dense is None or dense.bias is not None or eqn.primitive.name != "add" or bias is None:
+        return None
+    units = jnp.shape(eqn.outvars[0].aval)[-1:]
+    if not bias.whole or jnp.shape(bias.value) != (1, *units):
+        return None
+    return dataclasses.replace(dense, bias=next(iter(bias.params)))
 
 
 def _is_activation(eqn: Any, inputs: list[_Value], alone: list[bool]) -> bool:

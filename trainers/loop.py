@@ -33,9 +33,18 @@ class TrainerLike(Protocol):
 
     metrics: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
+    block: int
 
     def init(self, key: jax.Array) -> TrainState: ...
     def step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Values]: ...
+    def steps(
+        self,
+        state: TrainState,
+        batches: Arrays,
+        count: jax.Array,
+        fold: Callable[[Any, jax.Array, Values], Any],
+        start: Any,
+    ) -> tuple[TrainState, Any]: ...
     def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
     def scales(self, step: jax.Array) -> Values: ...
 
@@ -158,7 +167,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                     order_of, order = epoch, experiment.order(epoch)
                 # Chunks end at fixed steps, whether or not the run was interrupted before.
                 rows = order[done : (done // longest + 1) * longest]
-                padded = np.zeros((longest, experiment.batch_size), np.int32)
+                # Whole blocks: the rows beyond the count are never used.
+                size = -(-longest // trainer.block) * trainer.block
+                padded = np.zeros((size, experiment.batch_size), np.int32)
                 padded[: len(rows)] = rows
                 state, averages, broken = train_chunk(state, train, padded, len(rows))
                 step += len(rows)
@@ -208,18 +219,34 @@ def _compile_chunk(trainer: TrainerLike, preprocess: Callable) -> Callable:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
-        def body(i: jax.Array, carry: Any) -> Any:
-            state, collection, broken = carry
-            batch = preprocess(jax.tree.map(lambda a: a[rows[i]], arrays))
-            step = state.step
-            state, values = trainer.step(state, batch)
+        def fold(carry: Any, step: jax.Array, values: Values) -> Any:
+            collection, broken = carry
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values.values()]))
             broken = jnp.where((broken < 0) & ~finite, step, broken)
-            return state, gather(collection, values), broken
+            return gather(collection, values), broken
 
-        start = (state, means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32))
+        def batch_of(rows: jax.Array) -> Arrays:
+            return preprocess(jax.tree.map(lambda a: a[rows], arrays))
+
+        def one(i: jax.Array, carry: Any) -> Any:
+            state, folded = carry
+            step = state.step
+            state, values = trainer.step(state, batch_of(rows[i]))
+            return state, fold(folded, step, values)
+
+        def many(i: jax.Array, carry: Any) -> Any:
+            block = jax.lax.dynamic_slice_in_dim(rows, i * trainer.block, trainer.block)
+            batches = jax.vmap(batch_of)(block)
+            left = jnp.minimum(count - i * trainer.block, trainer.block)
+            return trainer.steps(carry[0], batches, left, fold, carry[1])
+
+        start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32)))
         # A bound that is data: one compilation serves the shorter last chunk, too.
-        state, collection, broken = jax.lax.fori_loop(0, count, body, start)
+        if trainer.block == 1:
+            state, (collection, broken) = jax.lax.fori_loop(0, count, one, start)
+        else:
+            blocks = -(-count // trainer.block)
+            state, (collection, broken) = jax.lax.fori_loop(0, blocks, many, start)
         weights = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.params)]
         broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
         return state, collection.compute(), broken

@@ -1,0 +1,143 @@
+"""Exact chunked online learning: one-by-one updates of first layers at matrix-product speed.
+
+With plain SGD, a first dense layer's pre-activation for example t of a chunk is
+
+    z_t = x_t W + b + sum over s < t of (x_t · x_s + 1) u_s
+
+where u_s is the change that example s makes to the layer's pre-activation per unit of input. So
+the products x W and the Gram matrix are computed for the whole chunk at once, the steps between
+carry only the small u, and W is written once, at the end. The arithmetic is that of updating after
+every example; only its order differs.
+
+It holds for every rule whose update of a dense layer is its input times a credit of its output
+(`Rule.local`): the layer is replaced by a shift of its pre-activation, v, whose gradient is that
+credit, and the rule is none the wiser.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grlu.network import Network, Objective, trace
+from grlu.sites import Dense, Site
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstLayer:
+    """A dense layer that sees only the data: indices of its site and of its parameter leaves."""
+
+    site: int
+    kernel: int
+    bias: int | None
+
+    @property
+    def leaves(self) -> list[int]:
+        return [self.kernel, *([] if self.bias is None else [self.bias])]
+
+
+def first_layers(network: Network) -> list[FirstLayer]:
+    """The dense layers without a site upstream, whose parameters are used nowhere else."""
+    uses = [i for info in network.sites for i in info.site.params]
+    found = []
+    for info in network.sites:
+        dense = info.site.dense
+        if dense is None or info.site.upstream or any(uses.count(i) > 1 for i in info.site.params):
+            continue
+        layer = FirstLayer(info.site.index, dense.kernel, dense.bias)
+        if set(layer.leaves) == info.site.params:
+            found.append(layer)
+    return found
+
+
+class Chunk:
+    """A chunk of T batches of B examples, with the first layers' products computed.
+
+    Args:
+        objective: `(params, rest, batch) -> (rewards, aux)`.
+        params: trainable state.
+        rest: the model's other state, as it is at the beginning of the chunk.
+        batches: the chunk's batches, stacked: leaves (T, B, ...).
+
+    Attributes:
+        layers: the first layers; with none, there is nothing to gain.
+        kept: the leaves of `params` that are not theirs.
+        zs: their pre-activations, each (T, B, units), at the parameters of the chunk's beginning.
+    """
+
+    def __init__(self, objective: Objective, params: Any, rest: Any, batches: Any):
+        network = trace(objective, params, rest, jax.tree.map(lambda b: b[0], batches))
+        self._network, self.layers = network, first_layers(network)
+        layers = self.layers
+        self.leaves, self._tree = jax.tree.flatten(params)
+        moved = {i for layer in layers for i in layer.leaves}
+        self._kept = [i for i in range(len(self.leaves)) if i not in moved]
+        self.kept = self.split(params)
+
+        def inputs(batch: Any) -> list[jax.Array]:
+            dense: dict[int, Dense] = {}
+
+            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+                if site.dense is not None:
+                    dense[site.index] = site.dense
+                return fn(z)
+
+            network.run(params, rest, batch, visit)
+            return [dense[layer.site].x for layer in layers]
+
+        self.xs = jax.vmap(inputs)(batches)
+        self.zs = []
+        for layer, x in zip(layers, self.xs, strict=True):
+            z = x @ self.leaves[layer.kernel]
+            self.zs.append(z if layer.bias is None else z + self.leaves[layer.bias][None, None])
+
+    def gram(self) -> list[jax.Array]:
+        """For each layer (T, B, T, B): how much an update by one example moves another's z."""
+        return [
+            jnp.einsum("tbi,sci->tbsc", x, x) + (0.0 if layer.bias is None else 1.0)
+            for layer, x in zip(self.layers, self.xs, strict=True)
+        ]
+
+    def shifted(self) -> Objective:
+        """The objective of `({"kept": leaves, "shift": [v]}, rest, (batch, [z]))`."""
+
+        def objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
+            batch, zs = batch
+            leaves = list(self.leaves)
+            for i, leaf in zip(self._kept, params["kept"], strict=True):
+                leaves[i] = leaf
+            given = {
+                layer.site: z + v
+                for layer, z, v in zip(self.layers, zs, params["shift"], strict=True)
+            }
+
+            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+                return fn(given.get(site.index, z))
+
+            return self._network.run(jax.tree.unflatten(self._tree, leaves), rest, batch, visit)
+
+        return objective
+
+    def split(self, params: Any) -> list[jax.Array]:
+        """The leaves of a tree like `params` that are not a first layer's."""
+        leaves = jax.tree.leaves(params)
+        return [leaves[i] for i in self._kept]
+
+    def absorbed(self, params: Any, kept: Sequence[jax.Array], updates: Sequence[jax.Array]) -> Any:
+        """A tree like `params` after the chunk.
+
+        Args:
+            params: before it.
+            kept: the other leaves, as the steps left them.
+            updates: for each first layer the changes u, shape (T, B, units).
+        """
+        leaves = jax.tree.leaves(params)
+        for i, leaf in zip(self._kept, kept, strict=True):
+            leaves[i] = leaf
+        for layer, x, u in zip(self.layers, self.xs, updates, strict=True):
+            leaves[layer.kernel] = leaves[layer.kernel] + jnp.einsum("tbi,tbo->io", x, u)
+            if layer.bias is not None:
+                leaves[layer.bias] = leaves[layer.bias] + jnp.sum(u, (0, 1))
+        return jax.tree.unflatten(self._tree, leaves)
