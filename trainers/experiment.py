@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -123,21 +122,21 @@ def evaluate(run_dir: str | pathlib.Path, *, best: bool = False) -> dict[str, An
     """Metrics of a run's newest (or best) checkpoint on the test split.
 
     Returns:
-        `{"run", "step", "test_accuracy", ...}`, every metric of the trainer with `test_` before.
+        `{"run", "step", "test_accuracy", ...}`, every metric of the trainer with `test_` before;
+        with several seeds their means, and with `_sd` after their standard deviations.
 
     Raises:
         UserError: if there is no run or no checkpoint.
     """
     run = RunDirectory.open(pathlib.Path(run_dir))
     experiment = make_experiment(resolve(run.config))
-    like = experiment.trainer.init(jax.random.key(experiment.seed))
     with open_checkpoints(experiment, run) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(f"{run.path} has no checkpoint yet; 'grlu resume {run.path}' trains it")
-        restored = checkpoints.restore(like, best=best)
+        restored = checkpoints.restore(experiment.init(), best=best)
     metrics = evaluate_state(experiment, restored.state, experiment.test)
     return {
         "run": str(run.path),
         "step": restored.step,
-        **{f"test_{name}": value for name, value in metrics.items()},
+        **metrics,
     }

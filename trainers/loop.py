@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import pathlib
 import signal
@@ -55,11 +54,14 @@ class RunSettings:
 
     Attributes:
         rows_per_epoch: rows of metrics an epoch; also how often a run can be stopped.
+        seeds: runs trained at once, with the seeds seed, seed + 1, ...; metrics are then means and,
+            with `_sd` after their names, standard deviations over the seeds.
         keep_last: newest checkpoints to keep.
         keep_best: checkpoints to keep by the best validation metric.
     """
 
     rows_per_epoch: int = 10
+    seeds: int = 1
     keep_last: int = 2
     keep_best: int = 1
 
@@ -67,6 +69,7 @@ class RunSettings:
         from trainers.schedules import require
 
         require("run.rows_per_epoch", self.rows_per_epoch, 1)
+        require("run.seeds", self.seeds, 1)
         require("run.keep_last", self.keep_last, 1)
         require("run.keep_best", self.keep_best, 0)
 
@@ -102,10 +105,25 @@ class Experiment:
         return _length(self.train) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices of the training examples, shape (steps, batch), by seed and epoch alone."""
-        generator = np.random.default_rng((self.seed, epoch))
-        chosen = generator.permutation(_length(self.train)).astype(np.int32)
-        return chosen[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
+        """Indices of the training examples, by seed and epoch alone.
+
+        Of shape (steps, batch), or (seeds, steps, batch) with several seeds.
+        """
+
+        def of(seed: int) -> np.ndarray:
+            generator = np.random.default_rng((seed, epoch))
+            chosen = generator.permutation(_length(self.train)).astype(np.int32)
+            return chosen[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
+
+        orders = [of(self.seed + i) for i in range(self.run.seeds)]
+        return orders[0] if self.run.seeds == 1 else np.stack(orders)
+
+    def init(self) -> TrainState:
+        """The state before the first step, with a leading axis of seeds if there are several."""
+        if self.run.seeds == 1:
+            return self.trainer.init(jax.random.key(self.seed))
+        keys = jnp.stack([jax.random.key(self.seed + i) for i in range(self.run.seeds)])
+        return jax.vmap(self.trainer.init)(keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +151,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     trainer, settings = experiment.trainer, experiment.run
     per_epoch, steps = experiment.steps_per_epoch, experiment.epochs * experiment.steps_per_epoch
     longest = -(-per_epoch // settings.rows_per_epoch)
-    state = trainer.init(jax.random.key(experiment.seed))
+    state = experiment.init()
     with (
         open_checkpoints(experiment, run) as checkpoints,
         _stopping() as stop,
@@ -142,11 +160,14 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state).state
         else:
-            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(state.params)))
-        step = first = int(state.step)
+            params = (
+                jax.tree.map(lambda p: p[0], state.params) if settings.seeds > 1 else state.params
+            )
+            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(params)))
+        step = first = int(jnp.max(state.step))
         saved = first or None
-        train_chunk = _compile_chunk(trainer, experiment.preprocess)
-        evaluate = _compile_evaluation(trainer, experiment.preprocess)
+        train_chunk = compile_chunk(experiment)
+        evaluate = _compile_evaluation(experiment)
         train = jax.device_put(dict(experiment.train))
         table = MetricsTable(run.metrics, _columns(experiment), step)
 
@@ -160,23 +181,26 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 show=progress,
             ) as report,
         ):
-            order_of, order = -1, np.zeros((0, 0), np.int32)
+            order_of, order = -1, np.zeros(0, np.int32)
             while step < steps:
                 epoch, done = divmod(step, per_epoch)
                 if epoch != order_of:
                     order_of, order = epoch, experiment.order(epoch)
                 # Chunks end at fixed steps, whether or not the run was interrupted before.
-                rows = order[done : (done // longest + 1) * longest]
+                count = min(per_epoch, (done // longest + 1) * longest) - done
+                rows = np.take(order, range(done, done + count), axis=-2)
                 # Whole blocks: the rows beyond the count are never used.
                 size = -(-longest // trainer.block) * trainer.block
-                padded = np.zeros((size, experiment.batch_size), np.int32)
-                padded[: len(rows)] = rows
-                state, averages, broken = train_chunk(state, train, padded, len(rows))
-                step += len(rows)
-                if broken >= 0:
-                    raise RunError(_not_finite(int(broken), saved, run.path))
+                padding = [
+                    (0, size - count if axis == rows.ndim - 2 else 0) for axis in range(rows.ndim)
+                ]
+                state, averages, broken = train_chunk(state, train, np.pad(rows, padding), count)
+                step += count
+                if jnp.any(broken >= 0):
+                    first_broken = jnp.min(broken, where=broken >= 0, initial=step)
+                    raise RunError(_not_finite(int(first_broken), saved, run.path))
 
-                row = {f"train_{k}": float(v) for k, v in averages.items()}
+                row = _prefixed("train", averages)
                 row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
                 if step % per_epoch == 0 and experiment.validation is not None:
                     row |= _prefixed("validation", evaluate(state, experiment.validation))
@@ -210,14 +234,21 @@ def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
 
 
 def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:
-    """The trainer's metrics on a split, each the mean over its examples."""
-    return _compile_evaluation(experiment.trainer, experiment.preprocess)(state, arrays)
+    """The trainer's metrics on a split, each the mean over its examples, `_sd` over seeds."""
+    return _prefixed("test", _compile_evaluation(experiment)(state, arrays))
 
 
-def _compile_chunk(trainer: TrainerLike, preprocess: Callable) -> Callable:
-    """Many steps in one dispatch; also the first step with a value that is not finite, or -1."""
+def compile_chunk(experiment: Experiment) -> Callable:
+    """Compiles many steps into one dispatch.
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    Returns:
+        `chunk(state, arrays, rows, count) -> (state, metrics, broken)`: trains on the first `count`
+        of the batches whose examples `rows`, shape (steps, batch), name; `broken` is the first step
+        with a value that is not finite, or -1. With several seeds, `state`, `rows` and what comes
+        back have a leading axis of seeds. `state` is donated.
+    """
+    trainer, preprocess = experiment.trainer, experiment.preprocess
+
     def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
         def fold(carry: Any, step: jax.Array, values: Values) -> Any:
             collection, broken = carry
@@ -251,13 +282,16 @@ def _compile_chunk(trainer: TrainerLike, preprocess: Callable) -> Callable:
         broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
         return state, collection.compute(), broken
 
-    return chunk
+    if experiment.run.seeds > 1:
+        chunk = jax.vmap(chunk, in_axes=(0, None, 0, None))
+    return jax.jit(chunk, donate_argnums=0)
 
 
 def _compile_evaluation(
-    trainer: TrainerLike, preprocess: Callable, batch_size: int = 1000
-) -> Callable[[TrainState, Arrays], dict[str, float]]:
-    @jax.jit
+    experiment: Experiment, batch_size: int = 1000
+) -> Callable[[TrainState, Arrays], Values]:
+    trainer, preprocess = experiment.trainer, experiment.preprocess
+
     def over(state: TrainState, arrays: Arrays, rows: jax.Array, mask: jax.Array) -> Any:
         def body(collection: Any, batch: Any) -> Any:
             chosen, mask = batch
@@ -267,13 +301,17 @@ def _compile_evaluation(
         empty = means(trainer.metrics).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
-    def evaluate(state: TrainState, arrays: Arrays) -> dict[str, float]:
+    if experiment.run.seeds > 1:
+        over = jax.vmap(over, in_axes=(0, None, None, None))
+    over = jax.jit(over)
+
+    def evaluate(state: TrainState, arrays: Arrays) -> Values:
         size = min(batch_size, _length(arrays))
         batches = -(-_length(arrays) // size)
         rows = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
         mask = rows < _length(arrays)
         rows = rows % _length(arrays)
-        return {k: float(v) for k, v in over(state, dict(arrays), rows, mask).items()}
+        return over(state, dict(arrays), jnp.asarray(rows), jnp.asarray(mask))
 
     return evaluate
 
@@ -281,12 +319,25 @@ def _compile_evaluation(
 def _columns(experiment: Experiment) -> list[str]:
     scales = experiment.trainer.scales(jnp.zeros((), jnp.int32))
     splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
-    names = [f"{split}_{name}" for split in splits for name in experiment.trainer.metrics]
+    ends = ["", "_sd"] if experiment.run.seeds > 1 else [""]
+    names = [
+        f"{split}_{name}{end}"
+        for split in splits
+        for name in experiment.trainer.metrics
+        for end in ends
+    ]
     return ["step", "epoch", *scales, *names]
 
 
-def _prefixed(split: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{split}_{name}": value for name, value in values.items()}
+def _prefixed(split: str, values: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Metrics as numbers: over seeds, the mean and the sample's standard deviation."""
+    row = {}
+    for name, value in values.items():
+        by_seed = np.atleast_1d(np.asarray(value, np.float64))
+        row[f"{split}_{name}"] = float(by_seed.mean())
+        if len(by_seed) > 1:
+            row[f"{split}_{name}_sd"] = float(by_seed.std(ddof=1))
+    return row
 
 
 def _length(arrays: Arrays) -> int:

@@ -53,7 +53,7 @@ class Reporter:
         """`reward -0.31 accuracy 0.91 (validation 0.93)`, from the newest values."""
         parts = []
         for key, value in self._latest.items():
-            if key.startswith("train_"):
+            if key.startswith("train_") and not key.endswith("_sd"):
                 name = key.removeprefix("train_")
                 held_out = self._latest.get(f"validation_{name}")
                 parts.append(f"{name} {value:.3f}" + (f" ({held_out:.3f})" if held_out else ""))
@@ -77,16 +77,26 @@ def reporting(*args: Any, **kwargs: Any) -> Iterator[Reporter]:
 def results_table(title: str, metrics: Mapping[str, float]) -> Table:
     """Metrics as a table: one row a split, one column a metric."""
     splits = {"train": "train", "validation": "validation", "test": "test"}
-    names = dict.fromkeys(k.split("_", 1)[1] for k in metrics if k.split("_", 1)[0] in splits)
+    names = dict.fromkeys(
+        k.split("_", 1)[1]
+        for k in metrics
+        if k.split("_", 1)[0] in splits and not k.endswith("_sd")
+    )
     table = Table(title=title)
     table.add_column("split")
     for name in names:
         table.add_column(name, justify="right")
     for split in splits:
-        cells = [metrics.get(f"{split}_{name}") for name in names]
-        if any(c is not None for c in cells):
-            table.add_row(split, *("" if c is None else f"{c:.4f}" for c in cells))
+        keys = [f"{split}_{name}" for name in names]
+        if any(key in metrics for key in keys):
+            table.add_row(split, *(_cell(metrics.get(k), metrics.get(f"{k}_sd")) for k in keys))
     return table
+
+
+def _cell(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
 
 
 def parameter_overview(params: Mapping[str, Any]) -> str:

@@ -7,12 +7,12 @@ import pytest
 import trainers
 from grlu.network import trace
 from grlu.online import first_layers
-from trainers.loop import _compile_chunk
+from trainers.loop import compile_chunk
 
 
 def trained(overrides, examples=1000):
     experiment = trainers.make_experiment(trainers.resolve("digits_grlu", overrides))
-    chunk = _compile_chunk(experiment.trainer, experiment.preprocess)
+    chunk = compile_chunk(experiment)
     rows = experiment.order(0)
     count = min(examples, len(rows))
     rows = np.resize(rows, (-(-count // 32) * 32, rows.shape[1]))

@@ -20,9 +20,8 @@ from trainers.config import config_names, to_json
 def final_state(run_dir):
     """Every array of the newest checkpoint, keys included, as numpy arrays by path."""
     experiment = trainers.make_experiment(trainers.resolve(run_dir / "config.json"))
-    like = experiment.trainer.init(jax.random.key(0))
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(like).state
+        state = checkpoints.restore(experiment.init()).state
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {
         jax.tree_util.keystr(path): np.asarray(
@@ -90,6 +89,24 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_pa
     assert_same_run(tmp_path / "a", tmp_path / "b")
     a, c = final_state(tmp_path / "a"), final_state(tmp_path / "c")
     assert any((a[k] != c[k]).any() for k in a)
+
+
+def test_several_seeds_at_once_equal_runs_of_their_own(small, tmp_path):
+    small["trainer"]["epochs"] = 2
+    small["trainer"]["optimizer"] = "sgd"
+    small["model"]["activation"] = "tanh"  # Rounding could choose another winner of a top-k.
+    small["run"]["seeds"] = 3
+    whole = trainers.train(small, tmp_path / "all", progress=False)
+    alone = [
+        trainers.train(
+            small | {"seed": 3 + i, "run": {"rows_per_epoch": 4}}, tmp_path / str(i), progress=False
+        ).metrics
+        for i in range(3)
+    ]
+    rewards = [m["test_reward"] for m in alone]
+    np.testing.assert_allclose(whole.metrics["test_reward"], np.mean(rewards), atol=1e-3)
+    np.testing.assert_allclose(whole.metrics["test_reward_sd"], np.std(rewards, ddof=1), atol=1e-3)
+    assert trainers.evaluate(tmp_path / "all")["test_accuracy"] == whole.metrics["test_accuracy"]
 
 
 def test_a_finished_run_resumed_is_only_read(small, tmp_path):
