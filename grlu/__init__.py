@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from grlu.activations import TopK, activation
     from grlu.backprop import Backprop
     from grlu.errors import UserError
+    from grlu.exact_credit import ExactCredit
     from grlu.gradient_alignment import Alignment, alignment
-    from grlu.node_perturbation import ExactCredit, NodePerturbation
+    from grlu.node_perturbation import NodePerturbation
     from grlu.rule import Rule
     from grlu.sites import Site
 
@@ -26,7 +27,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Alignment": "gradient_alignment",
     "Backprop": "backprop",
-    "ExactCredit": "node_perturbation",
+    "ExactCredit": "exact_credit",
     "NodePerturbation": "node_perturbation",
     "Rule": "rule",
     "Site": "sites",

@@ -68,8 +68,8 @@ class TopK(nnx.Module):
         rngs: source of the Gumbel noise.
 
     >>> import grlu, jax.numpy as jnp
-    >>> print(grlu.TopK(0.5, mode="hard")(jnp.array([[3.0, -1.0, 2.0, 0.0]])))
-    [[ 3. -0.  2.  0.]]
+    >>> print(grlu.TopK(0.5, mode="hard")(jnp.array([[3.0, 1.0, 2.0, 0.0]])))
+    [[3. 0. 2. 0.]]
     """
 
     def __init__(

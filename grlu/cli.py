@@ -159,7 +159,8 @@ def prepare(
     """Download a data set by TFDS, or build it from local files."""
     import input_pipeline
 
-    print(input_pipeline.prepare(name, source=source, data_dir=data_dir))
+    folder, written = input_pipeline.prepare(name, source=source, data_dir=data_dir)
+    print(f"{'prepared' if written else 'already there'}: {folder}")
 
 
 def _show(result: Any, quiet: bool) -> None:

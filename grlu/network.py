@@ -26,6 +26,7 @@ class SiteInfo:
         dtype: dtype of the pre-activation.
         axis: the axis that runs over examples; None if all of it belongs to every example.
         live: whether the reward depends on it.
+        output: whether the reward depends on it without another site between.
     """
 
     site: Site
@@ -34,6 +35,7 @@ class SiteInfo:
     dtype: Any
     axis: int | None
     live: bool
+    output: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,23 @@ class Network:
         return zs, lambda credits: vjp(credits)[0], out
 
 
+def exact_credits(
+    network: Network, params: Any, consts: Any, batch: Any, which: Sequence[int]
+) -> list[jax.Array]:
+    """The exact gradient of the mean reward at some sites, by index, at the clean pass."""
+
+    def mean_reward(shifts: list[jax.Array]) -> jax.Array:
+        given = dict(zip(which, shifts, strict=True))
+
+        def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+            return fn(z + given[site.index]) if site.index in given else fn(z)
+
+        return jnp.mean(network.run(params, consts, batch, visit)[0])
+
+    infos = [network.sites[i] for i in which]
+    return jax.grad(mean_reward)([jnp.zeros(info.shape, info.dtype) for info in infos])
+
+
 def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network:
     """Traces an objective and finds its sites.
 
@@ -106,12 +125,15 @@ def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network
             "compute it from the `model` and `batch` that the reward function receives"
         )
     axes = _batch_axes(objective, network, found, params, consts, batch)
+    inner = frozenset().union(*(site.upstream for site, _ in found if site.index in live))
     sites, seen = [], dict[str, int]()
     for (site, shape), axis in zip(found, axes, strict=True):
         name = _common_path([names[i] for i in sorted(site.params)])
         seen[name] = seen.get(name, -1) + 1
         name = f"{name}#{seen[name]}" if seen[name] else name
-        sites.append(SiteInfo(site, name, shape.shape, shape.dtype, axis, site.index in live))
+        alive = site.index in live
+        output = alive and site.index not in inner
+        sites.append(SiteInfo(site, name, shape.shape, shape.dtype, axis, alive, output))
     return dataclasses.replace(network, sites=tuple(sites))
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from grlu.network import Network, Objective, trace
+from grlu.network import Network, Objective, exact_credits, trace
 from grlu.noise import NOISES, directions, hadamard
 from grlu.rule import Rule, reseed
 from grlu.sites import Site
@@ -46,6 +46,13 @@ class NodePerturbation(Rule):
         inputs: what a layer's credit is multiplied with. "clean": its input in the unperturbed
             pass; the model's own randomness (dropout, top-k) is then one draw per example.
             "noisy": the mean of the pair's two inputs, as published; one draw per pair.
+        antithetic: whether a pair is +ξ and -ξ; else it is +ξ and the clean pass, its baseline,
+            which halves the passes and keeps the reward's curvature as noise.
+        output: "perturb" the output layer like the others (reward-only learning), or leave it
+            unperturbed and give it the exact local "delta" of the reward: log softmax's is
+            onehot - softmax. The output layer is the one with no site between it and the reward.
+        output_rate: factor on the output layer's update, whose credit is larger and less noisy
+            than the hidden layers'.
         scaled: whether the estimate is divided by σ², as a gradient is. Without, as published, it
             is σ² times the gradient.
         reduction: "mean" over the batch, or "sum" as published.
@@ -70,6 +77,9 @@ class NodePerturbation(Rule):
     noise: Literal["rademacher", "gaussian", "orthogonal"] = "rademacher"
     site: Literal["pre", "post", "active"] = "pre"
     inputs: Literal["clean", "noisy"] = "clean"
+    antithetic: bool = True
+    output: Literal["perturb", "delta"] = "perturb"
+    output_rate: float = 1.0
     scaled: bool = True
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -82,6 +92,7 @@ class NodePerturbation(Rule):
             "noise": NOISES,
             "site": _PLACES,
             "inputs": ("clean", "noisy"),
+            "output": ("perturb", "delta"),
             "reduction": ("mean", "sum"),
         }.items():
             if getattr(self, name) not in known:
@@ -92,6 +103,10 @@ class NodePerturbation(Rule):
             hadamard(self.samples)
         if self.site == "active" and self.inputs == "noisy":
             raise UserError("site='active' fixes the units by the clean pass: use inputs='clean'")
+        if self.inputs == "noisy" and (self.output == "delta" or not self.antithetic):
+            raise UserError("inputs='noisy' is the published pair: antithetic, output='perturb'")
+        if not self.output_rate > 0:
+            raise UserError(f"output_rate must be positive, got {self.output_rate!r}")
 
     @classmethod
     def published(cls, samples: int, sigma: Any, **options: Any) -> "NodePerturbation":
@@ -135,11 +150,19 @@ class NodePerturbation(Rule):
             return network.run(params, rest, batch, visit)[0]
 
         def pair(xi: list[jax.Array]) -> jax.Array:
-            plus, minus = (reward([sign * self.sigma * x for x in xi]) for sign in (1, -1))
-            return plus - minus
+            step = [self.sigma * x for x in xi]
+            if not self.antithetic:
+                return 2 * (reward(step) - rewards)
+            return reward(step) - reward([-x for x in step])
 
-        differences = jax.vmap(pair)(xi)
-        return rewards, aux, local_update(self._credits(network, xi, differences))
+        credits = [jnp.mean(c, 0) for c in self._credits(network, xi, jax.vmap(pair)(xi))]
+        if self.output == "delta":
+            outputs = [info.site.index for info in network.sites if info.output]
+            deltas = exact_credits(network, params, rest, batch, outputs)
+            factor = network.batch_size if self.reduction == "sum" else 1
+            for i, delta in zip(outputs, deltas, strict=True):
+                credits[i] = delta * (factor * self.output_rate)
+        return rewards, aux, local_update(credits)
 
     def _from_noisy_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
@@ -166,7 +189,7 @@ class NodePerturbation(Rule):
 
         _, vjp, rewards = jax.vjp(pairs, params, has_aux=True)
         differences = rewards[:, 0] - rewards[:, 1]
-        credits = self._credits_by_pair(network, xi, differences)
+        credits = self._credits(network, xi, differences)
         # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
         halves = [jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits]
         (ascent,) = vjp(halves)
@@ -176,13 +199,21 @@ class NodePerturbation(Rule):
     def _directions(
         self, network: Network, key: jax.Array, active: list[jax.Array] | None
     ) -> list[jax.Array]:
-        shapes = [s.shape for s in network.sites]
-        axes = [s.axis for s in network.sites]
-        xi = directions(key, self.noise, self.samples, shapes, axes, active)
         # Noise on what the reward does not depend on would only move weights at random.
-        return [x if s.live else jnp.zeros_like(x) for x, s in zip(xi, network.sites, strict=True)]
+        moved = [i for i in network.sites if i.live and not (i.output and self.output == "delta")]
+        drawn = directions(
+            key,
+            self.noise,
+            self.samples,
+            [info.shape for info in moved],
+            [info.axis for info in moved],
+            None if active is None else [active[info.site.index] for info in moved],
+        )
+        xi = {info.site.index: x for info, x in zip(moved, drawn, strict=True)}
+        still = [jnp.zeros((self.samples, *info.shape)) for info in network.sites]
+        return [xi.get(i, zeros) for i, zeros in enumerate(still)]
 
-    def _credits_by_pair(
+    def _credits(
         self, network: Network, xi: list[jax.Array], differences: jax.Array
     ) -> list[jax.Array]:
         """ξ (r₊ - r₋) / 2σ for each site: arrays (N, *shape), for differences (N, B)."""
@@ -198,41 +229,9 @@ class NodePerturbation(Rule):
                 shape = [1] * len(info.shape)
                 shape[info.axis] = network.batch_size
                 weight = differences.reshape(-1, *shape)
-            credits.append((x * weight * scale).astype(info.dtype))
+            rate = scale * self.output_rate if info.output else scale
+            credits.append((x * weight * rate).astype(info.dtype))
         return credits
-
-    def _credits(
-        self, network: Network, xi: list[jax.Array], differences: jax.Array
-    ) -> list[jax.Array]:
-        by_pair = self._credits_by_pair(network, xi, differences)
-        return [jnp.mean(c, axis=0) for c in by_pair]
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactCredit(Rule):
-    """The oracle: the exact gradient at every site, and the same local update.
-
-    Its result is the gradient that backprop finds, which tests the local update; the sites'
-    gradients do flow through the network.
-    """
-
-    local: ClassVar[bool] = True
-
-    def gradient(
-        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, Any, Any]:
-        del key
-        network = trace(objective, params, rest, batch)
-        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
-
-        def mean_reward(shifts: list[jax.Array]) -> jax.Array:
-            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                return fn(z + shifts[site.index])
-
-            return jnp.mean(network.run(params, rest, batch, visit)[0])
-
-        credits = jax.grad(mean_reward)([jnp.zeros_like(z) for z in zs])
-        return rewards, aux, local_update(credits)
 
 
 def _responses(

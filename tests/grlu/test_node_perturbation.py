@@ -202,3 +202,33 @@ def test_batch_of_several_examples_is_the_mean_of_each():
 def test_wrong_options_are_refused(options, sentence):
     with pytest.raises(grlu.UserError, match=sentence):
         grlu.NodePerturbation(**options)
+
+
+def classifier(samples, **options):
+    model = models.MLP((12,), 5, hidden=(32,), rngs=nnx.Rngs(0))
+    batch = (jax.random.normal(jax.random.key(1), (6, 12)), jnp.array([0, 1, 2, 3, 4, 0]))
+    rule = grlu.NodePerturbation(samples, 0.02, **options)
+    return grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(2))
+
+
+def test_the_delta_makes_the_output_layer_exact_and_spares_the_hidden_layer_its_noise():
+    found = classifier(32, site="active", noise="orthogonal", output="delta")
+    assert found.parameters["layers.1.kernel"][0] > 1 - 1e-5
+    assert abs(found.parameters["layers.1.kernel"][1] - 1) < 1e-4
+    assert found.parameters["layers.0.kernel"][0] > 0.999
+
+
+def test_one_sided_differences_find_the_same_gradient():
+    assert classifier(4096, antithetic=False).cosine > 0.98
+    assert abs(classifier(4096, antithetic=False).norm_ratio - 1) < 0.05
+
+
+def test_the_output_rate_scales_the_output_layer_alone():
+    one, five = (
+        classifier(64, noise="orthogonal"),
+        classifier(64, noise="orthogonal", output_rate=5.0),
+    )
+    for name in ("layers.0.kernel", "layers.0.bias"):
+        np.testing.assert_allclose(one.parameters[name], five.parameters[name], rtol=1e-5)
+    for name in ("layers.1.kernel", "layers.1.bias"):
+        np.testing.assert_allclose(5 * one.parameters[name][1], five.parameters[name][1], rtol=1e-5)

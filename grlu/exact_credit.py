@@ -1,0 +1,28 @@
+"""The oracle of credit: what every unit would know if gradients did flow."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+
+from grlu.network import Objective, exact_credits, trace
+from grlu.rule import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactCredit(Rule):
+    """The exact gradient at every site, and the local update of each layer.
+
+    Its result is the gradient that backprop finds, which is what tests the local update.
+    """
+
+    local: ClassVar[bool] = True
+
+    def gradient(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any]:
+        del key
+        network = trace(objective, params, rest, batch)
+        _, local_update, (rewards, aux) = network.local(params, rest, batch)
+        credits = exact_credits(network, params, rest, batch, range(len(network.sites)))
+        return rewards, aux, local_update(credits)
