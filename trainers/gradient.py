@@ -168,6 +168,8 @@ class Trainer:
             clip=settings.clip,
         )
         plain = settings.optimizer == "sgd" and settings.clip is None and settings.rule_class.local
+        # A subclass with a step of its own must not be passed over.
+        plain = plain and type(self).step is Trainer.step
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
