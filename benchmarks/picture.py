@@ -56,7 +56,7 @@ def draw(runs: list[pathlib.Path], out: pathlib.Path) -> None:
         axes.annotate(
             f"{run.name}  {mean[-1]:.1f} %",
             (epoch[-1], mean[-1]),
-            xytext=(0, -14),
+            xytext=(0, -26),
             textcoords="offset points",
             ha="right",
             color=colour,

@@ -1,6 +1,8 @@
 """Backprop on scikit-learn's handwritten digits: the yardstick of digits_grlu, same model.
 
-grlu train digits_backprop
+    grlu train digits_backprop
+
+Test accuracy 98.33 ± 0.48 % (seeds 0-2, `run.seeds=3`); 8 seconds on 2 cores for one seed.
 """
 
 from ml_collections import ConfigDict

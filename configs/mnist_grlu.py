@@ -1,4 +1,10 @@
-"""GRLU on MNIST."""
+"""GRLU on MNIST: 784-256-10, batch 1, 16 antithetic pairs on the pre-activations.
+
+    grlu train mnist_grlu
+
+Test accuracy 95.87 ± 0.14 % after 10 epochs on 55,000 images (seeds 0-2, `run.seeds=3`, 78 s on 2
+cores for the three); the other 5,000 of the training split are for validation.
+"""
 
 from ml_collections import ConfigDict
 
