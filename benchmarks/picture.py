@@ -8,6 +8,7 @@ several seeds; the images are input weights of hidden units of the first run's f
 
 import argparse
 import pathlib
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -47,7 +48,8 @@ def draw(runs: list[pathlib.Path], out: pathlib.Path) -> None:
     """Draws the picture to a PNG."""
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure = plt.figure(figsize=(10, 4.2), facecolor="white", layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = panels
     axes = left.subplots()
     for run, colour in zip(runs, COLOURS, strict=False):
         epoch, mean, deviation = curve(run)

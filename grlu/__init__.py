@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from grlu.backprop import Backprop
     from grlu.errors import UserError
     from grlu.exact_credit import ExactCredit
+    from grlu.feedback_alignment import FeedbackAlignment
+    from grlu.forward_gradient import ForwardGradient
     from grlu.gradient_alignment import Alignment, alignment
     from grlu.node_perturbation import NodePerturbation
     from grlu.rule import Rule
     from grlu.sites import Site
+    from grlu.weight_perturbation import WeightPerturbation
 
 __version__ = "0.1.0"
 
@@ -28,11 +31,14 @@ _HOME = {
     "Alignment": "gradient_alignment",
     "Backprop": "backprop",
     "ExactCredit": "exact_credit",
+    "FeedbackAlignment": "feedback_alignment",
+    "ForwardGradient": "forward_gradient",
     "NodePerturbation": "node_perturbation",
     "Rule": "rule",
     "Site": "sites",
     "TopK": "activations",
     "UserError": "errors",
+    "WeightPerturbation": "weight_perturbation",
     "activation": "activations",
     "alignment": "gradient_alignment",
 }
@@ -41,11 +47,14 @@ __all__ = [
     "Alignment",
     "Backprop",
     "ExactCredit",
+    "FeedbackAlignment",
+    "ForwardGradient",
     "NodePerturbation",
     "Rule",
     "Site",
     "TopK",
     "UserError",
+    "WeightPerturbation",
     "activation",
     "alignment",
 ]

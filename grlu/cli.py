@@ -72,7 +72,12 @@ def list_() -> None:
     def summary(thing: Any) -> str:
         return (thing.__doc__ or "").strip().split("\n")[0]
 
-    rules = [grlu.Backprop, grlu.ExactCredit, grlu.NodePerturbation]
+    named = (getattr(grlu, name) for name in grlu.__all__)
+    rules = [
+        thing
+        for thing in named
+        if isinstance(thing, type) and issubclass(thing, grlu.Rule) and thing is not grlu.Rule
+    ]
     sections = {
         "configs": config_names(),
         "models": {name: summary(m) for name, m in models.MODELS.items()},

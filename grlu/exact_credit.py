@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from grlu.network import Objective, exact_credits, trace
+from grlu import credit
+from grlu.network import Objective, trace
 from grlu.rule import Rule
 
 
@@ -24,5 +25,5 @@ class ExactCredit(Rule):
         del key
         network = trace(objective, params, rest, batch)
         _, local_update, (rewards, aux) = network.local(params, rest, batch)
-        credits = exact_credits(network, params, rest, batch, range(len(network.sites)))
+        credits = credit.exact(network, params, rest, batch, range(len(network.sites)))
         return rewards, aux, local_update(credits)

@@ -84,23 +84,6 @@ class Network:
         return zs, lambda credits: vjp(credits)[0], out
 
 
-def exact_credits(
-    network: Network, params: Any, consts: Any, batch: Any, which: Sequence[int]
-) -> list[jax.Array]:
-    """The exact gradient of the mean reward at some sites, by index, at the clean pass."""
-
-    def mean_reward(shifts: list[jax.Array]) -> jax.Array:
-        given = dict(zip(which, shifts, strict=True))
-
-        def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-            return fn(z + given[site.index]) if site.index in given else fn(z)
-
-        return jnp.mean(network.run(params, consts, batch, visit)[0])
-
-    infos = [network.sites[i] for i in which]
-    return jax.grad(mean_reward)([jnp.zeros(info.shape, info.dtype) for info in infos])
-
-
 def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network:
     """Traces an objective and finds its sites.
 

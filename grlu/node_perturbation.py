@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from grlu import credit
 from grlu.errors import UserError
-from grlu.network import Network, Objective, exact_credits, trace
+from grlu.network import Network, Objective, trace
 from grlu.noise import NOISES, directions, hadamard
 from grlu.rule import Rule, reseed
 from grlu.sites import Site
@@ -134,7 +135,7 @@ class NodePerturbation(Rule):
     ) -> tuple[jax.Array, Any, Any]:
         zs, local_update, (rewards, aux) = network.local(params, rest, batch)
         active = self.site == "active"
-        clean = _responses(network, params, rest, batch) if active else []
+        clean = credit.responses(network, params, rest, batch) if active else []
         xi = self._directions(network, key, [slope != 0 for _, slope in clean] or None)
 
         def reward(shift: list[jax.Array]) -> jax.Array:
@@ -158,7 +159,7 @@ class NodePerturbation(Rule):
         credits = [jnp.mean(c, 0) for c in self._credits(network, xi, jax.vmap(pair)(xi))]
         if self.output == "delta":
             outputs = [info.site.index for info in network.sites if info.output]
-            deltas = exact_credits(network, params, rest, batch, outputs)
+            deltas = credit.exact(network, params, rest, batch, outputs)
             factor = network.batch_size if self.reduction == "sum" else 1
             for i, delta in zip(outputs, deltas, strict=True):
                 credits[i] = delta * (factor * self.output_rate)
@@ -220,29 +221,8 @@ class NodePerturbation(Rule):
         scale = 1 / (2 * self.sigma) if self.scaled else self.sigma / 2
         if self.reduction == "mean":
             scale = scale / network.batch_size
-        credits = []
-        for x, info in zip(xi, network.sites, strict=True):
-            if info.axis is None:
-                # Every example's reward speaks for the whole site.
-                weight = jnp.sum(differences, axis=1).reshape(-1, *[1] * len(info.shape))
-            else:
-                shape = [1] * len(info.shape)
-                shape[info.axis] = network.batch_size
-                weight = differences.reshape(-1, *shape)
-            rate = scale * self.output_rate if info.output else scale
-            credits.append((x * weight * rate).astype(info.dtype))
-        return credits
-
-
-def _responses(
-    network: Network, params: Any, rest: Any, batch: Any
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Each site's activation f(z) and slope f'(z) in the clean pass."""
-    found = []
-
-    def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-        found.append(jax.jvp(fn, (z,), (jnp.ones_like(z),)))
-        return found[-1][0]
-
-    network.run(params, rest, batch, visit)
-    return found
+        credits = credit.from_slopes(network, xi, differences * scale)
+        return [
+            c * self.output_rate if info.output else c
+            for c, info in zip(credits, network.sites, strict=True)
+        ]

@@ -7,13 +7,12 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
+import grlu
 import input_pipeline
 from grlu.errors import UserError
 from models import MODELS
-from trainers.backprop import Backprop
 from trainers.config import build, load_config, source_name, to_json, validate
-from trainers.gradient import GradientSettings
-from trainers.grlu import GRLU
+from trainers.gradient import GradientSettings, gradient_settings
 from trainers.loop import (
     Experiment,
     Result,
@@ -24,8 +23,26 @@ from trainers.loop import (
 )
 from trainers.run_directory import RunDirectory, default_path, logged_to
 
-# A new rule is one line here: gradient_settings(name, rule, summary).
-TRAINERS: dict[str, type[GradientSettings]] = {"backprop": Backprop, "grlu": GRLU}
+# One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
+TRAINERS: dict[str, type[GradientSettings]] = {
+    "backprop": gradient_settings("Backprop", grlu.Backprop, "The exact gradient, the yardstick."),
+    "feedback_alignment": gradient_settings(
+        "FeedbackAlignment",
+        grlu.FeedbackAlignment,
+        "The output's delta, sent back through random weights.",
+    ),
+    "forward_gradient": gradient_settings(
+        "ForwardGradient",
+        grlu.ForwardGradient,
+        "Exact slopes along random directions, by forward-mode AD.",
+    ),
+    "grlu": gradient_settings(
+        "GRLU", grlu.NodePerturbation, "Node perturbation: credit from noise and reward."
+    ),
+    "weight_perturbation": gradient_settings(
+        "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
+    ),
+}
 
 # What each section of a config builds.
 SECTIONS: Any = {

@@ -100,6 +100,7 @@ def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[G
     A rule's `sigma` gets a schedule: `sigma_schedule`, from `sigma` to `sigma_end`.
     """
     hints = typing.get_type_hints(rule_class)
+    defaults = {f.name: f.default for f in dataclasses.fields(rule_class)}
     fields: list[Any] = [
         (f.name, hints[f.name], dataclasses.field(default=f.default, kw_only=True))
         for f in dataclasses.fields(rule_class)
@@ -107,7 +108,7 @@ def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[G
     ]
     if "sigma" in hints:
         fields += [
-            ("sigma", float, dataclasses.field(default=0.1, kw_only=True)),
+            ("sigma", float, dataclasses.field(default=defaults["sigma"], kw_only=True)),
             ("sigma_end", float, dataclasses.field(default=0.0, kw_only=True)),
             ("sigma_schedule", ScheduleName, dataclasses.field(default="constant", kw_only=True)),
         ]

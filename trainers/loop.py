@@ -95,7 +95,7 @@ class Experiment:
     train: Arrays
     validation: Arrays | None
     test: Arrays
-    preprocess: Callable[[Arrays], Arrays]
+    preprocess: Callable[[Any], Any]
     epochs: int
     batch_size: int
     run: RunSettings
@@ -255,6 +255,9 @@ def compile_chunk(experiment: Experiment) -> Callable:
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values.values()]))
             broken = jnp.where((broken < 0) & ~finite, step, broken)
             return gather(collection, values), broken
+
+        # Whole blocks, of which the last is not used to its end.
+        rows = jnp.pad(rows, ((0, -len(rows) % trainer.block), (0, 0)))
 
         def batch_of(rows: jax.Array) -> Arrays:
             return preprocess(jax.tree.map(lambda a: a[rows], arrays))

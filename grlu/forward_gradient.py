@@ -1,0 +1,88 @@
+"""Forward gradients: exact directional derivatives in random directions, by forward-mode AD.
+
+Node and weight perturbation in the limit of no noise, without the curvature's bias; but the network
+must be differentiable and known. Sources: Baydin et al. (2022), arXiv:2202.08587 (weights); Ren et
+al. (2022), arXiv:2210.03310 (activities).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from grlu import credit
+from grlu.errors import UserError
+from grlu.network import Objective, trace
+from grlu.noise import NOISES, directions, hadamard, signs
+from grlu.rule import Rule
+from grlu.sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardGradient(Rule):
+    """The reward's derivative in a random direction, times the direction.
+
+    Attributes:
+        samples: directions per example (of activities) or per batch (of weights).
+        of: "activity": directions in the sites' pre-activations, and a local update of each layer;
+            "weight": directions in all weights at once.
+        noise: the activities' directions: "rademacher", "gaussian" or "orthogonal".
+    """
+
+    samples: int = 16
+    of: Literal["activity", "weight"] = "activity"
+    noise: Literal["rademacher", "gaussian", "orthogonal"] = "rademacher"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"samples must be a positive integer, got {self.samples!r}")
+        if self.of not in ("activity", "weight"):
+            raise UserError(f"of must be 'activity' or 'weight', got {self.of!r}")
+        if self.noise not in NOISES:
+            raise UserError(f"noise must be one of {', '.join(NOISES)}; got {self.noise!r}")
+        if self.noise == "orthogonal":
+            hadamard(self.samples)
+
+    def gradient(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any]:
+        if self.of == "weight":
+            return self._of_weights(objective, params, rest, batch, key)
+        network = trace(objective, params, rest, batch)
+        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
+        infos = network.sites
+        xi = directions(
+            key, self.noise, self.samples, [i.shape for i in infos], [i.axis for i in infos]
+        )
+        xi = [x if info.live else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
+
+        def shifted(shifts: list[jax.Array]) -> jax.Array:
+            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
+                return fn(z + shifts[site.index])
+
+            return network.run(params, rest, batch, visit)[0]
+
+        zeros = [jnp.zeros_like(z) for z in zs]
+        slopes = jax.vmap(lambda x: jax.jvp(shifted, (zeros,), (x,))[1])(xi)
+        credits = credit.from_slopes(network, xi, slopes / network.batch_size)
+        return rewards, aux, local_update([jnp.mean(c, axis=0) for c in credits])
+
+    def _of_weights(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any]:
+        weights, restore = ravel_pytree(params)
+
+        def mean_reward(weights: jax.Array) -> jax.Array:
+            return jnp.mean(objective(restore(weights), rest, batch)[0])
+
+        def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+            xi = signs(key, weights.shape)
+            return total + xi * jax.jvp(mean_reward, (weights,), (xi,))[1], None
+
+        keys = jax.random.split(key, self.samples)
+        total, _ = jax.lax.scan(add, jnp.zeros_like(weights), keys)
+        rewards, aux = objective(params, rest, batch)
+        return rewards, aux, restore(total / self.samples)

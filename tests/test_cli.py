@@ -1,0 +1,249 @@
+"""The command line as a user meets it: real processes, their output and their exit status.
+
+Every process finds a package `tensorflow` that ends it with status 99, so that each test here also
+shows that no command imports TensorFlow.
+"""
+
+import gzip
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+
+import input_pipeline
+import models
+import trainers
+from trainers.config import config_names
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Two processes may meet in the cache of compiled programs, which is not locked: JAX compiles again.
+WARNINGS = ["-W", "error", "-W", "ignore:Error reading persistent compilation cache entry"]
+SMALL = ["digits_grlu", "model.hidden=[64]", "trainer.samples=2", "trainer.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory):
+    """A folder with the package `tensorflow` that ends whoever imports it."""
+    folder = tmp_path_factory.mktemp("trap")
+    (folder / "tensorflow").mkdir()
+    (folder / "tensorflow" / "__init__.py").write_text("import os; os._exit(99)")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grlu(trap):
+    """Runs the command line to its end, in a process of its own without data sets."""
+
+    def run(*arguments, cwd=trap, program=("-m", "grlu.cli"), **environment):
+        return subprocess.run(
+            [sys.executable, *WARNINGS, *program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=cwd,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{trap}{os.pathsep}{ROOT}",
+                "TFDS_DATA_DIR": str(trap / "empty"),
+                "COLUMNS": "100",
+                **environment,
+            },
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(grlu, tmp_path_factory):
+    """One small run, trained by the command line in its default folder."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = grlu("train", *SMALL, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd, done
+
+
+@pytest.fixture
+def run_copy(trained, tmp_path):
+    """That run in a folder that the test may change."""
+    (run,) = (trained[0] / "runs").iterdir()
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def sentence(done, status):
+    """What a failed command says: one line on stderr, no traceback, nothing on stdout."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_trap_works(grlu):
+    assert grlu("import tensorflow", program=["-c"]).returncode == 99
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("", ["list", "train", "resume", "evaluate", "data", "Exit status"]),
+        ("list", []),
+        ("train", ["config", "SECTION.KEY=VALUE", "--run", "--overwrite", "--quiet"]),
+        ("resume", ["RUN", "--quiet"]),
+        ("evaluate", ["RUN", "--json", "--best"]),
+        ("data", ["prepare"]),
+        ("data prepare", ["name", "--from", "--data-dir"]),
+    ],
+)
+def test_help_names_every_option(grlu, command, options):
+    done = grlu(*command.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    for option in ["Usage", "--help", *options]:
+        assert option in done.stdout
+
+
+def test_help_and_the_package_load_neither_jax_nor_tensorflow(grlu):
+    code = """
+import sys
+import grlu, grlu.errors, grlu.cli
+sys.argv = ["grlu", "--help"]
+try:
+    grlu.cli.main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+loaded = {"jax", "flax", "numpy", "tensorflow", "tensorflow_datasets"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = grlu(code, program=["-c"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_list_names_everything(grlu):
+    done = grlu("list")
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    tables = [config_names(), models.MODELS, trainers.TRAINERS, input_pipeline.DATASETS]
+    assert listed >= {name for table in tables for name in table}
+    assert listed >= {"grlu.NodePerturbation", "grlu.Backprop"}
+
+
+def test_train_prints_a_table_and_the_run(trained):
+    cwd, done = trained
+    name = done.stdout.splitlines()[-1].removeprefix("run: ")
+    assert re.fullmatch(r"runs/digits_grlu-\d{8}-\d{6}", name)
+    assert (cwd / name / "config.json").is_file()
+    for cell in ("train", "validation", "test", "accuracy", "reward"):
+        assert cell in done.stdout
+    assert "157/157" in done.stderr  # the bar: 1,257 examples in batches of 8
+
+
+def test_evaluate_prints_one_json_object(grlu, run_copy):
+    done = grlu("evaluate", run_copy, "--json")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert 0 <= values["test_accuracy"] <= 1
+    assert (values["run"], values["step"]) == (str(run_copy), 157)
+    tested = (run_copy / "metrics.csv").read_text().splitlines()[-1]
+    assert str(values["test_accuracy"]) in tested.split(",")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["digits_gru"], "no config 'digits_gru'.*did you mean 'digits_grlu'"),
+        (["digits_grlu", "trainer.sampels=3"], "trainer has no key 'sampels'.*'samples'"),
+        (["digits_grlu", "model.name=mpl"], "no model 'mpl'.*'mlp'"),
+        (["mnist_grlu"], "mnist.* is not in .*empty: run `grlu data prepare mnist`"),
+    ],
+)
+def test_a_mistake_is_one_sentence(grlu, tmp_path, arguments, said):
+    assert re.search(said, sentence(grlu("train", *arguments, cwd=tmp_path), 2))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cut.json", b'{"model":\n', r"cut\.json, line 2: not valid JSON"),
+        ("binary.yaml", b"\xff\xfe\x00", r"binary\.yaml can't be read: it is not text"),
+        ("missing.json", None, r"missing\.json can't be read: No such file"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(grlu, tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert re.search(said, sentence(grlu("train", tmp_path / name, cwd=tmp_path), 2))
+
+
+def test_a_folder_with_a_run_is_refused_and_left_alone(grlu, run_copy):
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    said = sentence(grlu("train", *SMALL, "--run", run_copy), 2)
+    assert "already holds a run" in said
+    assert "--overwrite" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_without_a_run_is_refused(grlu, tmp_path):
+    assert "holds no run" in sentence(grlu("evaluate", tmp_path, "--json"), 2)
+
+
+def test_preparing_from_a_folder_without_the_files_names_the_first(grlu, tmp_path):
+    done = grlu("data", "prepare", "mnist", "--from", tmp_path, "--data-dir", tmp_path / "data")
+    assert "train-images-idx3-ubyte.gz is missing" in sentence(done, 2)
+    assert not (tmp_path / "data").exists()
+
+
+def test_preparing_prints_the_folder(grlu, tmp_path):
+    for split, count in (("train", 30), ("t10k", 20)):
+        for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            header = struct.pack(f">{1 + len(shape)}i", 0x800 + len(shape), *shape)
+            content = gzip.compress(header + bytes(math.prod(shape)))
+            (tmp_path / f"{split}-{kind}-ubyte.gz").write_bytes(content)
+    said = []
+    for _ in range(2):
+        done = grlu("data", "prepare", "mnist", "--from", tmp_path, "--data-dir", tmp_path)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout.splitlines()
+    folder = next((tmp_path / "mnist").iterdir())
+    assert said == [f"prepared: {folder}", f"already there: {folder}"]
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "x", "--rnu", "y"]])
+def test_a_command_that_does_not_exist_is_status_2(grlu, arguments):
+    done = grlu(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--help" in done.stderr
+
+
+def test_a_run_that_breaks_is_status_1(grlu, tmp_path):
+    breaking = ["trainer.optimizer=sgd", "trainer.learning_rate=1e38", "trainer.schedule=constant"]
+    done = grlu("train", *SMALL, *breaking, "--run", tmp_path / "run", "--quiet")
+    assert re.search(r"not finite appeared at step \d+", sentence(done, 1))
+
+
+def test_a_disk_that_takes_no_more_keeps_what_was_saved(grlu, run_copy):
+    """No file may grow beyond 20 kB: the run's small files still fit, its checkpoint doesn't."""
+    config = json.loads((run_copy / "config.json").read_text())
+    config["trainer"]["epochs"] = 2
+    (run_copy / "config.json").write_text(json.dumps(config))
+    full = """
+import resource
+from grlu.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main()
+"""
+    done = grlu(
+        "resume", run_copy, "--quiet", program=["-c", full], JAX_ENABLE_COMPILATION_CACHE="false"
+    )
+    assert done.returncode == 2, done.stderr
+    # Orbax's threads may put a word in before.
+    assert re.match(r"error: the checkpoint of step 314 .* disk full", done.stderr.splitlines()[-1])
+    evaluated = grlu("evaluate", run_copy, "--json")
+    assert json.loads(evaluated.stdout)["step"] == 157, evaluated.stderr

@@ -1,0 +1,91 @@
+"""CONTRIBUTING.md followed to the letter, on a copy of the project."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LISTINGS = re.findall(
+    r"^```python\n# (\S+)\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S
+)
+TRAIN = """
+import trainers
+
+for data_set, model, trainer, accuracy in (
+    ("bars", "residual", "jittered", 0.9),
+    ("digits", "mlp", "few", 0.7),
+):
+    section = {"name": trainer, "epochs": 5, "batch_size": 16, "optimizer": "adam"}
+    config = {"dataset": {"name": data_set}, "model": {"name": model}, "trainer": section}
+    result = trainers.train(config, f"runs/{trainer}", progress=False)
+    assert result.metrics["test_accuracy"] >= accuracy, (trainer, result.metrics)
+"""
+
+
+def follow(project: pathlib.Path, name: str, listing: str) -> None:
+    """Writes a new file; in one that exists, adds the imports and the entries of dicts."""
+    path = project / name
+    if not path.exists():
+        path.write_text(listing)
+        return
+    text = path.read_text()
+    for line in listing.splitlines():
+        if line.startswith("from "):
+            text, count = re.subn(r"^(?=from )", f"{line}\n", text, count=1, flags=re.M)
+        else:
+            table, entry = re.fullmatch(r"(\w+) = \{\.\.\., (.*)\}", line).groups()
+            text, count = re.subn(rf"^({table}\b.*= \{{)", rf"\1{entry}, ", text, flags=re.M)
+        assert count == 1, line
+    path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    copy = tmp_path_factory.mktemp("project")
+    for room in ("checkpoints", "configs", "grlu", "input_pipeline", "models", "trainers"):
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, listing in LISTINGS:
+        follow(copy, name, listing)
+    return copy
+
+
+def run(project, *arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("name", "listing"), LISTINGS, ids=[name for name, _ in LISTINGS])
+def test_a_listing_is_short(name, listing):
+    assert len(listing.splitlines()) <= 20
+
+
+def test_each_kind_of_thing_is_shown():
+    assert {name for name, _ in LISTINGS if name.endswith(("__init__.py", "experiment.py"))} == {
+        "models/__init__.py",
+        "trainers/experiment.py",
+        "input_pipeline/__init__.py",
+    }
+    assert len(LISTINGS) == 8
+
+
+def test_what_was_added_is_listed(project):
+    listed = run(project, "-m", "grlu.cli", "list")
+    assert {"residual", "few", "jittered", "bars"} <= set(listed.split())
+
+
+@pytest.mark.slow
+def test_what_was_added_trains(project):
+    run(project, "-c", TRAIN)
