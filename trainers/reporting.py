@@ -56,7 +56,7 @@ class Reporter:
             if key.startswith("train_") and not key.endswith("_sd"):
                 name = key.removeprefix("train_")
                 held_out = self._latest.get(f"validation_{name}")
-                parts.append(f"{name} {value:.3f}" + (f" ({held_out:.3f})" if held_out else ""))
+                parts.append(f"{name} {value:.3f}" + (f" ({held_out:.3f})" if held_out is not None else ""))
         return " ".join(parts)
 
     def close(self) -> None:

@@ -140,7 +140,7 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
         keys = schema(factory)
         lacking = [key for key in inherited.get(where, ()) if key in section and key not in keys]
         if lacking:
-            _log.info(
+            _log.warning(
                 "%s %r has no %s: dropped", where, section.get("name"), ", ".join(sorted(lacking))
             )
         by_name = not inspect.isclass(choice) and "name" in section

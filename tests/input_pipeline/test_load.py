@@ -35,7 +35,7 @@ def test_every_loader_says_what_it_is(name):
 
 
 def test_known_sets():
-    assert list(DATASETS) == ["digits", "mnist", "fashion_mnist", "kmnist", "cifar10"]
+    assert set(DATASETS) >= {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10"}
 
 
 @pytest.mark.parametrize(
