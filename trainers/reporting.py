@@ -56,7 +56,8 @@ class Reporter:
             if key.startswith("train_") and not key.endswith("_sd"):
                 name = key.removeprefix("train_")
                 held_out = self._latest.get(f"validation_{name}")
-                parts.append(f"{name} {value:.3f}" + (f" ({held_out:.3f})" if held_out is not None else ""))
+                more = "" if held_out is None else f" ({held_out:.3f})"
+                parts.append(f"{name} {value:.3f}{more}")
         return " ".join(parts)
 
     def close(self) -> None:
