@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from grlu.errors import Interrupted, RunError, UserError
 
@@ -37,8 +36,8 @@ def _in_one_sentence(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-        handler.addFilter(lambda record: not record.getMessage().startswith("parameters\n"))
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING if kwargs.get("quiet") else logging.INFO)
         logging.getLogger("grlu").addHandler(handler)
         try:
             command(*args, **kwargs)

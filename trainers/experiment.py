@@ -1,5 +1,6 @@
 """From a config to an experiment, and the three things one does with it."""
 
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from trainers.loop import (
     open_checkpoints,
 )
 from trainers.run_directory import RunDirectory, default_path, logged_to
+
+_log = logging.getLogger("grlu")
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
 TRAINERS: dict[str, type[GradientSettings]] = {
@@ -121,6 +124,7 @@ def train(
     path = pathlib.Path(run_dir) if run_dir else default_path(source_name(source))
     run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
     with logged_to(run.log):
+        _log.info("training in %s", run.path)
         return fit(experiment, run, progress=progress)
 
 
