@@ -5,7 +5,8 @@ config's `model` section. A new model is one file and one line here.
 """
 
 from models.mlp import MLP
+from models.skip_mlp import SkipMLP
 
-MODELS = {"mlp": MLP}
+MODELS = {"mlp": MLP, "skip_mlp": SkipMLP}
 
-__all__ = ["MLP", "MODELS"]
+__all__ = ["MLP", "MODELS", "SkipMLP"]

@@ -1,31 +1,15 @@
 """Multi-layer perceptron with a pluggable activation and parameter-free layer norm."""
 
 import itertools
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import grlu
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nnx.relu,
-    "tanh": jnp.tanh,
-    "gelu": grlu.activation(nnx.gelu),
-}
-
-
-def layer_norm(x: jax.Array) -> jax.Array:
-    """Layer norm over the last axis without parameters: (x - mean) / (std + 1e-8).
-
-    The standard deviation is the population's. A constant input gives zeros, and a zero gradient
-    where the square root has none.
-    """
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred / (jnp.sqrt(jnp.maximum(variance, 1e-16)) + 1e-8)
+from models.layers import ActivationName, dense, require_flat
+from models.layers import activation as make_activation
+from models.layers import layer_norm as normalised
 
 
 class MLP(nnx.Module):
@@ -49,36 +33,23 @@ class MLP(nnx.Module):
 
     def __init__(
         self,
-        example_shape: Sequence[int],
+        example_shape: tuple[int, ...],
         outputs: int,
         *,
         hidden: tuple[int, ...] = (256,),
-        activation: Literal["relu", "tanh", "gelu", "topk"] = "relu",
+        activation: ActivationName = "relu",
         topk: float = 0.5,
         topk_mode: Literal["gumbel", "hard"] = "gumbel",
         layer_norm: bool = True,
         rngs: nnx.Rngs,
     ):
-        if len(example_shape) != 1:
-            raise grlu.UserError(
-                f"mlp takes flat examples, the data's have shape {tuple(example_shape)}; "
-                "set dataset.flatten=true"
-            )
-        sizes = [example_shape[0], *hidden, outputs]
+        sizes = [require_flat("mlp", example_shape), *hidden, outputs]
         if min(sizes) < 1:
             raise grlu.UserError(f"mlp needs positive layer sizes, got {sizes}")
-        if activation not in ("topk", *ACTIVATIONS):
-            raise grlu.UserError(
-                f"activation must be one of {', '.join((*ACTIVATIONS, 'topk'))}; got {activation!r}"
-            )
         self.layer_norm = layer_norm
-        self.layers = nnx.List(
-            nnx.Linear(fan_in, units, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            for fan_in, units in itertools.pairwise(sizes)
-        )
+        self.layers = nnx.List(dense(*pair, rngs) for pair in itertools.pairwise(sizes))
         self.activations = nnx.List(
-            grlu.TopK(topk, topk_mode, rngs=rngs) if activation == "topk" else _Fixed(activation)
-            for _ in hidden
+            make_activation(activation, topk=topk, topk_mode=topk_mode, rngs=rngs) for _ in hidden
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,14 +59,4 @@ class MLP(nnx.Module):
         return self.layers[-1](self._normalised(x))
 
     def _normalised(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x) if self.layer_norm else x
-
-
-class _Fixed(nnx.Module):
-    """An activation without state, by name."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.name](z)
+        return normalised(x) if self.layer_norm else x

@@ -34,12 +34,14 @@ def test_layer_norm_is_the_stated_formula():
     x = np.random.default_rng(0).normal(3, 2, (4, 9)).astype(np.float32)
     expected = (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-8)
     np.testing.assert_allclose(
-        models.mlp.layer_norm(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6
+        models.layers.layer_norm(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6
     )
 
 
 def test_layer_norm_of_a_constant_is_zero_with_zero_gradient():
-    value, grad = jax.value_and_grad(lambda x: models.mlp.layer_norm(x).sum())(jnp.full((4,), 2.0))
+    value, grad = jax.value_and_grad(lambda x: models.layers.layer_norm(x).sum())(
+        jnp.full((4,), 2.0)
+    )
     assert value == 0
     np.testing.assert_array_equal(grad, 0)
 
@@ -62,3 +64,38 @@ def test_weights_are_he_normal():
 def test_wrong_sizes_are_refused(shape, options, sentence):
     with pytest.raises(grlu.UserError, match=sentence):
         models.MLP(shape, 3, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize("skip", ["add", "concat", "head"])
+def test_skips_carry_the_first_layers_credit_past_a_dead_middle(skip):
+    """With the later layers' weights at zero, a plain network's first layer would learn nothing."""
+    model = models.SkipMLP((12,), 5, width=8, depth=3, skip=skip, rngs=nnx.Rngs(0))
+    for layer in model.layers[1:]:
+        layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    x = jax.random.normal(jax.random.key(0), (3, 12))
+
+    def loss(model):
+        return (model(x) ** 2).sum()
+
+    grads = nnx.grad(loss)(model)
+    assert jnp.abs(grads["layers"][0]["kernel"][...]).max() > 1e-3
+
+
+def test_concatenated_layers_see_all_before_them():
+    model = models.SkipMLP((12,), 5, width=8, depth=4, skip="concat", rngs=nnx.Rngs(0))
+    assert [layer.kernel.shape[0] for layer in model.layers] == [12, 8, 16, 24]
+    assert model.head.kernel.shape[0] == 32
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "sentence"),
+    [
+        ((4, 4, 1), {}, "set dataset.flatten=true"),
+        ((4,), {"width": 0}, "positive width and depth"),
+        ((4,), {"depth": 0}, "positive width and depth"),
+        ((4,), {"skip": "jump"}, "skip must be one of"),
+    ],
+)
+def test_wrong_skips_are_refused(shape, options, sentence):
+    with pytest.raises(grlu.UserError, match=sentence):
+        models.SkipMLP(shape, 3, rngs=nnx.Rngs(0), **options)
