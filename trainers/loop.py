@@ -160,12 +160,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state).state
         else:
-            params = (
-                jax.tree.map(lambda p: p[0], state.params) if settings.seeds > 1 else state.params
-            )
-            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(params)))
-        step = first = int(jnp.max(state.step))
-        saved = first or None
+            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(state.params)))
+        step = int(jnp.max(state.step))
+        saved = step or None
         train_chunk = compile_chunk(experiment)
         evaluate = _compile_evaluation(experiment)
         train = jax.device_put(dict(experiment.train))
@@ -189,12 +186,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 # Chunks end at fixed steps, whether or not the run was interrupted before.
                 count = min(per_epoch, (done // longest + 1) * longest) - done
                 rows = np.take(order, range(done, done + count), axis=-2)
-                # Whole blocks: the rows beyond the count are never used.
-                size = -(-longest // trainer.block) * trainer.block
-                padding = [
-                    (0, size - count if axis == rows.ndim - 2 else 0) for axis in range(rows.ndim)
-                ]
-                state, averages, broken = train_chunk(state, train, np.pad(rows, padding), count)
+                # Always of one shape: the rows beyond the count are never used.
+                more = [(0, 0)] * (rows.ndim - 2) + [(0, longest - count), (0, 0)]
+                state, averages, broken = train_chunk(state, train, np.pad(rows, more), count)
                 step += count
                 if jnp.any(broken >= 0):
                     first_broken = jnp.min(broken, where=broken >= 0, initial=step)
