@@ -10,7 +10,7 @@ from grlu.network import Network
 from grlu.sites import Site
 
 
-def from_slopes(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) -> list[jax.Array]:
+def by_sample(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) -> list[jax.Array]:
     """Each direction times the slope of the reward along it, sample by sample.
 
     Args:
@@ -34,6 +34,24 @@ def from_slopes(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) ->
     return credits
 
 
+def from_slopes(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) -> list[jax.Array]:
+    """The mean of `by_sample` over the samples, as one product of matrices a site.
+
+    Returns:
+        For each site an array of its shape.
+    """
+    credits = []
+    slopes = slopes / len(slopes)
+    for x, info in zip(xi, network.sites, strict=True):
+        if info.axis is None:
+            credit = jnp.tensordot(jnp.sum(slopes, axis=1), x, axes=1)
+        else:
+            examples = jnp.moveaxis(x, info.axis + 1, 1)
+            credit = jnp.moveaxis(jnp.einsum("nb,nb...->b...", slopes, examples), 0, info.axis)
+        credits.append(credit.astype(info.dtype))
+    return credits
+
+
 def exact(
     network: Network, params: Any, consts: Any, batch: Any, which: Sequence[int]
 ) -> list[jax.Array]:
@@ -49,17 +67,3 @@ def exact(
 
     infos = [network.sites[i] for i in which]
     return jax.grad(mean_reward)([jnp.zeros(info.shape, info.dtype) for info in infos])
-
-
-def responses(
-    network: Network, params: Any, consts: Any, batch: Any
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Each site's activation f(z) and slope f'(z) in the clean pass."""
-    found = []
-
-    def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-        found.append(jax.jvp(fn, (z,), (jnp.ones_like(z),)))
-        return found[-1][0]
-
-    network.run(params, consts, batch, visit)
-    return found

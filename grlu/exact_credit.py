@@ -24,6 +24,6 @@ class ExactCredit(Rule):
     ) -> tuple[jax.Array, Any, Any]:
         del key
         network = trace(objective, params, rest, batch)
-        _, local_update, (rewards, aux) = network.local(params, rest, batch)
+        clean = network.clean(params, rest, batch)
         credits = credit.exact(network, params, rest, batch, range(len(network.sites)))
-        return rewards, aux, local_update(credits)
+        return clean.rewards, clean.aux, clean.local_update(credits)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from grlu import credit
 from grlu.errors import UserError
-from grlu.network import Network, Objective, trace
+from grlu.network import CleanPass, Network, Objective, trace
 from grlu.rule import Rule
 from grlu.sites import Site
 
@@ -46,12 +46,13 @@ class FeedbackAlignment(Rule):
                     f"{info.name}: feedback alignment needs dense layers after the first one; "
                     "this layer is another kind, train it by another rule"
                 )
-        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
+        clean = network.clean(params, rest, batch, slopes=self.direct)
         send = self._directly if self.direct else self._by_layer
-        return rewards, aux, local_update(send(network, params, rest, batch, zs))
+        credits = send(network, params, rest, batch, clean)
+        return clean.rewards, clean.aux, clean.local_update(credits)
 
     def _by_layer(
-        self, network: Network, params: Any, rest: Any, batch: Any, zs: list[jax.Array]
+        self, network: Network, params: Any, rest: Any, batch: Any, clean: CleanPass
     ) -> list[jax.Array]:
         def mean_reward(shifts: list[jax.Array]) -> jax.Array:
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
@@ -63,19 +64,18 @@ class FeedbackAlignment(Rule):
 
             return jnp.mean(network.run(params, rest, batch, visit)[0])
 
-        return jax.grad(mean_reward)([jnp.zeros_like(z) for z in zs])
+        return jax.grad(mean_reward)([jnp.zeros_like(z) for z in clean.zs])
 
     def _directly(
-        self, network: Network, params: Any, rest: Any, batch: Any, zs: list[jax.Array]
+        self, network: Network, params: Any, rest: Any, batch: Any, clean: CleanPass
     ) -> list[jax.Array]:
         outputs = [info.site.index for info in network.sites if info.output]
         if len(outputs) != 1:
             raise UserError(f"direct feedback needs one output layer, the model has {len(outputs)}")
         (delta,) = credit.exact(network, params, rest, batch, outputs)
-        slopes = [slope for _, slope in credit.responses(network, params, rest, batch)]
         credits = [
-            delta @ self._weights(info.site, delta.shape[1], z.shape[1]) * slope
-            for info, z, slope in zip(network.sites, zs, slopes, strict=True)
+            delta @ self._weights(info.site, delta.shape[1], slope.shape[1]) * slope
+            for info, (_, slope) in zip(network.sites, clean.responses, strict=True)
         ]
         credits[outputs[0]] = delta
         return credits

@@ -52,7 +52,7 @@ class ForwardGradient(Rule):
         if self.of == "weight":
             return self._of_weights(objective, params, rest, batch, key)
         network = trace(objective, params, rest, batch)
-        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
+        clean = network.clean(params, rest, batch)
         infos = network.sites
         xi = directions(
             key, self.noise, self.samples, [i.shape for i in infos], [i.axis for i in infos]
@@ -65,10 +65,10 @@ class ForwardGradient(Rule):
 
             return network.run(params, rest, batch, visit)[0]
 
-        zeros = [jnp.zeros_like(z) for z in zs]
+        zeros = [jnp.zeros_like(z) for z in clean.zs]
         slopes = jax.vmap(lambda x: jax.jvp(shifted, (zeros,), (x,))[1])(xi)
         credits = credit.from_slopes(network, xi, slopes / network.batch_size)
-        return rewards, aux, local_update([jnp.mean(c, axis=0) for c in credits])
+        return clean.rewards, clean.aux, clean.local_update(credits)
 
     def _of_weights(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array

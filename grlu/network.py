@@ -58,30 +58,52 @@ class Network:
         outs = self.outputs(params, consts, batch, visit)
         return jax.tree.unflatten(self.out_tree, [o.value for o in outs])
 
-    def local(
-        self, params: Any, consts: Any, batch: Any
-    ) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any], tuple[jax.Array, Any]]:
-        """The local update: what each layer makes of its own input and its own credit.
+    def clean(self, params: Any, consts: Any, batch: Any, *, slopes: bool = False) -> "CleanPass":
+        """One unperturbed pass, cut at every site, so that a site's VJP reaches its layer alone.
 
-        One clean pass, cut at every site, so that the VJP of a site reaches its own layer alone.
-
-        Returns:
-            The pre-activations; the function from credits (arrays like them) to a tree like
-            `params`; the pass's (rewards, aux).
+        Args:
+            params: trainable state.
+            consts: the model's other state.
+            batch: the batch.
+            slopes: whether to note each site's response and slope.
         """
 
-        def cut(params: Any) -> tuple[list[jax.Array], tuple[jax.Array, Any]]:
-            zs = []
+        def cut(params: Any) -> tuple[list[jax.Array], Any]:
+            zs, responses = [], []
 
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
                 zs.append(z)
-                return fn(jax.lax.stop_gradient(z))
+                z = jax.lax.stop_gradient(z)
+                if not slopes:
+                    return fn(z)
+                responses.append(jax.jvp(fn, (z,), (jnp.ones_like(z),)))
+                return responses[-1][0]
 
             out = self.run(params, consts, batch, visit)
-            return zs, out
+            return zs, (out, responses)
 
-        zs, vjp, out = jax.vjp(cut, params, has_aux=True)
-        return zs, lambda credits: vjp(credits)[0], out
+        zs, vjp, ((rewards, aux), responses) = jax.vjp(cut, params, has_aux=True)
+        return CleanPass(zs, responses, rewards, aux, lambda credits: vjp(credits)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanPass:
+    """What an unperturbed pass leaves behind.
+
+    Attributes:
+        zs: each site's pre-activation.
+        responses: each site's activation f(z) and slope f'(z), if they were asked for.
+        rewards: shape (B,).
+        aux: what the objective gives besides.
+        local_update: from credits (arrays like `zs`) to a tree like the parameters: what each layer
+            makes of its own input and its own credit.
+    """
+
+    zs: list[jax.Array]
+    responses: list[tuple[jax.Array, jax.Array]]
+    rewards: jax.Array
+    aux: Any
+    local_update: Callable[[list[jax.Array]], Any]
 
 
 def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network:

@@ -133,10 +133,9 @@ class NodePerturbation(Rule):
     def _from_clean_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        zs, local_update, (rewards, aux) = network.local(params, rest, batch)
-        active = self.site == "active"
-        clean = credit.responses(network, params, rest, batch) if active else []
-        xi = self._directions(network, key, [slope != 0 for _, slope in clean] or None)
+        clean = network.clean(params, rest, batch, slopes=self.site == "active")
+        active = [slope != 0 for _, slope in clean.responses]
+        xi = self._directions(network, key, active or None)
 
         def reward(shift: list[jax.Array]) -> jax.Array:
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
@@ -145,25 +144,27 @@ class NodePerturbation(Rule):
                     return fn(z + step)
                 if self.site == "post":
                     return fn(z) + step
-                response, slope = clean[site.index]
-                return response + slope * (z - zs[site.index] + step)
+                response, slope = clean.responses[site.index]
+                return response + slope * (z - clean.zs[site.index] + step)
 
             return network.run(params, rest, batch, visit)[0]
 
         def pair(xi: list[jax.Array]) -> jax.Array:
             step = [self.sigma * x for x in xi]
             if not self.antithetic:
-                return 2 * (reward(step) - rewards)
+                return 2 * (reward(step) - clean.rewards)
             return reward(step) - reward([-x for x in step])
 
-        credits = [jnp.mean(c, 0) for c in self._credits(network, xi, jax.vmap(pair)(xi))]
+        credits = self._rated(
+            network, credit.from_slopes(network, xi, jax.vmap(pair)(xi) * self._scale(network))
+        )
         if self.output == "delta":
             outputs = [info.site.index for info in network.sites if info.output]
             deltas = credit.exact(network, params, rest, batch, outputs)
             factor = network.batch_size if self.reduction == "sum" else 1
             for i, delta in zip(outputs, deltas, strict=True):
                 credits[i] = delta * (factor * self.output_rate)
-        return rewards, aux, local_update(credits)
+        return clean.rewards, clean.aux, clean.local_update(credits)
 
     def _from_noisy_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
@@ -190,7 +191,8 @@ class NodePerturbation(Rule):
 
         _, vjp, rewards = jax.vjp(pairs, params, has_aux=True)
         differences = rewards[:, 0] - rewards[:, 1]
-        credits = self._credits(network, xi, differences)
+        slopes = differences * self._scale(network)
+        credits = self._rated(network, credit.by_sample(network, xi, slopes))
         # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
         halves = [jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits]
         (ascent,) = vjp(halves)
@@ -214,14 +216,14 @@ class NodePerturbation(Rule):
         still = [jnp.zeros((self.samples, *info.shape)) for info in network.sites]
         return [xi.get(i, zeros) for i, zeros in enumerate(still)]
 
-    def _credits(
-        self, network: Network, xi: list[jax.Array], differences: jax.Array
-    ) -> list[jax.Array]:
-        """ξ (r₊ - r₋) / 2σ for each site: arrays (N, *shape), for differences (N, B)."""
+    def _scale(self, network: Network) -> Any:
+        """What turns a pair's difference in reward into a slope: 1 / 2σ, over the batch's size."""
         scale = 1 / (2 * self.sigma) if self.scaled else self.sigma / 2
-        if self.reduction == "mean":
-            scale = scale / network.batch_size
-        credits = credit.from_slopes(network, xi, differences * scale)
+        return scale / network.batch_size if self.reduction == "mean" else scale
+
+    def _rated(self, network: Network, credits: list[jax.Array]) -> list[jax.Array]:
+        if self.output_rate == 1:
+            return credits
         return [
             c * self.output_rate if info.output else c
             for c, info in zip(credits, network.sites, strict=True)
