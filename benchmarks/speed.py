@@ -10,6 +10,7 @@ over the turns is reported. The original is one compiled call per example; ours 
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import pathlib
 import sys
@@ -78,7 +79,7 @@ def grlu(samples: int, site: str, noise: str) -> GradientSettings:
 TOPK = mlp(activation="topk", topk=0.5)
 CASES = (
     Case("N=1, top-k .5", grlu(1, "active", "orthogonal"), TOPK, 1, HIDDEN // 2),
-    Case("N=16, top-k .5", grlu(16, "active", "orthogonal"), TOPK, 16, HIDDEN // 2),
+    Case("N=16, top-k .5", grlu(16, "active", "rademacher"), TOPK, 16, HIDDEN // 2),
     Case("N=128, ReLU", grlu(128, "pre", "orthogonal"), mlp(), 128),
     Case("N=128, top-k .5", grlu(128, "active", "rademacher"), TOPK, 128, HIDDEN // 2),
     Case("N=128, nnx.Sequential", grlu(128, "pre", "orthogonal"), sequential, 128),
@@ -181,6 +182,8 @@ def main(
 ) -> None:
     """Time per example of the training loop and of the original algorithm, side by side."""
     try:
+        if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
+            raise UserError("--plot needs matplotlib: pip install 'grlu[docs]'")
         data = synthetic(examples)
         if data_dir is not None:
             data = input_pipeline.load("mnist", data_dir=data_dir, validation=0, subset=examples)
