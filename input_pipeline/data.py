@@ -43,7 +43,7 @@ def image_data(
 ) -> Data:
     """Return the `Data` of images with pixels from 0 to `maximum`, under a loader's options.
 
-    What `normalize="standard"` computes, it computes from all of `train`, before the validation set
+    What `normalize` computes, it computes from all of `train`, before the validation set
     and the subset are taken: runs on different subsets then see the same images.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from grlu.errors import UserError
 
-NORMALIZATIONS = ("standard", "unit", "none")
+NORMALIZATIONS = ("standard", "centered", "unit", "none")
 
 # Mean and standard deviation of each channel, of pixels scaled to [0, 1].
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
@@ -16,7 +16,11 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """`(pixel / maximum - mean) / std` in float32, per channel; hashable, and pure under `jit`."""
+    """`(pixel / maximum - mean) / std` in float32; hashable, and pure under `jit`.
+
+    `mean` holds one number for each channel, or for each pixel of each channel (row by row); `std`
+    one for each channel.
+    """
 
     maximum: float
     mean: tuple[float, ...]
@@ -28,9 +32,10 @@ class Preprocess:
         import jax.numpy as jnp
 
         image = jnp.asarray(batch["image"], jnp.float32)
-        mean, std = (
-            jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (self.mean, self.std)
-        )
+        std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, -1)
+        mean = jnp.asarray(self.mean, jnp.float32)
+        by_channel = len(self.mean) == len(self.std)
+        mean = mean.reshape(std.shape if by_channel else (1, *image.shape[1:]))
         image = (image / self.maximum - mean) / std
         return {**batch, "image": image.reshape(len(image), -1) if self.flatten else image}
 
@@ -45,8 +50,9 @@ def preprocess_for(
 ) -> Preprocess:
     """Return the preprocessing of a data set whose training images are `images` (N, H, W, C).
 
-    `standard` uses the published `moments`, or else those of `images`; `unit` scales to [0, 1];
-    `none` leaves the stored values.
+    `standard` uses the published `moments`, or else those of `images`; `centered` subtracts the
+    mean image instead of the mean pixel, so that different examples' inputs are not alike by what
+    all images share; `unit` scales to [0, 1]; `none` leaves the stored values.
 
     Raises:
         UserError: for another `normalize`, or a `flatten` that is not true or false.
@@ -57,10 +63,17 @@ def preprocess_for(
         )
     if not isinstance(flatten, bool):
         raise UserError(f"dataset.flatten must be true or false, not {flatten!r}.")
-    if normalize == "standard":
+    if normalize in ("standard", "centered"):
         mean, std = moments or channel_moments(images, maximum)
+        mean = mean_image(images, maximum) if normalize == "centered" else mean
         return Preprocess(maximum, mean, std, flatten)
     return Preprocess(maximum if normalize == "unit" else 1.0, (0.0,), (1.0,), flatten)
+
+
+def mean_image(images: np.ndarray, maximum: float) -> tuple[float, ...]:
+    """Return the mean of `images / maximum` (N, H, W, C), pixel by pixel, summed as integers."""
+    total = images.sum(0, dtype=np.int64)
+    return tuple((total / (len(images) * maximum)).ravel().tolist())
 
 
 def channel_moments(images: np.ndarray, maximum: float) -> Moments:

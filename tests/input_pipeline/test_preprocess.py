@@ -23,6 +23,16 @@ def test_standard_by_computed_moments_has_mean_zero_and_deviation_one():
     np.testing.assert_allclose(image.std((0, 1, 2)), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("flatten", [True, False])
+def test_centered_has_mean_zero_at_every_pixel(flatten):
+    preprocess = preprocess_for(IMAGES, normalize="centered", flatten=flatten)
+    image = np.asarray(preprocess({"image": IMAGES})["image"], np.float64)
+    np.testing.assert_allclose(image.mean(0), 0, atol=1e-5)
+    scaled = IMAGES.astype(np.float64) / 255
+    expected = (scaled - scaled.mean(0)) / scaled.std((0, 1, 2))
+    np.testing.assert_allclose(image.reshape(expected.shape), expected, atol=1e-5)
+
+
 def test_standard_by_published_moments():
     pixels = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
     preprocess = preprocess_for(
@@ -73,7 +83,7 @@ def test_a_channel_that_never_varies_becomes_zero():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normalize": "standart"}, "one of standard, unit, none, not 'standart'"),
+        ({"normalize": "standart"}, "one of standard, centered, unit, none, not 'standart'"),
         ({"normalize": None}, "not None"),
         ({"normalize": ["unit"]}, r"not \['unit'\]"),
         ({"flatten": "yes"}, r"dataset\.flatten must be true or false, not 'yes'"),
