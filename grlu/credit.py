@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grlu.network import Network
+from grlu.errors import UserError
+from grlu.network import Network, SiteInfo
 from grlu.sites import Site
 
 
@@ -34,15 +35,30 @@ def by_sample(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) -> l
     return credits
 
 
-def from_slopes(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) -> list[jax.Array]:
-    """The mean of `by_sample` over the samples, as one product of matrices a site.
+def from_slopes(
+    infos: Sequence[SiteInfo],
+    xi: Sequence[jax.Array],
+    slopes: jax.Array,
+    ridge: float | None = None,
+) -> list[jax.Array]:
+    """The mean over the samples of each direction times the slope along it; or least squares.
+
+    Args:
+        infos: the sites.
+        xi: directions, (N, *shape) for each site.
+        slopes: of each example's reward in each direction, (N, B).
+        ridge: None for the mean, else λ: the credit is then the g that minimises
+            |slopes - Ξ g|² + λ d |g|², for d perturbed units of an example.
 
     Returns:
         For each site an array of its shape.
+
+    Raises:
+        UserError: if least squares meets a site that all examples share.
     """
+    slopes = slopes / len(slopes) if ridge is None else _solved(infos, xi, slopes, ridge)
     credits = []
-    slopes = slopes / len(slopes)
-    for x, info in zip(xi, network.sites, strict=True):
+    for x, info in zip(xi, infos, strict=True):
         if info.axis is None:
             credit = jnp.tensordot(jnp.sum(slopes, axis=1), x, axes=1)
         else:
@@ -50,6 +66,24 @@ def from_slopes(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) ->
             credit = jnp.moveaxis(jnp.einsum("nb,nb...->b...", slopes, examples), 0, info.axis)
         credits.append(credit.astype(info.dtype))
     return credits
+
+
+def _solved(
+    infos: Sequence[SiteInfo], xi: Sequence[jax.Array], slopes: jax.Array, ridge: float
+) -> jax.Array:
+    """(ΞΞᵀ + λ d)⁻¹ slopes for each example: what the directions are to be weighted with."""
+    samples, batch_size = slopes.shape
+    gram = jnp.zeros((batch_size, samples, samples), slopes.dtype)
+    for x, info in zip(xi, infos, strict=True):
+        if info.axis is None and batch_size > 1:
+            raise UserError(f"{info.name}: least squares needs a unit to belong to one example")
+        x = x[:, None] if info.axis is None else jnp.moveaxis(x, info.axis + 1, 1)
+        flat = x.reshape(samples, batch_size, -1)
+        gram = gram + jnp.einsum("nbu,mbu->bnm", flat, flat)
+    # The mean squared length of a direction is the number of units that it moves.
+    units = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / samples
+    regularised = gram + ridge * units * jnp.eye(samples)[None]
+    return jnp.linalg.solve(regularised, slopes.T[..., None])[..., 0].T
 
 
 def exact(

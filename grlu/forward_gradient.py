@@ -63,11 +63,11 @@ class ForwardGradient(Rule):
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
                 return fn(z + shifts[site.index])
 
-            return network.run(params, rest, batch, visit)[0]
+            return network.run(params, rest, batch, visit, clean.stop())[0]
 
         zeros = [jnp.zeros_like(z) for z in clean.zs]
         slopes = jax.vmap(lambda x: jax.jvp(shifted, (zeros,), (x,))[1])(xi)
-        credits = credit.from_slopes(network, xi, slopes / network.batch_size)
+        credits = credit.from_slopes(infos, xi, slopes / network.batch_size)
         return clean.rewards, clean.aux, clean.local_update(credits)
 
     def _of_weights(

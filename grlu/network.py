@@ -9,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from grlu.sites import Output, Site, Visit, evaluate
+from grlu.sites import Output, Site, Stop, Visit, evaluate
 
 # (params, consts, batch) -> (rewards of shape (B,), aux)
 Objective = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
@@ -48,14 +48,21 @@ class Network:
     batch_size: int
     sites: tuple[SiteInfo, ...] = ()
 
-    def outputs(self, params: Any, consts: Any, batch: Any, visit: Visit) -> list[Output]:
+    def outputs(
+        self, params: Any, consts: Any, batch: Any, visit: Visit, stop: Stop | None = None
+    ) -> list[Output]:
         """The flat outputs of one pass, each with the sites that it depends on."""
         leaves = (jax.tree.leaves(params), jax.tree.leaves(consts), jax.tree.leaves(batch))
-        return evaluate(self.closed, leaves[0], leaves[1], leaves[2], visit, self.names)
+        return evaluate(self.closed, *leaves, visit, self.names, stop)
 
-    def run(self, params: Any, consts: Any, batch: Any, visit: Visit) -> tuple[jax.Array, Any]:
-        """Rewards (B,) and aux of one pass in which `visit` handles the sites."""
-        outs = self.outputs(params, consts, batch, visit)
+    def run(
+        self, params: Any, consts: Any, batch: Any, visit: Visit, stop: Stop | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Rewards (B,) and aux of one pass in which `visit` handles the sites.
+
+        `stop` chooses what passes a `stop_gradient`; by default what comes to it.
+        """
+        outs = self.outputs(params, consts, batch, visit, stop)
         return jax.tree.unflatten(self.out_tree, [o.value for o in outs])
 
     def clean(self, params: Any, consts: Any, batch: Any, *, slopes: bool = False) -> "CleanPass":
@@ -69,7 +76,11 @@ class Network:
         """
 
         def cut(params: Any) -> tuple[list[jax.Array], Any]:
-            zs, responses = [], []
+            zs, responses, stops = [], [], []
+
+            def stop(value: jax.Array) -> jax.Array:
+                stops.append(value)
+                return value
 
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
                 zs.append(z)
@@ -79,11 +90,11 @@ class Network:
                 responses.append(jax.jvp(fn, (z,), (jnp.ones_like(z),)))
                 return responses[-1][0]
 
-            out = self.run(params, consts, batch, visit)
-            return zs, (out, responses)
+            out = self.run(params, consts, batch, visit, stop)
+            return zs, (out, responses, stops)
 
-        zs, vjp, ((rewards, aux), responses) = jax.vjp(cut, params, has_aux=True)
-        return CleanPass(zs, responses, rewards, aux, lambda credits: vjp(credits)[0])
+        zs, vjp, ((rewards, aux), responses, stops) = jax.vjp(cut, params, has_aux=True)
+        return CleanPass(zs, responses, stops, rewards, aux, lambda credits: vjp(credits)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +104,7 @@ class CleanPass:
     Attributes:
         zs: each site's pre-activation.
         responses: each site's activation f(z) and slope f'(z), if they were asked for.
+        stops: what passed each `stop_gradient` behind a site.
         rewards: shape (B,).
         aux: what the objective gives besides.
         local_update: from credits (arrays like `zs`) to a tree like the parameters: what each layer
@@ -101,9 +113,15 @@ class CleanPass:
 
     zs: list[jax.Array]
     responses: list[tuple[jax.Array, jax.Array]]
+    stops: list[jax.Array]
     rewards: jax.Array
     aux: Any
     local_update: Callable[[list[jax.Array]], Any]
+
+    def stop(self) -> Stop:
+        """For another pass: what passed here passes there, whatever noise comes to it."""
+        passed = iter(self.stops)
+        return lambda value: next(passed)
 
 
 def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from grlu import credit
 from grlu.errors import UserError
-from grlu.network import Network, Objective, trace
+from grlu.network import CleanPass, Network, Objective, SiteInfo, trace
 from grlu.noise import NOISES, directions, hadamard
 from grlu.rule import Rule, reseed
 from grlu.sites import Site
@@ -54,6 +54,16 @@ class NodePerturbation(Rule):
             onehot - softmax. The output layer is the one with no site between it and the reward.
         output_rate: factor on the output layer's update, whose credit is larger and less noisy
             than the hidden layers'.
+        output_noise: "uniform", or "softmax" where the output layer gives logits: a logit's noise
+            is scaled by 2 √(p (1 - p)), p being its probability, so that what is settled is left
+            alone. The output's estimate is then the gradient times the square of that scale.
+        layers: whether the noise enters all layers "together", or "apart", one layer after the
+            other, in N pairs each: no layer's noise then drowns another one's credit. Where
+            `stop_gradient` divides the model into blocks with rewards of their own, "apart" costs
+            no more than "together".
+        ridge: None for the mean over the pairs, or the strength λ of a regularised least squares
+            estimate of the credit from the N slopes, (ΞΞᵀ + λ d)⁻¹ taking the place of 1/N, for d
+            perturbed units: it removes the interference of directions that are not orthogonal.
         scaled: whether the estimate is divided by σ², as a gradient is. Without, as published, it
             is σ² times the gradient.
         reduction: "mean" over the batch, or "sum" as published.
@@ -81,6 +91,9 @@ class NodePerturbation(Rule):
     antithetic: bool = True
     output: Literal["perturb", "delta"] = "perturb"
     output_rate: float = 1.0
+    output_noise: Literal["uniform", "softmax"] = "uniform"
+    layers: Literal["together", "apart"] = "together"
+    ridge: float | None = None
     scaled: bool = True
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -94,6 +107,8 @@ class NodePerturbation(Rule):
             "site": _PLACES,
             "inputs": ("clean", "noisy"),
             "output": ("perturb", "delta"),
+            "output_noise": ("uniform", "softmax"),
+            "layers": ("together", "apart"),
             "reduction": ("mean", "sum"),
         }.items():
             if getattr(self, name) not in known:
@@ -104,8 +119,15 @@ class NodePerturbation(Rule):
             hadamard(self.samples)
         if self.site == "active" and self.inputs == "noisy":
             raise UserError("site='active' fixes the units by the clean pass: use inputs='clean'")
-        if self.inputs == "noisy" and (self.output == "delta" or not self.antithetic):
-            raise UserError("inputs='noisy' is the published pair: antithetic, output='perturb'")
+        published = self.antithetic and self.output == "perturb" and self.output_noise == "uniform"
+        published = published and self.layers == "together" and self.ridge is None
+        if self.inputs == "noisy" and not published:
+            raise UserError(
+                "inputs='noisy' is the published pair: antithetic, output='perturb', "
+                "output_noise='uniform', layers='together', ridge=None"
+            )
+        if self.ridge is not None and not self.ridge > 0:
+            raise UserError(f"ridge must be positive or None, got {self.ridge!r}")
         if not self.output_rate > 0:
             raise UserError(f"output_rate must be positive, got {self.output_rate!r}")
 
@@ -134,12 +156,10 @@ class NodePerturbation(Rule):
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         clean = network.clean(params, rest, batch, slopes=self.site == "active")
-        active = [slope != 0 for _, slope in clean.responses]
-        xi = self._directions(network, key, active or None)
 
-        def reward(shift: list[jax.Array]) -> jax.Array:
+        def reward(shift: dict[int, jax.Array]) -> jax.Array:
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                step = shift[site.index].astype(z.dtype)
+                step = shift.get(site.index, jnp.zeros(())).astype(z.dtype)
                 if self.site == "pre":
                     return fn(z + step)
                 if self.site == "post":
@@ -147,17 +167,21 @@ class NodePerturbation(Rule):
                 response, slope = clean.responses[site.index]
                 return response + slope * (z - clean.zs[site.index] + step)
 
-            return network.run(params, rest, batch, visit)[0]
+            return network.run(params, rest, batch, visit, clean.stop())[0]
 
-        def pair(xi: list[jax.Array]) -> jax.Array:
-            step = [self.sigma * x for x in xi]
+        def slope(xi: dict[int, jax.Array]) -> jax.Array:
+            up = reward({i: self.sigma * x for i, x in xi.items()})
             if not self.antithetic:
-                return 2 * (reward(step) - clean.rewards)
-            return reward(step) - reward([-x for x in step])
+                return 2 * (up - clean.rewards)
+            return up - reward({i: -self.sigma * x for i, x in xi.items()})
 
-        credits = self._rated(
-            network, credit.from_slopes(network, xi, jax.vmap(pair)(xi) * self._scale(network))
-        )
+        credits = [jnp.zeros(info.shape, info.dtype) for info in network.sites]
+        for group, group_key in self._groups(network, key):
+            drawn = self._directions(network, group, group_key, clean)
+            slopes = jax.vmap(slope)({i.site.index: x for i, x in zip(group, drawn, strict=True)})
+            found = credit.from_slopes(group, drawn, slopes * self._scale(network), self.ridge)
+            for info, c in zip(group, found, strict=True):
+                credits[info.site.index] = c * self.output_rate if info.output else c
         if self.output == "delta":
             outputs = [info.site.index for info in network.sites if info.output]
             deltas = credit.exact(network, params, rest, batch, outputs)
@@ -169,7 +193,11 @@ class NodePerturbation(Rule):
     def _from_noisy_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        xi = self._directions(network, key, None)
+        infos = network.sites
+        shapes, axes = [i.shape for i in infos], [i.axis for i in infos]
+        xi = directions(key, self.noise, self.samples, shapes, axes)
+        # Noise on what the reward does not depend on would only move weights at random.
+        xi = [x if info.live else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
         draws = jax.random.fold_in(key, len(network.sites))  # The sites have the keys before.
         keys = jax.random.split(draws, self.samples)
 
@@ -192,39 +220,44 @@ class NodePerturbation(Rule):
         _, vjp, rewards = jax.vjp(pairs, params, has_aux=True)
         differences = rewards[:, 0] - rewards[:, 1]
         slopes = differences * self._scale(network)
-        credits = self._rated(network, credit.by_sample(network, xi, slopes))
+        credits = [
+            c * self.output_rate if info.output else c
+            for c, info in zip(credit.by_sample(network, xi, slopes), infos, strict=True)
+        ]
         # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
         halves = [jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits]
         (ascent,) = vjp(halves)
         clean, aux = network.run(params, rest, batch, lambda site, z, fn: fn(z))
         return clean, aux, ascent
 
-    def _directions(
-        self, network: Network, key: jax.Array, active: list[jax.Array] | None
-    ) -> list[jax.Array]:
+    def _groups(self, network: Network, key: jax.Array) -> list[tuple[list[SiteInfo], jax.Array]]:
+        """The sites that are perturbed at the same time, with a key for each group."""
         # Noise on what the reward does not depend on would only move weights at random.
         moved = [i for i in network.sites if i.live and not (i.output and self.output == "delta")]
-        drawn = directions(
-            key,
-            self.noise,
-            self.samples,
-            [info.shape for info in moved],
-            [info.axis for info in moved],
-            None if active is None else [active[info.site.index] for info in moved],
-        )
-        xi = {info.site.index: x for info, x in zip(moved, drawn, strict=True)}
-        still = [jnp.zeros((self.samples, *info.shape)) for info in network.sites]
-        return [xi.get(i, zeros) for i, zeros in enumerate(still)]
+        if self.layers == "together":
+            return [(moved, key)]
+        return [([info], jax.random.fold_in(key, info.site.index)) for info in moved]
+
+    def _directions(
+        self, network: Network, group: list[SiteInfo], key: jax.Array, clean: CleanPass
+    ) -> list[jax.Array]:
+        active = [clean.responses[i.site.index][1] != 0 for i in group if clean.responses]
+        shapes, axes = [i.shape for i in group], [i.axis for i in group]
+        drawn = directions(key, self.noise, self.samples, shapes, axes, active or None)
+        if self.output_noise == "uniform":
+            return drawn
+        return [
+            x * _spread(clean.zs[info.site.index])[None] if info.output else x
+            for x, info in zip(drawn, group, strict=True)
+        ]
 
     def _scale(self, network: Network) -> Any:
         """What turns a pair's difference in reward into a slope: 1 / 2σ, over the batch's size."""
         scale = 1 / (2 * self.sigma) if self.scaled else self.sigma / 2
         return scale / network.batch_size if self.reduction == "mean" else scale
 
-    def _rated(self, network: Network, credits: list[jax.Array]) -> list[jax.Array]:
-        if self.output_rate == 1:
-            return credits
-        return [
-            c * self.output_rate if info.output else c
-            for c, info in zip(credits, network.sites, strict=True)
-        ]
+
+def _spread(logits: jax.Array) -> jax.Array:
+    """2 √(p (1 - p)): standard deviation of a choice by the softmax, 1 for an even one of two."""
+    p = jax.nn.softmax(logits, axis=-1)
+    return 2 * jnp.sqrt(p * (1 - p))

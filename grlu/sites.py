@@ -18,6 +18,9 @@ Values are of four kinds, and what an operation yields follows from what goes in
 * PARAM: depends on parameters but not on the batch (`exp(log_sigma)`, a normalised weight);
 * DATA: depends on the batch;
 * PENDING: a parameter has met data, and the site may still grow (a bias is yet to be added).
+
+Credit does not flow through `stop_gradient`: what lies behind one depends on no site before it.
+`stop(value)` decides what does pass; a perturbed pass lets the clean pass's value through.
 """
 
 import collections
@@ -33,6 +36,7 @@ import jax.numpy as jnp
 from grlu.errors import UserError
 
 Visit = Callable[["Site", jax.Array, Callable[[jax.Array], jax.Array]], jax.Array]
+Stop = Callable[[jax.Array], jax.Array]
 
 # The name that `grlu.activation` gives to the call that it wraps.
 ACTIVATION = "grlu_activation"
@@ -127,6 +131,7 @@ def evaluate(
     data: Sequence[Any],
     visit: Visit,
     names: Sequence[str],
+    stop: Stop | None = None,
 ) -> list[Output]:
     """Runs a jaxpr of `(*params, *consts, *data)`, calling `visit` at every site.
 
@@ -138,6 +143,8 @@ def evaluate(
         data: leaves of the batch.
         visit: `visit(site, z, fn) -> h`, called in the order of execution.
         names: one name per parameter leaf, for errors.
+        stop: `stop(value) -> value`, called at every `stop_gradient` behind a site, in the order of
+            execution.
 
     Raises:
         UserError: if a parameter meets data inside a loop, where no site can be placed.
@@ -148,15 +155,16 @@ def evaluate(
         *(_Value(d, Kind.DATA) for d in data),
     ]
     closed_over = [_Value(c, Kind.DATA) for c in closed.consts]
-    interpreter = _Interpreter(visit, names)
+    interpreter = _Interpreter(visit, names, stop or (lambda value: value))
     outs = interpreter.run(closed.jaxpr, closed_over, args)
     return [Output(v.value, v.upstream) for v in map(interpreter.settled, outs)]
 
 
 class _Interpreter:
-    def __init__(self, visit: Visit, names: Sequence[str]):
+    def __init__(self, visit: Visit, names: Sequence[str], stop: Stop):
         self.visit = visit
         self.names = names
+        self.stop = stop
         self.count = 0
 
     def run(self, jaxpr: Any, consts: Sequence[_Value], args: Sequence[_Value]) -> list[_Value]:
@@ -185,15 +193,17 @@ class _Interpreter:
             values = _bind(eqn, inputs, Kind.PARAM if trainable else Kind.CONST)
             values[0].whole = inputs[0].whole and _adds_axes(eqn) if inputs else False
             return values
+        if name == "stop_gradient" and (Kind.PENDING in kinds or inputs[0].upstream):
+            return self.stopped(eqn, inputs[0])
         if not kinds & {Kind.PARAM, Kind.PENDING}:
+            if name in _CALLS and _stops(eqn) and any(v.upstream for v in inputs):
+                return self.opened(eqn, inputs)
             return _bind(eqn, inputs, Kind.DATA)
 
         if Kind.PENDING in kinds and _is_activation(eqn, inputs, alone):
             return [self.activated(eqn, inputs)]
         if name in _CALLS and (name not in _CUSTOM or Kind.PARAM in kinds):
-            body = eqn.params[_CALLS[name]]
-            consts = [_Value(c, Kind.CONST) for c in getattr(body, "consts", ())]
-            return self.run(getattr(body, "jaxpr", body), consts, inputs)
+            return self.opened(eqn, inputs)
         if Kind.PARAM in kinds and name not in _CUSTOM and _has_body(eqn):
             params = frozenset().union(*(v.params for v in inputs if v.kind is Kind.PARAM))
             which = ", ".join(sorted(self.names[i] for i in params))
@@ -214,6 +224,17 @@ class _Interpreter:
             values[0].dense = _dense(eqn, inputs)
             return values
         return _bind(eqn, inputs, Kind.DATA)
+
+    def opened(self, eqn: Any, inputs: list[_Value]) -> list[_Value]:
+        """Runs the body of a call as if it stood in its place."""
+        body = eqn.params[_CALLS[eqn.primitive.name]]
+        consts = [_Value(c, Kind.CONST) for c in getattr(body, "consts", ())]
+        return self.run(getattr(body, "jaxpr", body), consts, inputs)
+
+    def stopped(self, eqn: Any, value: _Value) -> list[_Value]:
+        (out,) = _bind(eqn, [self.settled(value)], Kind.DATA)
+        out.value, out.upstream = self.stop(out.value), frozenset()
+        return [out]
 
     def settled(self, value: _Value) -> _Value:
         """Turns a pending value into data: its site is complete. Other values pass."""
@@ -272,6 +293,17 @@ def _has_body(eqn: Any) -> bool:
         isinstance(p, jex.Jaxpr | jex.ClosedJaxpr)
         for param in eqn.params.values()
         for p in (param if isinstance(param, tuple | list) else (param,))
+    )
+
+
+def _stops(eqn: Any) -> bool:
+    """Whether a call holds a `stop_gradient`; an activation's own is part of its slope."""
+    if eqn.params.get("name") == ACTIVATION or eqn.primitive.name in _CUSTOM:
+        return False
+    body = eqn.params[_CALLS[eqn.primitive.name]]
+    return any(
+        e.primitive.name == "stop_gradient" or (e.primitive.name in _CALLS and _stops(e))
+        for e in getattr(body, "jaxpr", body).eqns
     )
 
 

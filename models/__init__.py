@@ -4,9 +4,10 @@ A model is built as `Model(example_shape, outputs, rngs=rngs, **options)`; the o
 config's `model` section. A new model is one file and one line here.
 """
 
+from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
 
-MODELS = {"mlp": MLP, "skip_mlp": SkipMLP}
+MODELS = {"local_mlp": LocalMLP, "mlp": MLP, "skip_mlp": SkipMLP}
 
 __all__ = ["MLP", "MODELS", "SkipMLP"]

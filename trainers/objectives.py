@@ -42,6 +42,9 @@ REWARDS: dict[str, Reward] = {
 class Classification:
     """Rewards a classifier for its answer to `batch["image"]`, given `batch["label"]`.
 
+    A model with several heads gives logits of shape (B, heads, classes): its reward is the sum over
+    the heads, and its answer the last one's.
+
     Attributes:
         reward: the reward function.
         metrics: names of the values reported per example.
@@ -56,7 +59,12 @@ class Classification:
         self, model: Any, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = model(batch["image"])
-        rewards = self.reward(logits, batch["label"])
+        labels = batch["label"]
+        if logits.ndim == 3:
+            rewards = jnp.sum(jax.vmap(self.reward, (1, None), 1)(logits, labels), axis=1)
+            logits = logits[:, -1]
+        else:
+            rewards = self.reward(logits, labels)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return rewards, {"reward": rewards, "accuracy": correct.astype(jnp.float32)}
 

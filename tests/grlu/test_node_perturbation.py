@@ -197,6 +197,10 @@ def test_batch_of_several_examples_is_the_mean_of_each():
         ({"site": "middle"}, "site must be one of pre"),
         ({"noise": "orthogonal", "samples": 12}, "power of two"),
         ({"site": "active", "inputs": "noisy"}, "use inputs='clean'"),
+        ({"inputs": "noisy", "layers": "apart"}, "layers='together'"),
+        ({"layers": "alone"}, "layers must be one of together, apart"),
+        ({"output_noise": "loud"}, "output_noise must be one of uniform, softmax"),
+        ({"ridge": 0.0}, "ridge must be positive"),
     ],
 )
 def test_wrong_options_are_refused(options, sentence):
@@ -232,3 +236,68 @@ def test_the_output_rate_scales_the_output_layer_alone():
         np.testing.assert_allclose(one.parameters[name], five.parameters[name], rtol=1e-5)
     for name in ("layers.1.kernel", "layers.1.bias"):
         np.testing.assert_allclose(5 * one.parameters[name][1], five.parameters[name][1], rtol=1e-5)
+
+
+def test_layers_apart_do_not_drown_each_other():
+    """With as many orthogonal pairs as a layer has units, each layer's credit is exact."""
+    assert classifier(32, noise="orthogonal").cosine < 0.99
+    assert classifier(32, noise="orthogonal", layers="apart").cosine > 0.999
+
+
+def test_least_squares_is_exact_where_directions_are_many_and_better_where_few():
+    many = classifier(128, noise="gaussian"), classifier(128, noise="gaussian", ridge=1e-4)
+    assert many[0].cosine < 0.95 < 0.999 < many[1].cosine
+    assert abs(many[1].norm_ratio - 1) < 0.02
+    few = classifier(16, noise="gaussian"), classifier(16, noise="gaussian", ridge=0.01)
+    assert few[0].cosine < few[1].cosine
+
+
+def test_least_squares_needs_units_of_one_example():
+    class Mean(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones((3,)))
+
+        def __call__(self, x):
+            return x.sum(-1) + (x.mean(0) * self.scale).sum()
+
+    estimate = grlu.NodePerturbation(8, ridge=0.1)(lambda model, x: model(x))
+    with pytest.raises(grlu.UserError, match="scale: least squares needs a unit"):
+        estimate(Mean(nnx.Rngs(0)), jnp.ones((2, 3)), jax.random.key(0))
+
+
+def test_softmax_noise_scales_the_outputs_credit_by_its_uncertainty():
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    batch = (jnp.array([[1.0, -2.0, 0.5]]), jnp.array([2]))
+    rule = grlu.NodePerturbation(4, 1e-2, noise="orthogonal", output_noise="softmax")
+    _, grads = rule(log_likelihood)(model, batch, jax.random.key(0))
+    p = np.asarray(nnx.softmax(model(batch[0]))[0])
+    expected = 4 * p * (1 - p) * (np.eye(4)[2] - p)
+    np.testing.assert_allclose(-grads["bias"][...], expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"site": "active"}, {"layers": "apart"}])
+def test_credit_does_not_pass_a_stop_gradient(options):
+    """As for backprop: a block's noise moves its own head's reward alone."""
+    model = models.LocalMLP((12,), 5, width=16, depth=3, rngs=nnx.Rngs(0))
+    batch = (jax.random.normal(jax.random.key(1), (4, 12)), jnp.array([0, 1, 2, 3]))
+
+    def reward(model, batch):
+        logits = nnx.log_softmax(model(batch[0]))
+        return jnp.take_along_axis(logits, batch[1][:, None, None], axis=2).sum((1, 2))
+
+    rule = grlu.NodePerturbation(128, 0.01, noise="orthogonal", **options)
+    found = grlu.alignment(rule, reward, model, batch, jax.random.key(2))
+    assert found.cosine > 0.99
+    assert abs(found.norm_ratio - 1) < 0.02
+
+
+def test_what_is_stopped_is_the_clean_value():
+    """Noise before a stop_gradient does not reach the reward, inside a jitted part either."""
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+    def reward(model, x):
+        return jax.jit(lambda z: jax.lax.stop_gradient(z).sum(-1))(model(x)) + model(x)[:, 0]
+
+    rule = grlu.NodePerturbation(4, 0.1, noise="orthogonal")
+    _, grads = rule(reward)(model, jnp.ones((1, 3)), jax.random.key(0))
+    np.testing.assert_allclose(-grads["bias"][...], [1, 0, 0, 0], atol=1e-4)

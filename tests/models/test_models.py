@@ -99,3 +99,21 @@ def test_concatenated_layers_see_all_before_them():
 def test_wrong_skips_are_refused(shape, options, sentence):
     with pytest.raises(grlu.UserError, match=sentence):
         models.SkipMLP(shape, 3, rngs=nnx.Rngs(0), **options)
+
+
+def test_a_local_block_learns_from_its_own_head_alone():
+    model = models.LocalMLP((12,), 5, width=8, depth=3, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, 12))
+    assert model(x).shape == (3, 3, 5)
+
+    def moved(head):
+        grads = nnx.grad(lambda model: jnp.sum(model(x)[:, head] ** 2))(model)
+        return [bool(jnp.any(grads["layers"][i]["kernel"][...])) for i in range(3)]
+
+    assert [moved(head) for head in range(3)] == np.eye(3, dtype=bool).tolist()
+
+
+@pytest.mark.parametrize("option", ["width", "depth"])
+def test_wrong_sizes_of_local_blocks_are_refused(option):
+    with pytest.raises(grlu.UserError, match="local_mlp needs positive sizes"):
+        models.LocalMLP((4,), 3, **{option: 0}, rngs=nnx.Rngs(0))
