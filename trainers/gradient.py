@@ -63,7 +63,7 @@ class GradientSettings:
     weight_decay: float = 0.0
     clip: float | None = None
     average: float | None = None
-    online_chunk: int = 32
+    online_chunk: int = 64
 
     rule_class: ClassVar[type[Rule]]
 
