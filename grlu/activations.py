@@ -73,7 +73,7 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
             low, high, count = state
             return (count != k) & (low < high)
 
-        def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
             low, high, count = state
             # Rounded up, so that the interval shrinks, and without the overflow of a sum.
             middle = (low | high) - ((low ^ high) >> 1)
