@@ -87,6 +87,50 @@ CASES = (
 )
 
 
+class Ours:
+    """A case's training loop, compiled and run once.
+
+    Attributes:
+        compile_seconds: to trace and compile it.
+        temporary: bytes that it needs beside the state and the data.
+        parameters: number of parameters, of all seeds.
+    """
+
+    def __init__(self, case: Case, data: Data, examples: int, seeds: int = 1):
+        self._name, self._examples = case.name, examples
+        experiment = Experiment(
+            seed=0,
+            trainer=case.settings.build(case.make_model, examples),
+            train=data.train,
+            validation=None,
+            test={},
+            preprocess=data.preprocess,
+            epochs=1,
+            batch_size=1,
+            run=RunSettings(seeds=seeds),
+        )
+        self._state: Any = experiment.init()
+        self._data = (jax.device_put(data.train), experiment.order(0), examples)
+        start = time.perf_counter()
+        chunk: Any = compile_chunk(experiment)
+        self._chunk = chunk.lower(self._state, *self._data).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.temporary = self._chunk.memory_analysis().temp_size_in_bytes
+        self.parameters = sum(p.size for p in jax.tree.leaves(self._state.params))
+        self.turn()
+
+    def turn(self) -> float:
+        """Trains on the examples once more; µs per example (of each seed at once)."""
+        start = time.perf_counter()
+        self._state, _, broken = jax.block_until_ready(self._chunk(self._state, *self._data))
+        took = time.perf_counter() - start
+        if (np.asarray(broken) >= 0).any():
+            raise UserError(
+                f"{self._name}: a value that is not finite appeared, times mean nothing"
+            )
+        return 1e6 * took / self._examples
+
+
 def measure(case: Case, data: Data, examples: int, turns: int) -> Timing:
     """Times a case: in each turn `examples` of ours, after a quarter as many by the original."""
     jax.clear_caches()  # the case before may have compiled the same program
@@ -110,44 +154,21 @@ def measure(case: Case, data: Data, examples: int, turns: int) -> Timing:
     params = learn(params, images[:1], labels[:1])
     original_compile = time.perf_counter() - start
 
-    train = jax.device_put(data.train)
-    experiment = Experiment(
-        seed=0,
-        trainer=case.settings.build(case.make_model, examples),
-        train=data.train,
-        validation=None,
-        test={},
-        preprocess=data.preprocess,
-        epochs=1,
-        batch_size=1,
-        run=RunSettings(),
-    )
-    state = experiment.init()
-    order = experiment.order(0)
-    start = time.perf_counter()
-    chunk: Any = compile_chunk(experiment)
-    compiled = chunk.lower(state, train, order, examples).compile()
-    ours_compile = time.perf_counter() - start
-    state, _, broken = compiled(state, train, order, examples)
-
-    originals, ours = [], []
+    ours = Ours(case, data, examples)
+    originals, times = [], []
     for _ in range(turns):
         start = time.perf_counter()
         params = learn(params, images, labels)
         originals.append(1e6 * (time.perf_counter() - start) / calls)
-        start = time.perf_counter()
-        state, _, broken = jax.block_until_ready(compiled(state, train, order, examples))
-        ours.append(1e6 * (time.perf_counter() - start) / examples)
-    if broken >= 0:
-        raise UserError(f"{case.name}: a value that is not finite appeared, so times mean nothing")
+        times.append(ours.turn())
     return Timing(
         case.name,
         originals,
-        ours,
+        times,
         original_compile,
-        ours_compile,
-        compiled.memory_analysis().temp_size_in_bytes,
-        sum(p.size for p in jax.tree.leaves(state.params)),
+        ours.compile_seconds,
+        ours.temporary,
+        ours.parameters,
     )
 
 

@@ -38,6 +38,16 @@ def hadamard(size: int) -> np.ndarray:
     return matrix
 
 
+def _entries(size: int, columns: jax.Array) -> jax.Array:
+    """Columns of `hadamard(size)`, shape (size, *columns.shape), computed instead of fetched.
+
+    The entry of row n and column c is negative if n and c have an odd number of bits in common.
+    """
+    row = jnp.arange(size).reshape(-1, *[1] * columns.ndim)
+    odd = jax.lax.population_count(row & columns[None]) & 1
+    return 1 - 2 * odd.astype(jnp.float32)
+
+
 def directions(
     key: jax.Array,
     noise: str,
@@ -88,7 +98,7 @@ def _orthogonal(
     units get no column, so that the active ones share fewer.
     """
     matrix, drawn = hadamard(samples), []
-    # Without silent units the columns are known now, and the matrix is a constant.
+    # Without silent units the columns are known now, and the directions but for signs constants.
     np_or_jnp: Any = np if active is None else jnp
     used = np_or_jnp.zeros((1,), np.int32)
     for i, (key, shape, axis) in enumerate(zip(keys, shapes, axes, strict=True)):
@@ -96,9 +106,9 @@ def _orthogonal(
         rows = np_or_jnp.moveaxis(mask, axis, 0) if axis is not None else mask[None]
         turn = np_or_jnp.cumsum(rows.reshape(rows.shape[0], -1), axis=1)
         used = np_or_jnp.broadcast_to(used, turn.shape[:1])
-        # The matrix is symmetric: whole rows are fetched, then transposed.
-        chosen = np_or_jnp.asarray(matrix)[(used[:, None] + turn - 1) % samples]
-        chosen = np_or_jnp.moveaxis(chosen, -1, 0).reshape(samples, *rows.shape)
+        column = (used[:, None] + turn - 1) % samples
+        chosen = matrix[:, column] if active is None else _entries(samples, column)
+        chosen = chosen.reshape(samples, *rows.shape)
         chosen = np_or_jnp.moveaxis(chosen, 1, axis + 1) if axis is not None else chosen[:, 0]
         drawn.append(jnp.asarray(chosen) * signs(key, shape)[None])
         used = used + turn[:, -1]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from grlu.ahead import drawn_ahead
 from grlu.errors import UserError
 from grlu.online import Chunk
 from grlu.rule import Rule, pure_objective
@@ -62,7 +63,7 @@ class GradientSettings:
     weight_decay: float = 0.0
     clip: float | None = None
     average: float | None = None
-    online_chunk: int = 32
+    online_chunk: int = 64
 
     rule_class: ClassVar[type[Rule]]
 
@@ -223,7 +224,8 @@ class Trainer:
     ) -> tuple[TrainState, Any]:
         """The first `count` of a block's T updates: `step` after `step`, but faster.
 
-        First layers are learned by exact chunked online learning (`grlu.online`).
+        First layers are learned by exact chunked online learning (`grlu.online`), and the random
+        numbers of all T updates are drawn together (`grlu.ahead`).
 
         Args:
             state: before the block.
@@ -259,7 +261,9 @@ class Trainer:
         us = [jnp.zeros_like(z) for z in chunk.zs]
         average = None if state.average is None else chunk.split(state.average)
         carry = (chunk.kept, us, state.rest, state.opt_state, average, start)
-        kept, us, rest, opt_state, average, folded = jax.lax.fori_loop(0, count, body, carry)
+        kept, us, rest, opt_state, average, folded = jax.lax.fori_loop(
+            0, count, drawn_ahead(body, self.block, carry), carry
+        )
         if average is not None:
             average = self._averaged_block(state, chunk, average, us, count)
         state = state.replace(

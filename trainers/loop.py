@@ -281,7 +281,18 @@ def compile_chunk(experiment: Experiment) -> Callable:
 
     if experiment.run.seeds > 1:
         chunk = jax.vmap(chunk, in_axes=(0, None, 0, None))
-    return jax.jit(chunk, donate_argnums=0)
+    return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options())
+
+
+def _compiler_options() -> dict[str, bool | int | str] | None:
+    # The steps of a loop over single examples are many operations of a microsecond each: waking
+    # threads for one costs more than it saves, and products of matrices have threads of their own.
+    if jax.default_backend() != "cpu":
+        return None
+    return {
+        "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+        "xla_cpu_prefer_vector_width": 512,
+    }
 
 
 def _compile_evaluation(

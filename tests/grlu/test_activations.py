@@ -1,5 +1,7 @@
 """The top-k layer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,23 @@ def test_the_kth_largest_equals_a_sort(k):
     x = jax.random.normal(jax.random.key(0), (20, 50)) * 10.0 ** jnp.arange(-10, 10)[:, None]
     x = x.at[0, :10].set(0.0).at[1, :10].set(-0.0).at[2, :5].set(jnp.inf).at[2, 5:9].set(-jnp.inf)
     np.testing.assert_array_equal(kth_largest(x, k)[:, 0], jnp.sort(x)[:, -k])
+
+
+def test_ties_and_extremes_in_one_row_and_in_its_batch():
+    generator = np.random.default_rng(0)
+    values = np.array([0.0, -0.0, 1, -1, 2.5, np.inf, -np.inf, 3e38, -3e38, 1e-45], np.float32)
+    rows = generator.choice(values, (60, 9))
+    rows[30:] += generator.normal(size=(30, 9)).astype(np.float32)
+    # By their order as bits: -0 comes before 0, and numbers too small to be normal differ from 0.
+    image = rows.view(np.int32)
+    order = np.argsort(np.where(image < 0, image ^ 0x7FFFFFFF, image), axis=1)
+    expected = np.take_along_axis(image, order[:, ::-1], axis=1)
+    for k in range(1, 10):
+        one = jax.jit(functools.partial(kth_largest, k=k))
+        batch = jax.vmap(one)(rows[:, None])
+        for row, in_batch, exact in zip(rows, batch, expected[:, k - 1], strict=True):
+            assert np.asarray(one(row)).view(np.int32) == exact
+            assert np.asarray(in_batch).view(np.int32) == exact
 
 
 def test_hard_keeps_the_largest_and_lets_ties_pass():

@@ -23,6 +23,18 @@ def test_hadamard_rows_are_orthogonal():
         hadamard(12)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 16, 128])
+def test_columns_chosen_by_the_active_units_are_those_of_the_matrix(samples):
+    units = 2 * samples + 1
+    active = jnp.arange(2 * units).reshape(2, units) % 3 != 0
+    (known,) = directions(jax.random.key(0), "orthogonal", samples, [(2, units)], [0])
+    (drawn,) = directions(jax.random.key(0), "orthogonal", samples, [(2, units)], [0], [active])
+    deal = (np.cumsum(active, axis=1) - 1) % samples
+    sign = np.asarray(known[0])  # The matrix's first row is ones.
+    expected = hadamard(samples)[:, deal] * sign * np.asarray(active)
+    np.testing.assert_array_equal(drawn, expected)
+
+
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian", "orthogonal"])
 def test_directions_are_uncorrelated_over_sites_and_examples(noise):
     def draw(key):

@@ -1,0 +1,109 @@
+"""Random numbers of many steps of a loop, drawn at once before it.
+
+A step needs few random words, and each round of a generator costs as much for few as for many. They
+follow from the step's number t alone, whatever the steps before have made of the network, so they
+can be drawn for all steps together. The values are those that the step itself would have drawn, as
+far as a generator's `vmap` draws for each key what that key alone would give (JAX's default does).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+Step = Callable[[jax.Array, Any], Any]
+
+# Elements of a step's value that are kept for every step even where the random words that it is
+# made of are fewer: signs are 32 times as large as their words.
+SMALL = 1024
+
+
+def drawn_ahead(step: Step, count: int, carry: Any) -> Step:
+    """A step that reads its random numbers from arrays, drawn here for `count` steps.
+
+    Args:
+        step: `(t, carry) -> carry`, as `jax.lax.fori_loop` takes it.
+        count: number of steps; t runs from 0.
+        carry: what the first step gets.
+
+    Returns:
+        The same function, for t < count. What it draws with a key that depends on the carry, it
+        still draws itself.
+    """
+    leaves, tree = jax.tree.flatten(carry)
+
+    def flat(t: jax.Array, *leaves: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(step(t, jax.tree.unflatten(tree, leaves)))
+
+    zero = jnp.zeros((), jnp.int32)
+    calling = jax.make_jaxpr(flat)(zero, *leaves)
+
+    def opened(*args: jax.Array) -> list[jax.Array]:
+        env = _evaluate(calling.jaxpr.eqns, _start(calling, args))
+        return [_read(v, env) for v in calling.jaxpr.outvars]
+
+    closed = jax.make_jaxpr(opened)(zero, *leaves)
+    jaxpr = closed.jaxpr
+    known, drawn = _follow(jaxpr)
+
+    def draw(t: jax.Array) -> list[jax.Array]:
+        env = _evaluate(known, _start(closed, [t]))
+        return [env[v] for v in drawn]
+
+    def replay(t: jax.Array, carry: Any) -> Any:
+        env = _start(closed, [t, *jax.tree.leaves(carry)])
+        env.update((v, x[t]) for v, x in zip(drawn, values, strict=True))
+        _evaluate((e for e in jaxpr.eqns if e.outvars[0] not in env), env)
+        return jax.tree.unflatten(tree, [_read(v, env) for v in jaxpr.outvars])
+
+    values = jax.vmap(draw)(jnp.arange(count, dtype=jnp.int32))
+    return replay
+
+
+def _follow(jaxpr: Any) -> tuple[list[Any], list[Any]]:
+    """The equations that follow from the first argument alone, and their values to draw ahead."""
+    ready: set[Any] = {*jaxpr.constvars, jaxpr.invars[0]}
+    known: list[Any] = []
+    drawn: dict[Any, int] = {}
+    for eqn in jaxpr.eqns:
+        reads = [v for v in eqn.invars if not isinstance(v, jex.Literal)]
+        if eqn.effects or not ready.issuperset(reads):
+            continue
+        known.append(eqn)
+        ready.update(eqn.outvars)
+        room = [drawn[v] for v in reads if v in drawn]
+        sizes = {v: math.prod(v.aval.shape) for v in eqn.outvars}
+        if eqn.primitive.name == "random_bits" or (
+            room and max(sizes.values()) <= max(SMALL, *room)
+        ):
+            drawn.update(sizes)
+    return known, list(drawn)
+
+
+def _start(closed: Any, args: Iterable[Any]) -> dict[Any, Any]:
+    """The values of a jaxpr's constants and of its first arguments."""
+    env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    return env | dict(zip(closed.jaxpr.invars, args, strict=False))
+
+
+def _evaluate(eqns: Iterable[Any], env: dict[Any, Any]) -> dict[Any, Any]:
+    """Adds the equations' values to `env`; the inside of a jitted call becomes part of them."""
+    for eqn in eqns:
+        inputs = [_read(v, env) for v in eqn.invars]
+        if eqn.primitive.name == "jit":
+            body = eqn.params["jaxpr"]
+            inside = _evaluate(body.jaxpr.eqns, _start(body, inputs))
+            outs = [_read(v, inside) for v in body.jaxpr.outvars]
+        else:
+            with eqn.ctx.manager:
+                outs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            outs = outs if eqn.primitive.multiple_results else [outs]
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return env
+
+
+def _read(atom: Any, env: dict[Any, Any]) -> Any:
+    return atom.val if isinstance(atom, jex.Literal) else env[atom]

@@ -1,0 +1,58 @@
+"""Drawing ahead changes nothing but the time at which random numbers are drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grlu.ahead import drawn_ahead
+from grlu.noise import signs
+
+KEY = jax.random.key(3)
+
+
+def by_number(t, carry):
+    """Draws by t alone: words, floats made of them, and more signs than are kept."""
+    total, seen = carry
+    key = jax.random.fold_in(KEY, t)
+    noise = jax.random.gumbel(key, (5,)) + signs(key, (5,))
+    many = signs(jax.random.fold_in(key, 1), (300, 5)).sum(0)
+    return total * 0.5 + jnp.tanh(noise * total) + many, seen + 1
+
+
+def by_carry(t, carry):
+    """Draws with a key that depends on what the steps before have done, too."""
+    total, seen = carry
+    own = jax.random.fold_in(jax.random.fold_in(KEY, t), seen)
+    return total + jax.random.normal(own, (5,)) + jax.random.uniform(KEY, (5,)), seen + t
+
+
+def run(step, start, *, ahead):
+    carry = (start, jnp.zeros((), jnp.int32))
+    step = drawn_ahead(step, 8, carry) if ahead else step
+    return jax.lax.fori_loop(0, 6, step, carry)
+
+
+@pytest.mark.parametrize("step", [by_number, by_carry])
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_the_values_are_those_that_the_steps_draw(step, seeds):
+    start = jnp.ones((5,)) if seeds is None else jnp.arange(seeds * 5.0).reshape(seeds, 5)
+    results = []
+    for ahead in (False, True):
+
+        def whole(start, ahead=ahead):
+            return run(step, start, ahead=ahead)
+
+        results.append(jax.jit(whole if seeds is None else jax.vmap(whole))(start))
+    for plain, early in zip(*results, strict=True):
+        np.testing.assert_array_equal(plain, early)
+
+
+def test_nothing_is_left_to_draw_in_the_loop():
+    def loop(step):
+        closed = jax.make_jaxpr(lambda s: run(step, s, ahead=True))(jnp.ones((5,)))
+        (eqn,) = [e for e in closed.jaxpr.eqns if e.primitive.name == "scan"]
+        return str(eqn.params["jaxpr"])
+
+    assert "random_bits" not in loop(by_number)
+    assert loop(by_carry).count("random_bits") == 1
