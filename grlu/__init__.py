@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from grlu.feedback_alignment import FeedbackAlignment
     from grlu.forward_gradient import ForwardGradient
     from grlu.gradient_alignment import Alignment, alignment
+    from grlu.learned_feedback import add_feedback
     from grlu.node_perturbation import NodePerturbation
     from grlu.rule import Rule
     from grlu.sites import Site
@@ -40,6 +41,7 @@ _HOME = {
     "UserError": "errors",
     "WeightPerturbation": "weight_perturbation",
     "activation": "activations",
+    "add_feedback": "learned_feedback",
     "alignment": "gradient_alignment",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "UserError",
     "WeightPerturbation",
     "activation",
+    "add_feedback",
     "alignment",
 ]
 

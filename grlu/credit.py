@@ -68,6 +68,18 @@ def from_slopes(
     return credits
 
 
+def slopes(
+    infos: Sequence[SiteInfo], xi: Sequence[jax.Array], credits: Sequence[jax.Array]
+) -> jax.Array:
+    """The slopes (N, B) of the examples' rewards along directions, if these were the credits."""
+    total: Any = 0.0
+    for x, c, info in zip(xi, credits, infos, strict=True):
+        axis = 0 if info.axis is None else info.axis
+        product = jnp.moveaxis(x * c[None], axis + 1, 1)
+        total = total + jnp.sum(product.reshape(*product.shape[:2], -1), axis=2)
+    return total
+
+
 def _solved(
     infos: Sequence[SiteInfo], xi: Sequence[jax.Array], slopes: jax.Array, ridge: float
 ) -> jax.Array:

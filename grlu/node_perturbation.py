@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from grlu import credit
 from grlu.errors import UserError
+from grlu.learned_feedback import Prediction
 from grlu.network import CleanPass, Network, Objective, SiteInfo, trace
 from grlu.noise import NOISES, directions, hadamard
 from grlu.rule import Rule, reseed
@@ -64,6 +65,10 @@ class NodePerturbation(Rule):
         ridge: None for the mean over the pairs, or the strength λ of a regularised least squares
             estimate of the credit from the N slopes, (ΞΞᵀ + λ d)⁻¹ taking the place of 1/N, for d
             perturbed units: it removes the interference of directions that are not orthogonal.
+        feedback: None, or the rate, relative to the other parameters', at which feedback weights
+            learn to foretell the hidden credit from the output's (`grlu.learned_feedback`), so that
+            perturbation need only find what is left. The output's credit must be known before:
+            output="delta", or layers="apart". The model needs `grlu.add_feedback`.
         scaled: whether the estimate is divided by σ², as a gradient is. Without, as published, it
             is σ² times the gradient.
         reduction: "mean" over the batch, or "sum" as published.
@@ -94,6 +99,7 @@ class NodePerturbation(Rule):
     output_noise: Literal["uniform", "softmax"] = "uniform"
     layers: Literal["together", "apart"] = "together"
     ridge: float | None = None
+    feedback: float | None = None
     scaled: bool = True
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -121,13 +127,26 @@ class NodePerturbation(Rule):
             raise UserError("site='active' fixes the units by the clean pass: use inputs='clean'")
         published = self.antithetic and self.output == "perturb" and self.output_noise == "uniform"
         published = published and self.layers == "together" and self.ridge is None
+        published = published and self.feedback is None
         if self.inputs == "noisy" and not published:
             raise UserError(
                 "inputs='noisy' is the published pair: antithetic, output='perturb', "
-                "output_noise='uniform', layers='together', ridge=None"
+                "output_noise='uniform', layers='together', ridge=None, feedback=None"
             )
         if self.ridge is not None and not self.ridge > 0:
             raise UserError(f"ridge must be positive or None, got {self.ridge!r}")
+        if self.feedback is not None:
+            if not self.feedback > 0:
+                raise UserError(f"feedback must be positive or None, got {self.feedback!r}")
+            if self.output == "perturb" and self.layers == "together":
+                raise UserError(
+                    "feedback carries the output's credit to the hidden layers, so it must be "
+                    "known before theirs: use output='delta' or layers='apart'"
+                )
+            if self.site == "post" or not self.scaled or self.reduction == "sum":
+                raise UserError(
+                    "feedback needs site='pre' or 'active', scaled=True and reduction='mean'"
+                )
         if not self.output_rate > 0:
             raise UserError(f"output_rate must be positive, got {self.output_rate!r}")
 
@@ -155,7 +174,8 @@ class NodePerturbation(Rule):
     def _from_clean_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        clean = network.clean(params, rest, batch, slopes=self.site == "active")
+        slopes = self.site == "active" or self.feedback is not None
+        clean = network.clean(params, rest, batch, slopes=slopes)
 
         def reward(shift: dict[int, jax.Array]) -> jax.Array:
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
@@ -176,19 +196,39 @@ class NodePerturbation(Rule):
             return up - reward({i: -self.sigma * x for i, x in xi.items()})
 
         credits = [jnp.zeros(info.shape, info.dtype) for info in network.sites]
-        for group, group_key in self._groups(network, key):
-            drawn = self._directions(network, group, group_key, clean)
-            slopes = jax.vmap(slope)({i.site.index: x for i, x in zip(group, drawn, strict=True)})
-            found = credit.from_slopes(group, drawn, slopes * self._scale(network), self.ridge)
-            for info, c in zip(group, found, strict=True):
-                credits[info.site.index] = c * self.output_rate if info.output else c
         if self.output == "delta":
             outputs = [info.site.index for info in network.sites if info.output]
             deltas = credit.exact(network, params, rest, batch, outputs)
             factor = network.batch_size if self.reduction == "sum" else 1
             for i, delta in zip(outputs, deltas, strict=True):
-                credits[i] = delta * (factor * self.output_rate)
-        return clean.rewards, clean.aux, clean.local_update(credits)
+                credits[i] = delta * factor
+        prediction = None
+        if self.feedback is not None:
+            slopes_at = [slope for _, slope in clean.responses]
+            prediction = Prediction(network, params, slopes_at, self.feedback)
+        surprise = {}
+        for group, group_key in self._groups(network, key):
+            xi = self._directions(network, group, group_key, clean)
+            found = jax.vmap(slope)({i.site.index: x for i, x in zip(group, xi, strict=True)})
+            found = found * self._scale(network)
+            foretold = [jnp.zeros(info.shape, info.dtype) for info in group]
+            if prediction is not None:
+                delta = credits[prediction.output.site.index]
+                foretold = [prediction.credit(info, delta) for info in group]
+                found = found - credit.slopes(group, xi, foretold)
+            beyond = credit.from_slopes(group, xi, found, self.ridge)
+            for info, known, new in zip(group, foretold, beyond, strict=True):
+                credits[info.site.index] = known + new
+                surprise[info.site.index] = new
+        rated = [
+            c * self.output_rate if info.output else c
+            for c, info in zip(credits, network.sites, strict=True)
+        ]
+        ascent = clean.local_update(rated)
+        if prediction is not None:
+            delta = credits[prediction.output.site.index]
+            ascent = prediction.learned(ascent, delta, surprise)
+        return clean.rewards, clean.aux, ascent
 
     def _from_noisy_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
@@ -236,14 +276,18 @@ class NodePerturbation(Rule):
         moved = [i for i in network.sites if i.live and not (i.output and self.output == "delta")]
         if self.layers == "together":
             return [(moved, key)]
+        if self.feedback is not None:
+            moved.sort(key=lambda info: not info.output)  # Its credit foretells the others'.
         return [([info], jax.random.fold_in(key, info.site.index)) for info in moved]
 
     def _directions(
         self, network: Network, group: list[SiteInfo], key: jax.Array, clean: CleanPass
     ) -> list[jax.Array]:
-        active = [clean.responses[i.site.index][1] != 0 for i in group if clean.responses]
+        active = None
+        if self.site == "active":
+            active = [clean.responses[info.site.index][1] != 0 for info in group]
         shapes, axes = [i.shape for i in group], [i.axis for i in group]
-        drawn = directions(key, self.noise, self.samples, shapes, axes, active or None)
+        drawn = directions(key, self.noise, self.samples, shapes, axes, active)
         if self.output_noise == "uniform":
             return drawn
         return [

@@ -15,7 +15,7 @@ credit, and the rule is none the wiser.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from grlu.sites import Dense, Site
 class FirstLayer:
     """A dense layer that sees only the data: indices of its site and of its parameter leaves."""
 
+    name: str
     site: int
     kernel: int
     bias: int | None
@@ -46,7 +47,7 @@ def first_layers(network: Network) -> list[FirstLayer]:
         dense = info.site.dense
         if dense is None or info.site.upstream or any(uses.count(i) > 1 for i in info.site.params):
             continue
-        layer = FirstLayer(info.site.index, dense.kernel, dense.bias)
+        layer = FirstLayer(info.name, info.site.index, dense.kernel, dense.bias)
         if set(layer.leaves) == info.site.params:
             found.append(layer)
     return found
@@ -63,7 +64,7 @@ class Chunk:
 
     Attributes:
         layers: the first layers; with none, there is nothing to gain.
-        kept: the leaves of `params` that are not theirs.
+        kept: the leaves of `params` that are not theirs, by path.
         zs: their pre-activations, each (T, B, units), at the parameters of the chunk's beginning.
     """
 
@@ -73,7 +74,7 @@ class Chunk:
         layers = self.layers
         self.leaves, self._tree = jax.tree.flatten(params)
         moved = {i for layer in layers for i in layer.leaves}
-        self._kept = [i for i in range(len(self.leaves)) if i not in moved]
+        self._kept = {name: i for i, name in enumerate(network.names) if i not in moved}
         self.kept = self.split(params)
 
         def inputs(batch: Any) -> list[jax.Array]:
@@ -101,17 +102,15 @@ class Chunk:
         ]
 
     def shifted(self) -> Objective:
-        """The objective of `({"kept": leaves, "shift": [v]}, rest, (batch, [z]))`."""
+        """The objective of `(chunk.joined(kept, [v]), rest, (batch, [z]))`."""
 
         def objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
             batch, zs = batch
             leaves = list(self.leaves)
-            for i, leaf in zip(self._kept, params["kept"], strict=True):
-                leaves[i] = leaf
-            given = {
-                layer.site: z + v
-                for layer, z, v in zip(self.layers, zs, params["shift"], strict=True)
-            }
+            kept, shifts = self.parted(params)
+            for name, i in self._kept.items():
+                leaves[i] = kept[name]
+            given = {layer.site: z + v for layer, z, v in zip(self.layers, zs, shifts, strict=True)}
 
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
                 return fn(given.get(site.index, z))
@@ -120,12 +119,24 @@ class Chunk:
 
         return objective
 
-    def split(self, params: Any) -> list[jax.Array]:
-        """The leaves of a tree like `params` that are not a first layer's."""
-        leaves = jax.tree.leaves(params)
-        return [leaves[i] for i in self._kept]
+    def joined(self, kept: Mapping[str, Any], shifts: Sequence[Any]) -> dict[str, Any]:
+        """What the shifted objective trains: a first layer's shift is named after its layer."""
+        named = zip(self.layers, shifts, strict=True)
+        return {**kept, **{f"{layer.name}.shift": v for layer, v in named}}
 
-    def absorbed(self, params: Any, kept: Sequence[jax.Array], updates: Sequence[jax.Array]) -> Any:
+    def parted(self, joined: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        """The `(kept, shifts)` of what `joined` made."""
+        kept = {name: joined[name] for name in self._kept}
+        return kept, [joined[f"{layer.name}.shift"] for layer in self.layers]
+
+    def split(self, params: Any) -> dict[str, jax.Array]:
+        """The leaves of a tree like `params` that are not a first layer's, by path."""
+        leaves = jax.tree.leaves(params)
+        return {name: leaves[i] for name, i in self._kept.items()}
+
+    def absorbed(
+        self, params: Any, kept: Mapping[str, jax.Array], updates: Sequence[jax.Array]
+    ) -> Any:
         """A tree like `params` after the chunk.
 
         Args:
@@ -134,8 +145,8 @@ class Chunk:
             updates: for each first layer the changes u, shape (T, B, units).
         """
         leaves = jax.tree.leaves(params)
-        for i, leaf in zip(self._kept, kept, strict=True):
-            leaves[i] = leaf
+        for name, i in self._kept.items():
+            leaves[i] = kept[name]
         for layer, x, u in zip(self.layers, self.xs, updates, strict=True):
             leaves[layer.kernel] = leaves[layer.kernel] + jnp.einsum("tbi,tbo->io", x, u)
             if layer.bias is not None:

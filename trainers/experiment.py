@@ -76,7 +76,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
     model = MODELS[config.model.name]
 
     def make_model(rngs: nnx.Rngs) -> Any:
-        return build(model, config.model, "model", data.example_shape, data.num_classes, rngs=rngs)
+        sizes = data.example_shape, data.num_classes
+        made = build(model, config.model, "model", *sizes, rngs=rngs)
+        return settings.prepare(made, data.num_classes)
 
     examples = len(next(iter(data.train.values())))
     if settings.batch_size > examples:

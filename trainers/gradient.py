@@ -15,6 +15,7 @@ from flax import nnx
 
 from grlu.ahead import drawn_ahead
 from grlu.errors import UserError
+from grlu.learned_feedback import add_feedback
 from grlu.online import Chunk
 from grlu.rule import Rule, pure_objective
 from trainers.objectives import Classification, reward_named
@@ -89,6 +90,12 @@ class GradientSettings:
         if "sigma" in own:
             given["sigma"] = sigma
         return self.rule_class(**given)
+
+    def prepare(self, model: Any, outputs: int) -> Any:
+        """A new model, with what the rule adds to it."""
+        if vars(self).get("feedback") is not None:
+            add_feedback(model, outputs)
+        return model
 
     def build(self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int) -> "Trainer":
         """The trainer of a model, for a data set that gives so many steps an epoch."""
@@ -245,14 +252,15 @@ class Trainer:
                 z[t] + jnp.einsum("bsc,sco->bo", gram[t], u)
                 for z, gram, u in zip(chunk.zs, grams, us, strict=True)
             ]
-            params = {"kept": kept, "shift": [jnp.zeros_like(z) for z in zs]}
+            params = chunk.joined(kept, [jnp.zeros_like(z) for z in zs])
             step = state.step + t
             key, rule = jax.random.fold_in(state.key, step), self.settings.rule(self.sigma(step))
             _, (values, changed), ascent = rule.estimate(shifted, params, rest, (batch, zs), key)
             grads = jax.tree.map(jnp.negative, ascent)
             updates, opt_state = self.optimizer.update(grads, opt_state)
-            kept = optax.apply_updates(kept, updates["kept"])
-            us = [u.at[t].set(new) for u, new in zip(us, updates["shift"], strict=True)]
+            of_kept, of_shifts = chunk.parted(updates)
+            kept = optax.apply_updates(kept, of_kept)
+            us = [u.at[t].set(new) for u, new in zip(us, of_shifts, strict=True)]
             if average is not None:
                 average = _averaged(average, kept, self._decay(step))
             rest = nnx.merge_state(rest, changed)

@@ -201,6 +201,9 @@ def test_batch_of_several_examples_is_the_mean_of_each():
         ({"layers": "alone"}, "layers must be one of together, apart"),
         ({"output_noise": "loud"}, "output_noise must be one of uniform, softmax"),
         ({"ridge": 0.0}, "ridge must be positive"),
+        ({"feedback": 0.0, "output": "delta"}, "feedback must be positive"),
+        ({"feedback": 1.0}, "use output='delta' or layers='apart'"),
+        ({"feedback": 1.0, "output": "delta", "site": "post"}, "feedback needs site='pre'"),
     ],
 )
 def test_wrong_options_are_refused(options, sentence):
