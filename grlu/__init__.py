@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grlu.activations import TopK, activation
     from grlu.backprop import Backprop
     from grlu.errors import UserError
+    from grlu.evolution_strategy import EvolutionStrategy
     from grlu.exact_credit import ExactCredit
     from grlu.feedback_alignment import FeedbackAlignment
     from grlu.forward_gradient import ForwardGradient
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Alignment": "gradient_alignment",
     "Backprop": "backprop",
+    "EvolutionStrategy": "evolution_strategy",
     "ExactCredit": "exact_credit",
     "FeedbackAlignment": "feedback_alignment",
     "ForwardGradient": "forward_gradient",
@@ -46,6 +48,7 @@ _HOME = {
 __all__ = [
     "Alignment",
     "Backprop",
+    "EvolutionStrategy",
     "ExactCredit",
     "FeedbackAlignment",
     "ForwardGradient",
