@@ -36,8 +36,8 @@ class EvolutionStrategy(Rule):
     the same formula: its size says nothing of the reward's, and the learning rate (or Adam) sets
     the pace. A reward that is the same for all members gives a gradient of zero.
 
-    A pair's noise is a function of its key: it is drawn again for the weighted sum, and not kept
-    for more than `chunk` members at once. The model's own randomness (dropout, top-k) is one
+    A pair's noise is a function of its key: it is not kept for more than `chunk` members at once,
+    but drawn again for the weighted sum. The model's own randomness (dropout, top-k) is one
     draw for the whole population where all see the same batch, else one per pair.
 
     Attributes:
@@ -50,8 +50,8 @@ class EvolutionStrategy(Rule):
         batches: whether all pairs see the "same" whole batch, or each its "own" slice of it.
         nan: what a member with a reward that is not finite does: "stop" makes the estimate nan, at
             which a run stops; "drop" leaves out its pair, and only if none is left is it nan.
-        chunk: members that are held in memory at once; it changes the speed and, but for rounding,
-            not the result.
+        chunk: members that are held in memory at once, by default 256 with a rank and 64 without;
+            it changes the speed and, but for rounding, not the result.
 
     Raises:
         UserError: on values outside these ranges, or a batch that the pairs cannot share out.
@@ -71,7 +71,7 @@ class EvolutionStrategy(Rule):
     shaping: Literal["centered_rank", "zscore", "none"] = "centered_rank"
     batches: Literal["same", "own"] = "same"
     nan: Literal["stop", "drop"] = "stop"
-    chunk: int = 64
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if not _whole(self.population) or self.population < 2 or self.population % 2:
@@ -83,7 +83,7 @@ class EvolutionStrategy(Rule):
             raise UserError(f"sigma must be positive, got {self.sigma!r}")
         if self.rank is not None and (not _whole(self.rank) or self.rank < 1):
             raise UserError(f"rank must be a positive integer or None, got {self.rank!r}")
-        if not _whole(self.chunk) or self.chunk < 2:
+        if self.chunk is not None and (not _whole(self.chunk) or self.chunk < 2):
             raise UserError(f"chunk must be at least the 2 members of a pair, got {self.chunk!r}")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
@@ -124,7 +124,8 @@ class EvolutionStrategy(Rule):
         return rewards, aux, noise.restore(ascent)
 
     def _ascent(self, noise: ParameterNoise, draw: Any, score: Any) -> list[jax.Array]:
-        groups = -(-self.pairs // (self.chunk // 2))
+        chunk = self.chunk or (64 if self.rank is None else 256)
+        groups = -(-self.pairs // (chunk // 2))
         each = -(-self.pairs // groups)
         if groups == 1:
             members = jnp.arange(self.pairs)
