@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grlu.activations import TopK, activation
     from grlu.backprop import Backprop
     from grlu.errors import UserError
+    from grlu.evolution_strategy import EvolutionStrategy
     from grlu.exact_credit import ExactCredit
     from grlu.feedback_alignment import FeedbackAlignment
     from grlu.forward_gradient import ForwardGradient
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Alignment": "gradient_alignment",
     "Backprop": "backprop",
+    "EvolutionStrategy": "evolution_strategy",
     "ExactCredit": "exact_credit",
     "FeedbackAlignment": "feedback_alignment",
     "ForwardGradient": "forward_gradient",
@@ -48,6 +50,7 @@ _HOME = {
 __all__ = [
     "Alignment",
     "Backprop",
+    "EvolutionStrategy",
     "ExactCredit",
     "FeedbackAlignment",
     "ForwardGradient",

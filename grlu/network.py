@@ -132,12 +132,7 @@ def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network
             mixes examples in a way that credit cannot follow.
     """
     names = tuple(parameter_names(params))
-    for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise UserError(
-                f"{name}: a rule trains floating-point parameters, this one is "
-                f"{jnp.result_type(leaf)}; hold it in another nnx.Variable type than nnx.Param"
-            )
+    require_floats(params)
     closed, out_shape = jax.make_jaxpr(objective, return_shape=True)(params, consts, batch)
     rewards = out_shape[0]
     network = Network(closed, jax.tree.structure(out_shape), names, rewards.shape[0])
@@ -158,6 +153,16 @@ def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network
         output = alive and site.index not in inner
         sites.append(SiteInfo(site, name, shape.shape, shape.dtype, axis, alive, output))
     return dataclasses.replace(network, sites=tuple(sites))
+
+
+def require_floats(params: Any) -> None:
+    """Raises UserError if a parameter is not a floating-point array."""
+    for name, leaf in zip(parameter_names(params), jax.tree.leaves(params), strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise UserError(
+                f"{name}: a rule trains floating-point parameters, this one is "
+                f"{jnp.result_type(leaf)}; hold it in another nnx.Variable type than nnx.Param"
+            )
 
 
 def parameter_names(params: Any) -> list[str]:

@@ -64,6 +64,25 @@ _CALLS = {
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 
 
+def reads(jaxpr: jex.Jaxpr, var: Any) -> int:
+    """How many operations take a variable, inside calls too; handing it on is none of them."""
+    count = sum(v is var for v in jaxpr.outvars)
+    for eqn in jaxpr.eqns:
+        body = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+        inner = getattr(body, "jaxpr", body)
+        for i, v in enumerate(eqn.invars):
+            if v is not var:
+                continue
+            if inner is None:
+                count += 1
+                continue
+            count += reads(inner, inner.invars[i])
+            for out, handed_on in zip(eqn.outvars, inner.outvars, strict=True):
+                if handed_on is inner.invars[i]:
+                    count += reads(jaxpr, out) - 1
+    return count
+
+
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """A site of the form `x @ kernel + bias`, with whole parameters of rank 2 and 1.

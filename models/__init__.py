@@ -4,10 +4,17 @@ A model is built as `Model(example_shape, outputs, rngs=rngs, **options)`; the o
 config's `model` section. A new model is one file and one line here.
 """
 
+from models.autoencoder import Autoencoder, ConvAutoencoder
 from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
 
-MODELS = {"local_mlp": LocalMLP, "mlp": MLP, "skip_mlp": SkipMLP}
+MODELS = {
+    "autoencoder": Autoencoder,
+    "conv_autoencoder": ConvAutoencoder,
+    "local_mlp": LocalMLP,
+    "mlp": MLP,
+    "skip_mlp": SkipMLP,
+}
 
-__all__ = ["MLP", "MODELS", "SkipMLP"]
+__all__ = ["MLP", "MODELS", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]

@@ -29,6 +29,11 @@ _log = logging.getLogger("grlu")
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
 TRAINERS: dict[str, type[GradientSettings]] = {
     "backprop": gradient_settings("Backprop", grlu.Backprop, "The exact gradient, the yardstick."),
+    "evolution": gradient_settings(
+        "Evolution",
+        grlu.EvolutionStrategy,
+        "Evolution strategy: a population of noisy weights, ranked by reward.",
+    ),
     "feedback_alignment": gradient_settings(
         "FeedbackAlignment",
         grlu.FeedbackAlignment,

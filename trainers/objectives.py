@@ -1,6 +1,7 @@
 """What a run rewards: from a model and a batch to one reward per example, and what to report."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -67,6 +68,61 @@ class Classification:
             rewards = self.reward(logits, labels)
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return rewards, {"reward": rewards, "accuracy": correct.astype(jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Rewards a model for giving back `batch["image"]`, by its log-likelihood in summed nats.
+
+    The model may corrupt what it sees; the target is the clean input.
+
+    Attributes:
+        likelihood: what the model's output means. "bernoulli": logits of pixels in [0, 1], whose
+            cross-entropy is a log-likelihood where they are 0 or 1 (set dataset.normalize=unit);
+            "gaussian": means.
+        sd: standard deviation of the Gaussian, in units of the input.
+        metrics: names of the values reported per example; mse is the mean over its features.
+        better: the metric that chooses checkpoints, and its direction.
+
+    Raises:
+        UserError: on another likelihood, an sd that is not positive, or a model whose output has
+            not the shape of its input.
+    """
+
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    sd: float = 1.0
+    metrics: tuple[str, ...] = ("reward", "mse")
+    better: tuple[str, Literal["min", "max"]] = ("reward", "max")
+
+    def __post_init__(self) -> None:
+        if self.likelihood not in ("bernoulli", "gaussian"):
+            raise UserError(
+                f"the likelihood must be 'bernoulli' or 'gaussian', got {self.likelihood!r}"
+            )
+        if not self.sd > 0:
+            raise UserError(f"the likelihood's sd must be positive, got {self.sd!r}")
+
+    def __call__(
+        self, model: Any, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        target = batch["image"]
+        out = model(target)
+        if jnp.shape(out) != jnp.shape(target):
+            raise UserError(
+                f"reconstruction needs a model whose output has the shape of its input, "
+                f"{jnp.shape(target)}, got {jnp.shape(out)}; an autoencoder's has"
+            )
+        if self.likelihood == "bernoulli":
+            mean = nnx.sigmoid(out)
+            nats = target * nnx.log_sigmoid(out) + (1 - target) * nnx.log_sigmoid(-out)
+        else:
+            mean = out
+            nats = -0.5 * jnp.square((target - out) / self.sd) - math.log(
+                self.sd * math.sqrt(2 * math.pi)
+            )
+        features = tuple(range(1, jnp.ndim(target)))
+        rewards = jnp.sum(nats, features)
+        return rewards, {"reward": rewards, "mse": jnp.mean(jnp.square(target - mean), features)}
 
 
 def reward_named(name: str) -> Reward:

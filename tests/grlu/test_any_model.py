@@ -8,6 +8,8 @@ from flax import nnx
 
 import grlu
 import models
+from grlu.parameter_noise import ParameterNoise
+from grlu.rule import pure_objective
 
 
 class TanhMLP(nnx.Module):
@@ -171,6 +173,21 @@ def test_the_local_update_of_exact_credit_is_the_gradient(make, batch):
     assert jax.tree.structure(local) == jax.tree.structure(nnx.state(model, nnx.Param))
     for a, b in zip(jax.tree.leaves(local), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_low_rank_noise_moves_a_model_as_its_materialised_twin_does(make, batch):
+    graphdef, params, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+    objective = pure_objective(graphdef, log_likelihood)
+    noise = ParameterNoise(objective, params, rest, batch, 1)
+    direction = noise.draw(jax.random.key(1))
+    epsilon = noise.restore(noise.weighted(jax.tree.map(lambda e: e[None], direction), jnp.ones(1)))
+    for step in (0.1, -0.1):
+        moved = jax.tree.map(lambda p, e: p + step * e, params, epsilon)  # noqa: B023
+        expected, _ = objective(moved, rest, batch)
+        np.testing.assert_allclose(
+            noise.rewards(direction, step, rest, batch), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("make", SMOOTH)

@@ -35,6 +35,8 @@ def grads_of(rule, model, batch, key=2):
         grlu.ForwardGradient(512, noise="orthogonal"),
         grlu.ForwardGradient(20_000, of="weight"),
         grlu.WeightPerturbation(20_000, 1e-2),
+        grlu.EvolutionStrategy(40_000, 1e-2, shaping="none"),
+        grlu.EvolutionStrategy(40_000, 1e-2, shaping="none", rank=2),
     ],
 )
 def test_they_approach_the_gradient(rule, model, batch):

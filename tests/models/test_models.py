@@ -12,10 +12,11 @@ import models
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_shapes_gradients_and_determinism(name):
-    model = models.MODELS[name]((12,), 5, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (3, 12))
+    shape = (6, 5, 1) if name == "conv_autoencoder" else (12,)
+    model = models.MODELS[name](shape, 5, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, *shape))
     model.eval()
-    assert model(x).shape == (3, 5)
+    assert model(x).shape == (x.shape if hasattr(model, "decode") else (3, 5))
     np.testing.assert_array_equal(model(x), model(x))
     np.testing.assert_allclose(model(x)[:1], model(x[:1]), rtol=1e-5, atol=1e-6)
 

@@ -44,6 +44,8 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
     config = small | {"trainer": small["trainer"] | {"name": name}}
     if name not in ("grlu", "forward_gradient"):
         del config["trainer"]["samples"]
+    if name == "evolution":
+        config["trainer"] |= {"population": 128, "rank": 1}
     result = trainers.train(config, tmp_path / "run", progress=False)
     # Noise on all of 1,818 weights at once says little about each.
     assert result.metrics["test_accuracy"] > (0.5 if name == "weight_perturbation" else 0.85)

@@ -1,0 +1,151 @@
+"""Time per generation of an evolution strategy with low-rank and with full-rank noise.
+
+    python -m benchmarks.evolution --json evolution.json
+
+784-256-10, all members on the same 64 examples of MNIST's shape (`--batch` changes it). A
+generation is the trainer's whole step, optimizer and metrics included, in the loop's compiled
+chunk. All cases run in this process, after compilation, and take turns, so that whoever shares the
+machine disturbs all; the median over the turns is reported. Full and lowest rank are timed twice:
+in chunks of 64 members, whose noise is drawn again for the update, and with the whole population at
+once, whose noise is kept.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.report import environment
+from benchmarks.speed import mlp, synthetic
+from trainers import TRAINERS
+from trainers.loop import Experiment, RunSettings, compile_chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the table: a rank, and how many members are held at once."""
+
+    name: str
+    rank: int | None
+    chunk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What was measured of a case: ms per generation, one per turn; s to compile; bytes beside."""
+
+    case: str
+    generation: list[float]
+    compile: float
+    temporary: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.generation)
+
+
+def cases(population: int) -> tuple[Case, ...]:
+    return (
+        Case("full rank", None, 64),
+        Case("full rank, all at once", None, population),
+        Case("rank 1", 1, 64),
+        Case("rank 1, all at once", 1, population),
+        Case("rank 4, all at once", 4, population),
+        Case("rank 16, all at once", 16, population),
+    )
+
+
+def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], float], Timing]:
+    """A function that times some generations, in ms each, and the case's other numbers."""
+    data = synthetic(batch)
+    options: dict[str, Any] = {"population": population, "rank": case.rank, "chunk": case.chunk}
+    settings = TRAINERS["evolution"](batch_size=batch, optimizer="adam", **options)
+    experiment = Experiment(
+        seed=0,
+        trainer=settings.build(mlp(), 1000),
+        train=data.train,
+        validation=None,
+        test={},
+        preprocess=data.preprocess,
+        epochs=1,
+        batch_size=batch,
+        run=RunSettings(),
+    )
+    train = jax.device_put(data.train)
+    rows = experiment.order(0).repeat(1000, axis=0)
+    state = experiment.init()
+    start = time.perf_counter()
+    chunk = compile_chunk(experiment)
+    program = chunk.lower(state, train, rows, 1).compile()  # type: ignore[attr-defined]
+    seconds = time.perf_counter() - start
+
+    def run(generations: int) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, _, broken = jax.block_until_ready(program(state, train, rows, generations))
+        if broken >= 0:
+            raise RuntimeError(f"{case.name}: a value that is not finite appeared")
+        return 1e3 * (time.perf_counter() - start) / generations
+
+    run(1)
+    return run, Timing(case.name, [], seconds, program.memory_analysis().temp_size_in_bytes)
+
+
+def table(timings: list[Timing], title: str, caption: str) -> Table:
+    """The numbers as a table, with ratios to the first row."""
+    made = Table(title=title, caption=caption, box=box.SIMPLE)
+    made.add_column("case", no_wrap=True)
+    for heading in ("ms a generation", "times faster", "compile, s", "MiB"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for t in timings:
+        made.add_row(
+            t.case,
+            f"{t.median:,.1f}",
+            f"{timings[0].median / t.median:.1f}×",
+            f"{t.compile:.1f}",
+            f"{t.temporary / 2**20:.0f}",
+        )
+    return made
+
+
+def main(
+    population: Annotated[int, typer.Option(min=2, help="Members, even.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Examples that each member sees.")] = 64,
+    generations: Annotated[int, typer.Option(min=1, help="Of low rank in a turn.")] = 10,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of all cases.")] = 5,
+    json_path: Annotated[
+        pathlib.Path | None, typer.Option("--json", help="File for the numbers.")
+    ] = None,
+) -> None:
+    """Time per generation with low-rank and with full-rank noise, side by side."""
+    console = Console(stderr=True)
+    made = [
+        compiled(case, population, batch)
+        for case in track(cases(population), "compiling", console=console, transient=True)
+    ]
+    for _ in track(range(turns), "measuring", console=console, transient=True):
+        for case, (run, timing) in zip(cases(population), made, strict=True):
+            timing.generation.append(run(1 if case.rank is None else generations))
+    timings = [timing for _, timing in made]
+    where = environment() | {"generations": generations, "turns": turns}
+    caption = ", ".join(f"{key} {value}" for key, value in where.items())
+    title = f"784-256-10, population {population}, batch {batch}"
+    Console().print(table(timings, title, caption))
+    if json_path is not None:
+        rows = [dataclasses.asdict(t) for t in timings]
+        shape = {"population": population, "batch": batch}
+        json_path.write_text(json.dumps({**where, **shape, "cases": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,222 @@
+"""Autoencoders: dense and convolutional, from an example to a latent code and back."""
+
+import itertools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import grlu
+from models.layers import ActivationName, dense, require_flat
+from models.layers import activation as make_activation
+
+LatentName = Literal["linear", "relu", "topk"]
+
+
+class Masking(nnx.Module):
+    """Sets a random share of the features to 0 in training (Vincent et al. 2008).
+
+    The draw comes from the module's own rng stream, which a learning rule reseeds.
+    """
+
+    def __init__(self, fraction: float, *, rngs: nnx.Rngs):
+        if not 0 <= fraction < 1:
+            raise grlu.UserError(f"denoise must lie in [0, 1), got {fraction}")
+        self.fraction = fraction
+        self.deterministic = False
+        self.rngs = rngs.fork() if fraction else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Masks `x`, of any shape."""
+        if self.rngs is None or self.deterministic:
+            return x
+        return x * jax.random.bernoulli(self.rngs(), 1 - self.fraction, x.shape).astype(x.dtype)
+
+
+class _Latent(nnx.Module):
+    """The activation of a latent code."""
+
+    def __init__(self, name: LatentName, topk: float, units: int):
+        if name not in ("linear", "relu", "topk"):
+            raise grlu.UserError(f"latent_activation must be linear, relu or topk; got {name!r}")
+        if units < 1:
+            raise grlu.UserError(f"latent must be a positive number of units, got {units}")
+        self.name = name
+        self.winners = grlu.TopK(topk, "hard") if name == "topk" else None
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        if self.winners is not None:
+            return self.winners(z)
+        return nnx.relu(z) if self.name == "relu" else z
+
+
+class Autoencoder(nnx.Module):
+    """Dense layers to a latent code, and mirrored ones back to the example.
+
+    The output is the mean of a Gaussian, or the logits of a Bernoulli, per feature: the objective
+    decides. Weights are he-normal, biases zero.
+
+    Args:
+        example_shape: shape of one example, `(features,)`.
+        outputs: not used: an autoencoder's output is its input.
+        hidden: widths of the encoder's hidden layers, which the decoder mirrors; may be empty.
+        latent: units of the code.
+        latent_activation: "linear", "relu" or "topk", of which the largest units survive.
+        topk: share of the code's units that survive a "topk", in (0, 1].
+        activation: of the hidden layers: "relu", "tanh", "gelu" or "topk" (of the same share).
+        tied: whether the decoder uses the encoder's kernels, transposed; its biases are its own.
+        denoise: share of the input's features set to 0 in training, of which the model is to
+            restore the whole.
+        rngs: source of the initial weights and of the masks.
+
+    Raises:
+        UserError: on examples that are not flat, or a value outside these ranges.
+    """
+
+    def __init__(
+        self,
+        example_shape: tuple[int, ...],
+        outputs: int,
+        *,
+        hidden: tuple[int, ...] = (256,),
+        latent: int = 128,
+        latent_activation: LatentName = "linear",
+        topk: float = 0.25,
+        activation: ActivationName = "relu",
+        tied: bool = False,
+        denoise: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        del outputs
+        self.code = _Latent(latent_activation, topk, latent)
+        sizes = [require_flat("autoencoder", example_shape), *hidden, latent]
+        if min(sizes) < 1:
+            raise grlu.UserError(f"autoencoder needs positive layer sizes, got {sizes}")
+        self.corrupt = Masking(denoise, rngs=rngs)
+        self.encoder = nnx.List(dense(*pair, rngs) for pair in itertools.pairwise(sizes))
+        back = sizes[::-1]
+        self.tied = tied
+        self.decoder = nnx.List(
+            dense(*pair, rngs) for pair in itertools.pairwise(back[: 0 if tied else None])
+        )
+        self.biases = nnx.List(nnx.Param(jnp.zeros(n)) for n in (back[1:] if tied else []))
+        # One each for the hidden layers of the encoder and of the decoder.
+        self.activations = nnx.List(
+            make_activation(activation, topk=topk, topk_mode="hard", rngs=rngs)
+            for _ in 2 * tuple(hidden)
+        )
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Maps `x`, shape (B, features), to its code, shape (B, latent), without corruption."""
+        for layer, activate in zip(self.encoder[:-1], self.activations, strict=False):
+            x = activate(layer(x))
+        return self.code(self.encoder[-1](x))
+
+    def decode(self, code: jax.Array) -> jax.Array:
+        """Maps a code, shape (B, latent), to means or logits, shape (B, features)."""
+        h, layers = code, len(self.encoder)
+        for i in range(layers):
+            h = self._decoded(i, h)
+            if i < layers - 1:
+                h = self.activations[layers - 1 + i](h)
+        return h
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Reconstructs `x`, shape (B, features), from a corrupted copy in training."""
+        return self.decode(self.encode(self.corrupt(x)))
+
+    def _decoded(self, i: int, h: jax.Array) -> jax.Array:
+        if not self.tied:
+            return self.decoder[i](h)
+        return h @ self.encoder[-1 - i].kernel[...].T + self.biases[i][...][None]
+
+
+class ConvAutoencoder(nnx.Module):
+    """3x3 convolutions of stride 2 to a dense latent code, and transposed ones back to the image.
+
+    The output is the mean of a Gaussian, or the logits of a Bernoulli, per pixel: the objective
+    decides. Weights are he-normal, biases zero.
+
+    Args:
+        example_shape: shape of one image, `(height, width, channels)`.
+        outputs: not used: an autoencoder's output is its input.
+        channels: of each of the encoder's convolutions, which the decoder mirrors; may be empty.
+        latent: units of the code.
+        latent_activation: "linear", "relu" or "topk", of which the largest units survive.
+        topk: share of the code's units that survive a "topk", in (0, 1].
+        activation: of the convolutions: "relu", "tanh", "gelu" or "topk" (over the channels).
+        denoise: share of the input's values set to 0 in training, of which the model is to restore
+            the whole.
+        rngs: source of the initial weights and of the masks.
+
+    Raises:
+        UserError: on examples that are not images, or a value outside these ranges.
+    """
+
+    def __init__(
+        self,
+        example_shape: tuple[int, ...],
+        outputs: int,
+        *,
+        channels: tuple[int, ...] = (16, 32),
+        latent: int = 128,
+        latent_activation: LatentName = "linear",
+        topk: float = 0.25,
+        activation: ActivationName = "relu",
+        denoise: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        del outputs
+        if len(example_shape) != 3:
+            raise grlu.UserError(
+                "conv_autoencoder takes images (height, width, channels), the data's examples have "
+                f"shape {tuple(example_shape)}; set dataset.flatten=false"
+            )
+        if min(channels, default=1) < 1:
+            raise grlu.UserError(f"conv_autoencoder needs positive channels, got {channels}")
+        self.code = _Latent(latent_activation, topk, latent)
+        self.corrupt = Masking(denoise, rngs=rngs)
+        height, width, depth = example_shape
+        # Sizes before each convolution, to which the decoder's larger results are cut.
+        self.sizes = tuple(
+            (-(-height // 2**i), -(-width // 2**i)) for i in range(len(channels) + 1)
+        )
+        depths = (depth, *channels)
+        self.middle = (*self.sizes[-1], depths[-1])
+        self.convolutions = nnx.List(
+            nnx.Conv(a, b, (3, 3), 2, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+            for a, b in itertools.pairwise(depths)
+        )
+        features = math.prod(self.middle)
+        self.to_code, self.from_code = dense(features, latent, rngs), dense(latent, features, rngs)
+        self.transposed = nnx.List(
+            nnx.ConvTranspose(a, b, (3, 3), 2, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+            for a, b in itertools.pairwise(depths[::-1])
+        )
+        self.activations = nnx.List(
+            make_activation(activation, topk=topk, topk_mode="hard", rngs=rngs)
+            for _ in 2 * tuple(channels)
+        )
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Maps `x`, shape (B, height, width, channels), to its code, shape (B, latent)."""
+        for layer, activate in zip(self.convolutions, self.activations, strict=False):
+            x = activate(layer(x))
+        return self.code(self.to_code(x.reshape(x.shape[0], -1)))
+
+    def decode(self, code: jax.Array) -> jax.Array:
+        """Maps a code, shape (B, latent), to means or logits of the images' shape."""
+        h = self.from_code(code).reshape(code.shape[0], *self.middle)
+        count = len(self.transposed)
+        for i, (layer, (height, width)) in enumerate(
+            zip(self.transposed, self.sizes[-2::-1], strict=True)
+        ):
+            # A relu of what the dense layer gives first: two linear layers in a row are one.
+            h = layer(self.activations[count + i](h))[:, :height, :width]
+        return h
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Reconstructs `x`, shape (B, height, width, channels), corrupted in training."""
+        return self.decode(self.encode(self.corrupt(x)))

@@ -1,0 +1,308 @@
+"""Evolution strategies against theory, brute force, and hand-computed weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+import trainers
+from grlu.errors import RunError
+from grlu.network import trace
+from grlu.parameter_noise import Factors, ParameterNoise, dense_kernels
+from grlu.rule import pure_objective
+
+
+def log_likelihood(model, batch):
+    logits = nnx.log_softmax(model(batch[0]))
+    return jnp.take_along_axis(logits, batch[1][:, None], axis=1)[:, 0]
+
+
+def pure(model, reward_fn=log_likelihood):
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    return pure_objective(graphdef, reward_fn), params, rest
+
+
+@pytest.fixture
+def batch():
+    x = jax.random.normal(jax.random.key(1), (8, 12))
+    return x, jnp.array([0, 1, 2, 3, 4, 0, 1, 2])
+
+
+@pytest.fixture
+def model():
+    return models.MLP((12,), 5, hidden=(8,), activation="tanh", rngs=nnx.Rngs(0))
+
+
+def ascent(rule, model, batch, key=0, reward_fn=log_likelihood):
+    objective, params, rest = pure(model, reward_fn)
+    learn = jax.jit(lambda *args: rule.gradient(objective, *args)[2])
+    return learn(params, rest, batch, jax.random.key(key))
+
+
+def close(a, b, atol=1e-5):
+    for one, two in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(one, two, atol=atol)
+
+
+def whole(direction):
+    """A direction with matrices in place of factors."""
+    return [e.a @ e.b.T / np.sqrt(e.a.shape[1]) if isinstance(e, Factors) else e for e in direction]
+
+
+def members(rule, model, batch, key=0):
+    """Each pair's direction, materialised, and its two mean rewards, one after the other."""
+    objective, params, rest = pure(model)
+    leaves, tree = jax.tree.flatten(params)
+    parts = rule.pairs if rule.batches == "own" else 1
+    noise_key, _ = jax.random.split(jax.random.key(key))
+    objective = jax.jit(objective)
+    directions, rewards = [], []
+    for pair in range(rule.pairs):
+        seen = [jnp.split(leaf, parts)[pair % parts] for leaf in batch]
+        noise = ParameterNoise(objective, params, rest, seen, rule.rank)
+        directions.append(whole(noise.draw(jax.random.fold_in(noise_key, pair))))
+        for step in (rule.sigma, -rule.sigma):
+            moved = [p + step * e for p, e in zip(leaves, directions[-1], strict=True)]
+            rewards.append(objective(jax.tree.unflatten(tree, moved), rest, seen)[0].mean())
+    return directions, np.array(rewards).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("rank", [None, 1, 3])
+@pytest.mark.parametrize("batches", ["same", "own"])
+def test_it_equals_the_materialised_twin(rank, batches, model, batch):
+    rule = grlu.EvolutionStrategy(8, 0.1, rank=rank, shaping="none", batches=batches)
+    directions, rewards = members(rule, model, batch)
+    slopes = (rewards[:, 0] - rewards[:, 1]) / (2 * 0.1)
+    expected = [
+        np.mean([s * e for s, e in zip(slopes, es, strict=True)], 0)
+        for es in zip(*directions, strict=True)
+    ]
+    close(ascent(rule, model, batch), expected)
+
+
+def test_the_factors_of_the_twin_are_of_the_rank_asked_for(model, batch):
+    objective, params, rest = pure(model)
+    drawn = ParameterNoise(objective, params, rest, batch, 2).draw(jax.random.key(0))
+    kernels = [np.asarray(e) for e in whole(drawn) if e.ndim == 2]
+    assert [np.linalg.matrix_rank(e) for e in kernels] == [2, 2]
+
+    @jax.vmap
+    def entries(key):
+        drawn = ParameterNoise(objective, params, rest, batch, 2).draw(key)
+        return jnp.concatenate([e.ravel()[:20] for e in whole(drawn)])
+
+    found = jax.jit(entries)(jax.random.split(jax.random.key(1), 4000))
+    covariance = np.cov(np.asarray(found).T)
+    np.testing.assert_allclose(covariance, np.eye(len(covariance)), atol=0.2)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_the_cosine_rises_with_the_population_as_theory_says(rank, model, batch):
+    """cos² is about n / (n + d + 1) for n pairs and d parameters."""
+    objective, params, rest = pure(model)
+    exact = ascent(grlu.Backprop(), model, batch)
+    exact = np.concatenate([g.ravel() for g in jax.tree.leaves(exact)])
+    d, keys = len(exact), jax.random.split(jax.random.key(2), 30)
+    for population in (32, 256):
+        rule = grlu.EvolutionStrategy(population, 0.01, rank=rank, shaping="none")
+
+        @jax.vmap
+        def learn(key, rule=rule):
+            return rule.gradient(objective, params, rest, batch, key)[2]
+
+        found = jax.jit(learn)(keys)
+        found = np.concatenate([g.reshape(30, -1) for g in jax.tree.leaves(found)], 1)
+        cosines = found @ exact / np.linalg.norm(found, axis=1) / np.linalg.norm(exact)
+        n = population // 2
+        assert np.mean(cosines**2) == pytest.approx(n / (n + d + 1), rel=0.2)
+    np.testing.assert_allclose(found.mean(0), exact, atol=0.2 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("chunk", [2, 10])
+@pytest.mark.parametrize("rank", [None, 1])
+def test_the_chunk_does_not_change_the_estimate(chunk, rank, model, batch):
+    whole, parts = (
+        ascent(grlu.EvolutionStrategy(14, 0.1, rank=rank, chunk=c), model, batch)
+        for c in (14, chunk)
+    )
+    close(whole, parts)
+
+
+def weights(rewards, **options):
+    rewards = jnp.array(rewards)
+    rule = grlu.EvolutionStrategy(2 * len(rewards), 0.5, **options)
+    return np.asarray(rule.weights(rewards))  # (f₊ - f₋) / pairs, as 2σ is 1
+
+
+def test_ranks_are_centred_over_the_whole_population_and_ties_share_theirs():
+    rewards = [[10.0, -3.0], [0.5, 0.5], [0.5, 9.0]]
+    ranks = np.array([[5, 0], [2, 2], [2, 4]]) / 5 - 0.5
+    np.testing.assert_allclose(weights(rewards), (ranks[:, 0] - ranks[:, 1]) / 3, rtol=1e-6)
+
+
+def test_zscores_and_raw_rewards():
+    rewards = np.array([[1.0, 2.0], [4.0, 9.0]])
+    z = (rewards - rewards.mean()) / rewards.std()
+    np.testing.assert_allclose(
+        weights(rewards, shaping="zscore"), (z[:, 0] - z[:, 1]) / 2, rtol=1e-6
+    )
+    np.testing.assert_allclose(weights(rewards, shaping="none"), [-0.5, -2.5])
+
+
+@pytest.mark.parametrize("shaping", ["centered_rank", "zscore", "none"])
+def test_a_constant_reward_is_no_signal(shaping, model, batch):
+    rule = grlu.EvolutionStrategy(6, 0.1, shaping=shaping)
+    found = ascent(rule, model, batch, reward_fn=lambda m, b: 0.0 * m(b[0])[:, 0] + 0.1)
+    assert all(not g.any() for g in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("shaping", ["centered_rank", "zscore", "none"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_member_that_is_not_finite_stops_or_is_dropped_with_its_twin(shaping, bad):
+    rewards = [[1.0, 2.0], [bad, 7.0], [4.0, -9.0]]
+    assert np.isnan(weights(rewards, shaping=shaping)).all()
+    dropped = weights(rewards, shaping=shaping, nan="drop")
+    expected = weights([rewards[0], rewards[2]], shaping=shaping)
+    np.testing.assert_allclose(dropped, [expected[0], 0, expected[1]], rtol=1e-6)
+    assert np.isnan(weights([[bad, 0.0]], shaping=shaping, nan="drop")).all()
+
+
+@pytest.mark.parametrize("nan", ["stop", "drop"])
+def test_a_run_in_which_noise_overflows_stops_or_goes_on(nan, tmp_path):
+    """Noise of 1e36 takes some members' rewards beyond the floats; the clean pass stays finite."""
+    config = {
+        "dataset": {"name": "digits", "subset": 100},
+        "model": {"name": "mlp", "hidden": (), "layer_norm": False},
+        "trainer": {
+            "name": "evolution",
+            "population": 16,
+            "sigma": 1e36,
+            "sigma_end": 1e36,
+            "rank": 1,
+            "nan": nan,
+            "epochs": 1,
+            "batch_size": 20,
+        },
+    }
+    if nan == "drop":
+        assert trainers.train(config, tmp_path / "run", progress=False).step == 5
+    else:
+        with pytest.raises(RunError, match="not finite appeared at step 1 "):
+            trainers.train(config, tmp_path / "run", progress=False)
+
+
+class Conv(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 2, (3,), rngs=rngs)
+        self.head = nnx.Linear(24, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.conv(x[..., None])).reshape(len(x), -1))
+
+
+def kernels_of(model, reward_fn, batch):
+    objective, params, rest = pure(model, reward_fn)
+    network = trace(objective, params, rest, batch)
+    return {network.names[i] for i in dense_kernels(network)}
+
+
+def test_only_a_dense_kernel_that_is_used_once_gets_low_rank_noise(model, batch):
+    square = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
+    for reward_fn, expected in {
+        lambda m, b: jnp.tanh(m(b[0])).sum(-1): {"kernel"},
+        lambda m, b: nnx.jit(lambda m, x: m(x))(m, b[0]).sum(-1): {"kernel"},
+        lambda m, b: m(jnp.tanh(m(b[0]))).sum(-1): set(),
+        lambda m, b: (jnp.tanh(m(b[0])) @ m.kernel[...].T).sum(-1): set(),
+        lambda m, b: m(b[0]).sum(-1) - (m.kernel[...] ** 2).sum(): set(),
+        # Uses that no gradient would see.
+        lambda m, b: m(b[0]).sum(-1) - (m.kernel[...] > 0).sum().astype(jnp.float32): set(),
+        lambda m, b: m(b[0]).sum(-1) * jax.lax.stop_gradient(m.kernel[...]).sum(): set(),
+        lambda m, b: (b[0] @ jnp.exp(m.kernel[...])).sum(-1): set(),
+        lambda m, b: m(b[0][:, None]).sum((1, 2)): set(),
+    }.items():  # fmt: skip
+        assert kernels_of(square, reward_fn, batch) == expected
+    assert kernels_of(Conv(nnx.Rngs(0)), log_likelihood, batch) == {"head.kernel"}
+    assert kernels_of(model, log_likelihood, batch) == {"layers.0.kernel", "layers.1.kernel"}
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_what_the_reward_does_not_depend_on_stays(rank, batch):
+    model = nnx.Dict(
+        used=nnx.Linear(12, 5, rngs=nnx.Rngs(0)), unused=nnx.Linear(12, 5, rngs=nnx.Rngs(1))
+    )
+
+    def reward_fn(model, batch):
+        return log_likelihood(model["used"], batch) + 0.0 * jnp.ones(8)
+
+    rule = grlu.EvolutionStrategy(4, rank=rank)
+    found = ascent(rule, model, batch, reward_fn=reward_fn)
+    assert found["used"]["kernel"][...].any()
+    assert not found["unused"]["kernel"][...].any()
+    with pytest.raises(grlu.UserError, match="depends on no trainable parameter"):
+        ascent(
+            grlu.EvolutionStrategy(4, rank=rank), model, batch, reward_fn=lambda m, b: b[0][:, 0]
+        )
+
+
+def test_full_rank_noise_needs_no_sites(batch):
+    """A parameter inside a loop, where node perturbation could not find its place."""
+    model = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
+
+    def reward_fn(model, batch):
+        def step(h, _):
+            return jnp.tanh(h @ model.kernel[...]), None
+
+        return jax.lax.scan(step, batch[0], None, 3)[0].sum(-1)
+
+    rule = grlu.EvolutionStrategy(4096, 0.01, shaping="none")
+    assert grlu.alignment(rule, reward_fn, model, batch, jax.random.key(0)).cosine > 0.9
+    with pytest.raises(grlu.UserError, match="inside a 'scan'"):
+        ascent(grlu.EvolutionStrategy(4, rank=1), model, batch, reward_fn=reward_fn)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_nothing_is_differentiated(rank, model, batch, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a derivative was taken")
+
+    for name in ("grad", "value_and_grad", "vjp", "jvp", "linearize", "jacfwd", "jacrev"):
+        monkeypatch.setattr(jax, name, refuse)
+    with pytest.raises(AssertionError, match="a derivative was taken"):
+        ascent(grlu.Backprop(), model, batch)
+    assert jax.tree.leaves(ascent(grlu.EvolutionStrategy(4, rank=rank), model, batch))[0].any()
+
+
+def test_all_members_of_a_shared_batch_see_the_same_draw(batch):
+    """With noise of no size, only another draw of the dropout could make rewards differ."""
+    model = nnx.Sequential(
+        nnx.Linear(12, 5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1))
+    )
+    found = ascent(grlu.EvolutionStrategy(6, 1e-30), model, batch)
+    assert all(not g.any() for g in jax.tree.leaves(found))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(model, batch):
+    with pytest.raises(grlu.UserError, match="must be a multiple of 3, got 8"):
+        ascent(grlu.EvolutionStrategy(6, batches="own"), model, batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"population": 3}, "positive even number"),
+        ({"population": 0}, "positive even number"),
+        ({"population": True}, "positive even number"),
+        ({"sigma": 0.0}, "sigma must be positive"),
+        ({"rank": 0}, "rank must be a positive integer or None"),
+        ({"chunk": 1}, "chunk must be at least"),
+        ({"shaping": "rank"}, "shaping must be one of"),
+        ({"batches": "many"}, "batches must be one of"),
+        ({"nan": "ignore"}, "nan must be one of"),
+    ],
+)
+def test_wrong_options_are_refused(options, sentence):
+    with pytest.raises(grlu.UserError, match=sentence):
+        grlu.EvolutionStrategy(**options)
