@@ -25,10 +25,11 @@ class MLP(nnx.Module):
         topk: share of the units that win, in (0, 1], where the activation is "topk".
         topk_mode: "gumbel" (winners drawn in training) or "hard".
         layer_norm: whether each layer's input is normalised, without parameters.
+        dropout: share of the hidden units that is silenced at random in training, in [0, 1).
         rngs: source of the initial weights and of the top-k's draws.
 
     Raises:
-        UserError: on examples that are not flat, or a size that is not positive.
+        UserError: on examples that are not flat, or a size that is out of range.
     """
 
     def __init__(
@@ -41,12 +42,16 @@ class MLP(nnx.Module):
         topk: float = 0.5,
         topk_mode: Literal["gumbel", "hard"] = "gumbel",
         layer_norm: bool = True,
+        dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
         sizes = [require_flat("mlp", example_shape), *hidden, outputs]
         if min(sizes) < 1:
             raise grlu.UserError(f"mlp needs positive layer sizes, got {sizes}")
+        if not 0 <= dropout < 1:
+            raise grlu.UserError(f"dropout must lie in [0, 1), got {dropout}")
         self.layer_norm = layer_norm
+        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.layers = nnx.List(dense(*pair, rngs) for pair in itertools.pairwise(sizes))
         self.activations = nnx.List(
             make_activation(activation, topk=topk, topk_mode=topk_mode, rngs=rngs) for _ in hidden
@@ -56,6 +61,7 @@ class MLP(nnx.Module):
         """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
         for layer, activate in zip(self.layers[:-1], self.activations, strict=True):
             x = activate(layer(self._normalised(x)))
+            x = self.dropout(x) if self.dropout else x
         return self.layers[-1](self._normalised(x))
 
     def _normalised(self, x: jax.Array) -> jax.Array:

@@ -58,6 +58,7 @@ def test_weights_are_he_normal():
         ((4, 4, 1), {}, "set dataset.flatten=true"),
         ((4,), {"hidden": (0,)}, "positive layer sizes"),
         ((4,), {"hidden": (-3,)}, "positive layer sizes"),
+        ((4,), {"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ((4,), {"activation": "swish"}, "activation must be one of relu"),
         ((4,), {"activation": "topk", "topk": 0.0}, r"must lie in \(0, 1\]"),
     ],
@@ -118,3 +119,11 @@ def test_a_local_block_learns_from_its_own_head_alone():
 def test_wrong_sizes_of_local_blocks_are_refused(option):
     with pytest.raises(grlu.UserError, match="local_mlp needs positive sizes"):
         models.LocalMLP((4,), 3, **{option: 0}, rngs=nnx.Rngs(0))
+
+
+def test_dropout_silences_in_training_alone():
+    model = models.MLP((4,), 3, hidden=(64,), dropout=0.5, rngs=nnx.Rngs(0))
+    x = jnp.array([[1.0, -2.0, 0.5, 3.0]])
+    assert jnp.any(model(x) != model(x))
+    model.eval()
+    np.testing.assert_array_equal(model(x), model(x))

@@ -1,0 +1,40 @@
+"""GRLU from reward alone in batches of 32, 16 pairs per example: 784-256-10.
+
+    grlu train mnist_batch32_n16
+
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "mnist",
+                "normalize": "centered",
+                "validation": 0,
+            },
+            "model": {
+                "name": "mlp",
+                "hidden": (256,),
+                "activation": "relu",
+            },
+            "trainer": {
+                "name": "grlu",
+                "samples": 16,
+                "sigma": 0.1,
+                "noise": "orthogonal",
+                "site": "active",
+                "output_noise": "softmax",
+                "output_rate": 1.5,
+                "epochs": 10,
+                "batch_size": 32,
+                "optimizer": "sgd",
+                "learning_rate": 0.03,
+            },
+            "run": {"seeds": 3},
+        }
+    )

@@ -1,0 +1,40 @@
+"""GRLU with the output's exact delta and learned feedback, one pair per example.
+
+    grlu train mnist_delta_n1
+
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "mnist",
+                "normalize": "centered",
+                "validation": 0,
+            },
+            "model": {
+                "name": "mlp",
+                "hidden": (256,),
+                "activation": "relu",
+            },
+            "trainer": {
+                "name": "grlu",
+                "samples": 1,
+                "sigma": 0.1,
+                "noise": "rademacher",
+                "site": "active",
+                "output": "delta",
+                "feedback": 3.0,
+                "epochs": 10,
+                "batch_size": 1,
+                "optimizer": "sgd",
+                "learning_rate": 0.003,
+            },
+            "run": {"seeds": 3},
+        }
+    )

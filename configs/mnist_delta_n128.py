@@ -1,0 +1,39 @@
+"""GRLU with the output's exact delta and learned feedback, 128 pairs per example.
+
+    grlu train mnist_delta_n128
+
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "mnist",
+                "validation": 0,
+            },
+            "model": {
+                "name": "mlp",
+                "hidden": (256,),
+                "activation": "relu",
+            },
+            "trainer": {
+                "name": "grlu",
+                "samples": 128,
+                "sigma": 0.1,
+                "noise": "orthogonal",
+                "site": "active",
+                "output": "delta",
+                "feedback": 3.0,
+                "epochs": 10,
+                "batch_size": 1,
+                "optimizer": "sgd",
+                "learning_rate": 0.008,
+            },
+            "run": {"seeds": 3},
+        }
+    )

@@ -1,0 +1,40 @@
+"""GRLU from reward alone with one pair per example: 784-256-10, batch 1.
+
+    grlu train mnist_reward_n1
+
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "mnist",
+                "normalize": "centered",
+                "validation": 0,
+            },
+            "model": {
+                "name": "mlp",
+                "hidden": (256,),
+                "activation": "relu",
+            },
+            "trainer": {
+                "name": "grlu",
+                "samples": 1,
+                "sigma": 0.1,
+                "noise": "rademacher",
+                "site": "active",
+                "output_noise": "softmax",
+                "output_rate": 6.0,
+                "epochs": 10,
+                "batch_size": 1,
+                "optimizer": "sgd",
+                "learning_rate": 0.0004,
+            },
+            "run": {"seeds": 3},
+        }
+    )
