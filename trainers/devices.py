@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def one_device_per_core(seeds: int) -> None:
@@ -35,7 +36,7 @@ class Seeds:
         self.count = count
         devices = jax.local_devices()
         shares = max(n for n in range(1, len(devices) + 1) if count % n == 0)
-        self._mesh = jax.make_mesh((shares,), ("seeds",), devices=devices[:shares])
+        self._mesh = Mesh(np.array(devices[:shares]), ("seeds",))
 
     def mapped(self, fn: Callable, in_axes: Sequence[int | None]) -> Callable:
         """`fn` over the leading axis of the arguments whose axis is 0; `fn` itself for one seed."""
