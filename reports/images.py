@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from reports.style import Picture, Theme, picture
 
@@ -13,7 +14,8 @@ def receptive_fields(fields: np.ndarray, convolution: bool, *, of: str = "") -> 
     rows = -(-len(fields) // columns)
 
     def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(6.4, 0.78 * rows + 0.5))
+        close = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
+        figure = Figure(figsize=(6.4, 0.78 * rows + 0.5), layout=close)
         cells = figure.subplots(rows, columns, squeeze=False).flat
         for axes in cells:
             axes.set(xticks=[], yticks=[])
@@ -26,7 +28,6 @@ def receptive_fields(fields: np.ndarray, convolution: bool, *, of: str = "") -> 
                 axes.imshow(0.5 + field / (2 * limit))
             else:
                 axes.imshow(field[..., 0], cmap=theme.diverging, vmin=-limit, vmax=limit)
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
         return figure
 
     what = "kernels of the first convolution" if convolution else "input weights of hidden units"

@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from reports.style import Picture, Theme, picture
 
@@ -28,12 +27,19 @@ def latent_map(codes: np.ndarray, labels: np.ndarray, *, of: str = "") -> Pictur
         axes = figure.subplots()
         for i, each in enumerate(classes):
             colour, of = theme.classes[i % len(theme.classes)], placed[labels == each]
-            axes.scatter(*of.T, s=14, color=colour, alpha=0.75, lw=0)
+            axes.scatter(of[:, 0], of[:, 1], s=20, color=colour, alpha=0.7, lw=0)
             if len(classes) <= 20:
-                halo = [withStroke(linewidth=4, foreground=theme.surface)]
+                # Told by more than colour: the class's name, framed in its colour.
+                frame = {
+                    "boxstyle": "circle,pad=0.25",
+                    "fc": theme.surface,
+                    "ec": colour,
+                    "lw": 2.5,
+                }
                 x, y = np.median(of, axis=0)
-                text = axes.text(x, y, str(each), fontsize=17, weight="bold", ha="center")
-                text.set(color=theme.ink, va="center", path_effects=halo)
+                axes.annotate(
+                    str(each), (x, y), ha="center", va="center", weight="bold", bbox=frame, zorder=3
+                )
         axes.set_xlabel(f"component 1 ({shares[0]:.0%} of the variance)")
         axes.set_ylabel(f"component 2 ({shares[1]:.0%})")
         axes.set_xticks([])

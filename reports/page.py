@@ -32,18 +32,20 @@ p, figcaption {{ max-width: 46rem; }}
 .lead, figcaption, .missing {{ color: var(--muted); }}
 .lead {{ margin: 0; }}
 figure {{ margin: 0; }}
+figure.wide {{ grid-column: 1 / -1; }}
 figure img {{ display: block; max-width: 100%; height: auto; }}
 figcaption {{ font-size: .875rem; margin-top: .4rem; }}
 .pictures {{
   display: grid; gap: 1.8rem 1.5rem; align-items: start; margin-bottom: 1.8rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
 }}
-.pictures.wide {{ grid-template-columns: 1fr; }}
+.pictures.one {{ grid-template-columns: 1fr; }}
+.pictures.three {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }}
 .config {{
   display: grid; gap: 1.2rem 2rem; align-items: start; margin-top: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr));
 }}
-.scroll {{ overflow-x: auto; }}
+.scroll {{ overflow-x: auto; margin-bottom: 1.2rem; }}
 table {{ border-collapse: collapse; font-size: .9rem; }}
 th, td {{ padding: .25rem 1.4rem .25rem 0; text-align: left; vertical-align: top; }}
 th[scope=row] {{ font-weight: 400; color: var(--muted); }}
@@ -72,11 +74,11 @@ def section(title: str, *parts: str) -> str:
     return f"<section>\n<h2>{html.escape(title)}</h2>\n{content}\n</section>\n" if content else ""
 
 
-def pictures(shown: Sequence[Picture], *, wide: bool = False) -> str:
-    """Pictures beside each other, or each as wide as the page."""
+def pictures(shown: Sequence[Picture], *, columns: int = 2) -> str:
+    """Pictures in so many columns, at most 3, or fewer where the window is narrow."""
     if not shown:
         return ""
-    kind = "pictures wide" if wide else "pictures"
+    kind = ("pictures one", "pictures", "pictures three")[min(columns, 3) - 1]
     return f'<div class="{kind}">\n' + "\n".join(_figure(each) for each in shown) + "\n</div>"
 
 
@@ -96,8 +98,9 @@ def _figure(each: Picture) -> str:
     # The header of a PNG: its width and height in pixels, two of which are one of the page's.
     width, height = (n // 2 for n in struct.unpack(">II", each.light[16:24]))
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(each.dark)}">'
+    kind = ' class="wide"' if width > 800 else ""
     return (
-        f"<figure><picture>{dark}"
+        f"<figure{kind}><picture>{dark}"
         f'<img src="{_data(each.light)}" alt="{title}" width="{width}" height="{height}"></picture>'
         f"<figcaption>{caption}</figcaption></figure>"
     )

@@ -24,8 +24,9 @@ class Record:
         path: its folder.
         config: as saved; empty for a pipeline's folder that has none of its own.
         columns: of `metrics.csv`: one number a row, nan where a cell is empty.
-        seconds: training time, or None if no events tell it.
+        seconds: training time, or None if no events tell it; of a pipeline, all its stages'.
         stages: the runs that a pipeline is made of, in order.
+        continual: what a pipeline's summary says of tasks learned one after the other, or None.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Record:
     columns: dict[str, np.ndarray]
     seconds: float | None
     stages: tuple["Record", ...] = ()
+    continual: dict[str, Any] | None = None
 
     @property
     def seeds(self) -> int:
@@ -91,15 +93,18 @@ def read_record(path: pathlib.Path, label: str | None = None) -> Record:
     folders = [each for each in sorted(path.glob("stages/*")) if (each / "config.json").is_file()]
     if not folders:
         RunDirectory.open(path)
-    config = _config(run.config) if run.config.is_file() else {}
-    stages = (read_record(each, each.name) for each in folders)
+    config = _json(run.config) if run.config.is_file() else {}
+    summary = path / "summary.json"
+    stages = [read_record(each, each.name) for each in folders]
+    times = [time for time in (_seconds(path), *(stage.seconds for stage in stages)) if time]
     return Record(
         label=label or path.resolve().name,
         path=path,
         config=config,
         columns=_columns(run.metrics),
-        seconds=_seconds(path),
+        seconds=sum(times) if times else None,
         stages=tuple(sorted(stages, key=lambda stage: _place(stage, config))),
+        continual=_json(summary).get("continual") if summary.is_file() else None,
     )
 
 
@@ -113,14 +118,14 @@ def read_records(paths: list[pathlib.Path]) -> list[Record]:
     return [read_record(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def _config(path: pathlib.Path) -> dict[str, Any]:
+def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"the config {path} can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"the config {path} must hold sections of keys and values")
-    return config
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
 
 
 def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:

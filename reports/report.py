@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from grlu.errors import UserError
 from reports import tables
 from reports.confusion import confusion_matrix
+from reports.continual import accuracy_matrix
 from reports.curves import accuracy_by_passes, learning_curves
 from reports.images import receptive_fields, reconstructions
 from reports.latent import latent_map
 from reports.learned import learned
 from reports.page import folded, notes, page, pictures, section
+from reports.passes import passes_per_example
 from reports.record import Record, read_records
 from reports.style import Picture
 from reports.timeline import timeline
@@ -43,7 +45,8 @@ def write_report(
     folder = pathlib.Path(out) if out else _default_folder(paths, records)
     report = _Report()
     body = report.body(records)
-    title = " and ".join(record.label for record in records)
+    *first, last = (record.label for record in records)
+    title = f"{', '.join(first)} and {last}" if first else last
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each in report.drawn:
@@ -66,13 +69,14 @@ class _Report:
     def body(self, records: Sequence[Record]) -> str:
         """The page's body."""
         several = len(records) > 1
-        parts = [section("Results", tables.results(records)), self.learning(records, "")]
-        bars = [
-            self.keep(bar, _suffix(record) if several else "")
-            for record in records
-            if (bar := timeline(record))
-        ]
-        parts.append(section("Stages", pictures(bars, wide=True)))
+        alone = records[0].stages if not several else ()
+        parts = [section("Results", tables.results(alone or records))]
+        if not alone:
+            parts.append(section("Learning", self.learning(records, "")))
+        for record in records:
+            title = f"Stages of {record.label}" if several else "Stages"
+            table = tables.results(record.stages) if several and record.stages else ""
+            parts.append(section(title, table, self.whole(record, several)))
         parts.append(section("What was learned", self.asked(records, several)))
         for record in records:
             for stage in record.stages:
@@ -82,13 +86,27 @@ class _Report:
         return "".join(parts)
 
     def learning(self, records: Sequence[Record], suffix: str) -> str:
-        """The section of curves."""
+        """The curves."""
         for record in records:
-            if not record.told.columns and not record.stages:
+            if not record.told.columns:
                 self.miss(f"{record.path} has no metrics yet, so it has no curves")
+            elif (
+                "accuracy" in record.told.metrics and passes_per_example(record.told.config) is None
+            ):
+                name = record.told.section("trainer").get("name")
+                self.miss(
+                    f"the forward passes of {record.label} are not known for trainer {name!r}"
+                )
         drawn = [learning_curves(records), accuracy_by_passes(records)]
-        kept = [self.keep(each, suffix) for each in drawn if each]
-        return section("Learning", pictures(kept, wide=True))
+        return pictures([self.keep(each, suffix) for each in drawn if each], columns=1)
+
+    def whole(self, record: Record, several: bool) -> str:
+        """What a pipeline is as a whole; nothing for another run."""
+        drawn = [timeline(record)] if record.stages else []
+        if record.continual:
+            drawn.append(accuracy_matrix(record.continual, of=record.label))
+        suffix = _suffix(record) if several else ""
+        return pictures([self.keep(each, suffix) for each in drawn if each], columns=1)
 
     def asked(self, records: Sequence[Record], several: bool) -> str:
         """What the checkpoints show: a row a kind of picture, a column a run."""
@@ -101,21 +119,18 @@ class _Report:
                     by_kind.setdefault(each.name, []).append(kept)
         if not several:
             return pictures([each for kept in by_kind.values() for each in kept])
-        return "".join(pictures(kept) for kept in by_kind.values())
+        return "".join(pictures(kept, columns=len(records)) for kept in by_kind.values())
 
     def stage(self, record: Record, stage: Record, several: bool) -> str:
         """The section of one stage of a pipeline."""
         suffix = (_suffix(record) if several else "") + _suffix(stage)
-        title = f"Stage {stage.label}" + (f" of {record.label}" if several else "")
-        if not stage.columns:
-            self.miss(f"{stage.path} has no metrics yet, so it has no curves")
-        drawn = [learning_curves([stage]), accuracy_by_passes([stage])]
-        curves = [self.keep(each, suffix) for each in drawn if each]
+        title = f"{record.label}: stage {stage.label}" if several else f"Stage {stage.label}"
+        curves = self.learning([stage], suffix)
         answers = [self.keep(each, suffix) for each in self.answers(stage)]
         return section(
             title,
             f"<p>{tables.escape(_facts(stage))}</p>",
-            pictures(curves, wide=True),
+            curves,
             pictures(answers),
             folded("Settings of this stage", _config(stage)),
         )

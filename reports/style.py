@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -106,7 +107,7 @@ def picture(
 
 
 def _png(draw: Callable[[Theme], Figure], title: str, theme: Theme) -> bytes:
-    with mpl.rc_context({**mpl.rcParamsDefault, **_settings(theme)}):
+    with mpl.rc_context({**mpl.rcParamsDefault, **settings(theme)}):
         figure = draw(theme)
         figure.suptitle(
             title,
@@ -122,7 +123,8 @@ def _png(draw: Callable[[Theme], Figure], title: str, theme: Theme) -> bytes:
     return out.getvalue()
 
 
-def _settings(theme: Theme) -> dict[str, object]:
+def settings(theme: Theme) -> dict[Any, Any]:
+    """Matplotlib's settings for a theme."""
     return {
         "backend": "agg",
         "figure.facecolor": theme.surface,

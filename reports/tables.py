@@ -22,21 +22,13 @@ def results(records: Sequence[Record]) -> str:
     steps = [max(each.columns.get("step", ()), default=0) for each, _ in told]
     rows.append(["steps", *(f"{int(step):,}" for step in steps)])
     rows.append(["seeds", *(str(each.seeds) for each, _ in told)])
-    times = [_time(record) for record in records]
+    times = [record.seconds for record in records]
     rows.append(["training time", *("–" if t is None else duration(t) for t in times)])
     heads = [
         record.label if each is record else f"{record.label}, stage {each.label}"
         for each, record in told
     ]
     return table(["", *heads], rows, "numbers")
-
-
-def _time(record: Record) -> float | None:
-    if not record.stages:
-        return record.seconds
-    parts = [stage.seconds for stage in record.stages]
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 def differences(records: Sequence[Record]) -> str:
@@ -69,7 +61,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-            yield from flatten({str(i): each for i, each in enumerate(value)}, f"{prefix}{key}.")
+            named = {str(each.get("name", i)): each for i, each in enumerate(value)}
+            yield from flatten(named, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _text(value)
 

@@ -8,50 +8,53 @@ from reports.units import duration
 
 
 def timeline(record: Record) -> Picture | None:
-    """Draws a bar a stage; None if none has trained.
+    """Draws a bar a stage, by training time, or by steps if no stage tells its time.
 
-    By wall-clock time where every stage has events that tell it, else by steps.
+    Returns:
+        None if no stage has trained.
     """
     steps = [int(max(stage.columns.get("step", ()), default=0)) for stage in record.stages]
-    seconds = [stage.seconds for stage in record.stages]
-    timed = [s for s in seconds if s is not None]
-    by_time = len(timed) == len(seconds) and sum(timed) > 0
-    lengths = timed if by_time else [float(n) for n in steps]
-    if not sum(lengths):
-        return None
+    times = [stage.seconds for stage in record.stages]
+    timed = any(times)
+    lengths = [time or 0.0 for time in times] if timed else [float(n) for n in steps]
     total = sum(lengths)
+    if not total:
+        return None
+
+    def words(i: int) -> str:
+        counted = f"{steps[i]:,} steps"
+        if not timed:
+            return counted
+        time = times[i]
+        return f"{counted}, not trained here" if time is None else f"{duration(time)}, {counted}"
 
     def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(10.4, 0.62 * len(lengths) + 1.2))
+        figure = Figure(figsize=(10.8, 0.6 * len(lengths) + 1.25))
         axes = figure.subplots()
         start = 0.0
-        for i, (length, count) in enumerate(zip(lengths, steps, strict=True)):
-            axes.barh(i, length, left=start, height=0.62, color=theme.line(i))
-            words = f"{count:,} steps"
-            if by_time:
-                words = f"{duration(length)}, {words}"
+        for i, length in enumerate(lengths):
+            axes.barh(i, length, left=start, height=0.6, color=theme.line(i))
             # Beside the bar, on the side with more room.
             left = start > total - start - length
-            x, anchor = (start, "right") if left else (start + length, "left")
             axes.annotate(
-                words,
-                (x, i),
-                xytext=(-6 if left else 6, 0),
+                words(i),
+                (start if left else start + length, i),
+                xytext=(-8 if left else 8, 0),
                 textcoords="offset points",
-                ha=anchor,
+                ha="right" if left else "left",
                 va="center",
             )
             start += length
         axes.set_yticks(range(len(lengths)), [stage.label for stage in record.stages])
         axes.invert_yaxis()
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="y", length=0, labelsize=12)
         axes.set_xlim(0, total)
-        axes.set_xlabel("training time (s)" if by_time else "steps")
+        axes.set_xlabel("training time (s)" if timed else "steps")
         axes.grid(True, axis="x")
         axes.spines["left"].set_visible(False)
         return figure
 
     caption = "Each stage starts where the one before ended."
-    if by_time:
+    if timed:
         caption += " Breaks between stages, and where a stage was resumed, are left out."
-    return picture("timeline", "Stages", caption, draw, of=record.label)
+    return picture("timeline", "Timeline of the stages", caption, draw, of=record.label)

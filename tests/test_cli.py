@@ -92,11 +92,12 @@ def test_the_trap_works(grlu):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("", ["list", "train", "resume", "evaluate", "data", "Exit status"]),
+        ("", ["list", "train", "resume", "evaluate", "report", "data", "Exit status"]),
         ("list", []),
         ("train", ["config", "SECTION.KEY=VALUE", "--run", "--overwrite", "--quiet"]),
         ("resume", ["RUN", "--quiet"]),
         ("evaluate", ["RUN", "--json", "--best"]),
+        ("report", ["RUN...", "--out"]),
         ("data", ["prepare"]),
         ("data prepare", ["name", "--from", "--data-dir"]),
     ],

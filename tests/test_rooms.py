@@ -25,6 +25,7 @@ ROOMS = {
         "input_pipeline",
         "checkpoints",
         "trainers",
+        "reports",
         "configs",
     },
 }
