@@ -20,13 +20,14 @@ def get_config() -> ConfigDict:
                 "name": "mlp",
                 "hidden": (256,),
                 "activation": "relu",
+                "dropout": 0.3,
             },
             "trainer": {
                 "name": "backprop",
                 "epochs": 10,
                 "batch_size": 1,
                 "optimizer": "sgd",
-                "learning_rate": 0.008,
+                "learning_rate": 0.012,
             },
             "run": {"seeds": 3},
         }

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
                 "name": "mlp",
                 "hidden": (256,),
                 "activation": "relu",
+                "dropout": 0.3,
             },
             "trainer": {
                 "name": "grlu",
@@ -32,7 +33,7 @@ def get_config() -> ConfigDict:
                 "epochs": 10,
                 "batch_size": 1,
                 "optimizer": "sgd",
-                "learning_rate": 0.008,
+                "learning_rate": 0.012,
             },
             "run": {"seeds": 3},
         }

@@ -16,6 +16,7 @@ from flax import nnx
 
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
+from trainers.devices import Seeds
 from trainers.measure import gather, means
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
@@ -165,7 +166,8 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         saved = step or None
         train_chunk = compile_chunk(experiment)
         evaluate = _compile_evaluation(experiment)
-        train = jax.device_put(dict(experiment.train))
+        seeds = Seeds(settings.seeds)
+        state, train = seeds.dealt(state), seeds.copied(dict(experiment.train))
         table = MetricsTable(run.metrics, _columns(experiment), step)
 
         with (
@@ -279,8 +281,7 @@ def compile_chunk(experiment: Experiment) -> Callable:
         broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
         return state, collection.compute(), broken
 
-    if experiment.run.seeds > 1:
-        chunk = jax.vmap(chunk, in_axes=(0, None, 0, None))
+    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, None, 0, None))
     return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options())
 
 
@@ -309,9 +310,7 @@ def _compile_evaluation(
         empty = means(trainer.metrics).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
-    if experiment.run.seeds > 1:
-        over = jax.vmap(over, in_axes=(0, None, None, None))
-    over = jax.jit(over)
+    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, None, None, None)))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
         size = min(batch_size, _length(arrays))
