@@ -207,7 +207,7 @@ def main(
     """Time per example of the training loop and of the original algorithm, side by side."""
     try:
         if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
-            raise UserError("--plot needs matplotlib: pip install 'grlu[docs]'")
+            raise UserError("--plot needs matplotlib: pip install matplotlib")
         data = synthetic(examples)
         if data_dir is not None:
             data = input_pipeline.load("mnist", data_dir=data_dir, validation=0, subset=examples)
