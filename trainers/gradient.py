@@ -35,7 +35,8 @@ class GradientSettings:
         epochs: passes over the training split.
         batch_size: examples per step.
         reward: name of the reward, one of `trainers.REWARDS`.
-        optimizer: "sgd", "momentum", "adam" or "adamw".
+        optimizer: "sgd", "normalized" (every step as long as the rate), "momentum", "adam" or
+            "adamw".
         learning_rate: highest rate.
         learning_rate_end: rate at the end of a cosine.
         schedule: of the rate: "constant", "cosine" or "warmup_cosine".
