@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
                 "sigma": 0.1,
                 "noise": "orthogonal",
                 "site": "active",
-                "epochs": 3,
+                "epochs": 1,
                 "batch_size": 1,
                 "optimizer": "sgd",
                 "learning_rate": 0.002,

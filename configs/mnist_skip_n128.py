@@ -1,4 +1,4 @@
-"""GRLU from reward alone through two hidden layers with skips, 128 pairs per example.
+"""GRLU with the output's delta and learned feedback in two layers with skips, 128 pairs.
 
     grlu train mnist_skip_n128
 
@@ -27,10 +27,12 @@ def get_config() -> ConfigDict:
                 "sigma": 0.1,
                 "noise": "orthogonal",
                 "site": "active",
+                "output": "delta",
+                "feedback": 3.0,
                 "epochs": 10,
                 "batch_size": 1,
                 "optimizer": "sgd",
-                "learning_rate": 0.008,
+                "learning_rate": 0.006,
             },
             "run": {"seeds": 3},
         }
