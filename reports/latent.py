@@ -48,7 +48,7 @@ def latent_map(codes: np.ndarray, labels: np.ndarray, *, of: str = "") -> Pictur
 
     caption = (
         f"{len(codes):,} test images by the two largest principal components of their "
-        f"{codes.shape[1]} latent units; colours and numbers are classes, each number at its "
+        f"{codes.shape[1]} features; colours and numbers are classes, each number at its "
         "class's median."
     )
     return picture("latent", "Latent map", caption, draw, of=of)

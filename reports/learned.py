@@ -13,7 +13,7 @@ from grlu.errors import UserError
 from reports.record import Record
 from trainers.gradient import Trainer
 from trainers.loop import Experiment, open_checkpoints
-from trainers.objectives import Reconstruction
+from trainers.objectives import Classification, Reconstruction
 from trainers.run_directory import RunDirectory
 
 MOST_FIELDS, MOST_CODES, MOST_EXAMPLES, BATCH = 32, 2000, 10, 500
@@ -65,7 +65,7 @@ def learned(record: Record) -> Learned:
             for seed in range(experiment.run.seeds)
         ]
     found: dict[str, Any] = {}
-    if "accuracy" in trainer.metrics:
+    if isinstance(trainer.objective, Classification):
         found["confusion"] = sum(_confusion(experiment, trainer.model(each)) for each in states)
     model = trainer.model(states[0])
     shape = np.shape(experiment.test["image"])[1:]
