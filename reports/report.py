@@ -144,14 +144,14 @@ class _Report:
             self.miss(f"{record.label} shows nothing of what it learned: {error}")
             return
         of = record.label
-        # Chosen classes are numbered anew, in the order in which they were chosen.
-        names = record.section("dataset").get("classes") or range(1000)
+        data = record.section("dataset")
+        names = data["classes"] if data.get("renumber") and data.get("classes") else range(1000)
         if found.confusion is not None:
             yield confusion_matrix(found.confusion, record.seeds, names, of=of)
-        if found.fields is not None:
-            yield receptive_fields(found.fields, found.convolution, of=of)
         if found.codes is not None and found.labels is not None:
             yield latent_map(found.codes, found.labels, names, of=of)
+        if found.fields is not None:
+            yield receptive_fields(found.fields, found.convolution, of=of)
         if found.inputs is not None and found.outputs is not None:
             yield reconstructions(found.inputs, found.outputs, of=of)
 
