@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 from grlu.errors import UserError
@@ -144,8 +145,11 @@ class _Report:
             self.miss(f"{record.label} shows nothing of what it learned: {error}")
             return
         of = record.label
+        # Without names of their own, classes are called by their numbers.
         data = record.section("dataset")
-        names = data["classes"] if data.get("renumber") and data.get("classes") else range(1000)
+        names = (
+            data["classes"] if data.get("renumber") and data.get("classes") else range(sys.maxsize)
+        )
         if found.confusion is not None:
             yield confusion_matrix(found.confusion, record.seeds, names, of=of)
         if found.codes is not None and found.labels is not None:
