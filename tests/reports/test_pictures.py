@@ -60,7 +60,7 @@ def test_captions_tell_the_numbers():
         "3 of 20 test answers are wrong, summed"
     )
     assert "75.0 % on average" in PICTURES["continual"]().caption
-    assert "50.0 ± 10.0 % forgotten" in PICTURES["continual"]().caption
+    assert "50.0 ± 10.0 points forgotten" in PICTURES["continual"]().caption
 
 
 def test_principal_components_of_a_plane():
