@@ -35,7 +35,7 @@ def accuracy_matrix(measured: dict[str, Any], *, of: str = "") -> Picture:
         return figure
 
     caption = (
-        f"After the last task: {_percent(measured, 'average_accuracy')} % on average over the tasks; "
+        f"After the last task: {_percent(measured, 'average_accuracy')} % on average; "
         f"{_percent(measured, 'forgetting')} points forgotten since each task's best."
     )
     return picture("continual", "Tasks one after the other", caption, draw, of=of)
