@@ -53,7 +53,13 @@ def runs(tmp_path_factory):
             "trainer": {**exact, "name": "rebuild", "epochs": 3, "learning_rate": 0.01},
         }
         trainers.train(rebuilt, folder / "rebuilt", progress=False)
-        yield folder
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def rebuild(monkeypatch):
+    """The trainer of `rebuilt`, known in these tests alone."""
+    monkeypatch.setitem(trainers.TRAINERS, "rebuild", Rebuild)
 
 
 @pytest.fixture
