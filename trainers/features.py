@@ -1,0 +1,183 @@
+"""Data as a run sees them: a data set, or the features that another run's model makes of it.
+
+A config may link its run to others, by paths relative to its own folder: `features` names the run
+whose trained model encodes the data, which may itself see features; `start` the run with whose
+weights this one begins. A pipeline writes these links between its stages.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import input_pipeline
+from checkpoints import Restored
+from grlu.errors import UserError
+from input_pipeline import Data
+from trainers.config import build, load_config, validate
+from trainers.experiment import SECTIONS, make_experiment
+from trainers.loop import Experiment, open_checkpoints
+from trainers.run_directory import RunDirectory
+from trainers.state import TrainState
+from trainers.values import plain
+
+SPLITS = ("train", "validation", "test")
+_BATCH = 1000
+# How a model sees the data is the model's own business, not that of the run that uses it.
+_OF_THE_MODEL = ("normalize", "flatten")
+
+
+def config_of(run: RunDirectory) -> ConfigDict:
+    """The complete config that a run's folder holds.
+
+    Raises:
+        UserError: if there is no run, or it is a pipeline.
+    """
+    config = load_config(RunDirectory.open(run.path).config)
+    if "stages" in config:
+        names = ", ".join(str(run.stage(stage["name"]).path) for stage in config.stages)
+        raise UserError(f"{run.path} is a pipeline: name one of its stages, {names}")
+    return validate(config, SECTIONS)
+
+
+def open_experiment(
+    config: ConfigDict, run: RunDirectory, *, computed: Collection[str] = SPLITS
+) -> Experiment:
+    """The experiment of a run in its folder, with its links followed.
+
+    Args:
+        config: its complete config.
+        run: its folder.
+        computed: the splits whose features are wanted; those of the others are zeros. With all
+            splits the run is to be trained, and its `start` is read.
+
+    Raises:
+        UserError: if parts don't fit each other, or a run that is linked to isn't trained.
+    """
+    data = _data(plain(config.dataset), config.get("features"), run, computed)
+    start = config.get("start") if set(computed) == set(SPLITS) else None
+    if start is None:
+        return make_experiment(config, data)
+    other = _linked(run, start)
+    experiment = make_experiment(config, data)
+    begun = restored(other, best=False).state
+    expected, found = (
+        jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(experiment.init).params, begun.params)
+    )
+    if expected != found:
+        raise UserError(
+            f"start: the weights of {other.path} don't fit this model: it must have the same model, "
+            "features of the same size, as many classes and as many seeds"
+        )
+    return make_experiment(config, data, start=begun)
+
+
+def restored(run: RunDirectory, *, best: bool, seen: Experiment | None = None) -> Restored[TrainState]:
+    """The newest (or best) checkpoint of a run; `seen` is its experiment, if it is at hand.
+
+    Raises:
+        UserError: if there is none.
+    """
+    experiment = seen or open_experiment(config_of(run), run, computed=())
+    with open_checkpoints(experiment, run) as checkpoints:
+        if checkpoints.latest_step is None:
+            raise UserError(
+                f"{run.path} has no checkpoint yet; 'grlu resume {run.resumed}' trains it"
+            )
+        return checkpoints.restore(experiment.init(), best=best)
+
+
+def _linked(run: RunDirectory, link: str) -> RunDirectory:
+    return RunDirectory(pathlib.Path(run.path, link).resolve())
+
+
+def _data(
+    section: dict[str, Any], features: str | None, run: RunDirectory, computed: Collection[str]
+) -> Data:
+    if features is None:
+        return _loaded(json.dumps(section))
+    source = _linked(run, features)
+    config = config_of(source)
+    own = {k: v for k, v in config.dataset.items() if k in _OF_THE_MODEL and k in section}
+    data = _data({**section, **own}, config.get("features"), source, computed)
+    return _encoded(data, config, source, computed)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(section: str) -> Data:
+    return build(input_pipeline.load, json.loads(section), "dataset")
+
+
+def _encoded(
+    data: Data, config: ConfigDict, source: RunDirectory, computed: Collection[str]
+) -> Data:
+    """The features that the model of `source` makes of `data`, by its best checkpoint."""
+    experiment = open_experiment(config, source, computed=())
+    shape = _example_shape(experiment)
+    if shape != data.example_shape:
+        raise UserError(
+            f"the model in {source.path} takes examples of shape {shape}, but those of "
+            f"{data.name} have shape {data.example_shape}"
+        )
+    trainer, seeds = experiment.trainer, experiment.run.seeds
+    if data.by_seed and seeds != len(data.test["label"]):
+        raise UserError(f"the model in {source.path} has another number of seeds than its features")
+
+    def encode(state: TrainState, batch: Any) -> jax.Array:
+        codes = trainer.encode(state, data.preprocess(batch))
+        return codes.reshape(len(codes), -1).astype(jnp.float32)
+
+    key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    units = jax.eval_shape(
+        lambda key, image: trainer.encode(trainer.init(key), {"image": image}).reshape(1, -1),
+        key,
+        image,
+    ).shape[-1]
+    if seeds > 1:
+        encode = jax.vmap(encode, in_axes=(0, 0 if data.by_seed else None))
+    encode = jax.jit(encode)
+    state = restored(source, best=True, seen=experiment).state if computed else None
+    axis, lead = (1, (seeds,)) if seeds > 1 else (0, ())
+
+    def split(name: str) -> Any:
+        arrays = getattr(data, name)
+        if arrays is None:
+            return None
+        length = arrays["label"].shape[1 if data.by_seed else 0]
+        if name in computed:
+            rows = [slice(i, i + _BATCH) for i in range(0, length, _BATCH)]
+            parts = [
+                {k: a[:, r] if data.by_seed else a[r] for k, a in arrays.items()} for r in rows
+            ]
+            codes = np.concatenate([np.asarray(encode(state, p)) for p in parts], axis)
+        else:
+            codes = np.broadcast_to(np.float32(0), (*lead, length, units))
+        labels = np.broadcast_to(arrays["label"], (*lead, length))
+        return {"image": codes, "label": labels}
+
+    return Data(
+        name=f"the features of {data.name}",
+        train=split("train"),
+        validation=split("validation"),
+        test=split("test"),
+        preprocess=_as_it_is,
+        example_shape=(units,),
+        num_classes=data.num_classes,
+        by_seed=seeds > 1,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _example_shape(experiment: Experiment) -> tuple[int, ...]:
+    arrays = experiment.test
+    one = {k: a[0, :1] if experiment.by_seed else a[:1] for k, a in arrays.items()}
+    return jax.eval_shape(experiment.preprocess, one)["image"].shape[1:]
