@@ -34,7 +34,9 @@ def few(examples: Examples, per_class: int, seed: int) -> Examples:
         UserError: if a class has fewer.
     """
     if isinstance(per_class, bool) or not isinstance(per_class, Integral) or per_class < 1:
-        raise UserError(f"dataset.per_class must be at least 1, or none for all, not {per_class!r}.")
+        raise UserError(
+            f"dataset.per_class must be at least 1, or none for all, not {per_class!r}."
+        )
     labels = examples["label"]
     order = np.random.default_rng(int(seed)).permutation(len(labels))
     chosen = []

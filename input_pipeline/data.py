@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from input_pipeline.preprocess import Moments, preprocess_for
-from grlu.errors import UserError
 from input_pipeline.classes import few, keep, renumbered
+from input_pipeline.preprocess import Moments, preprocess_for
 from input_pipeline.splits import Examples, carve
 
 
@@ -56,7 +55,7 @@ def image_data(
     and the subset are taken: runs on different subsets then see the same images. `classes` are
     the labels to keep in every split, after the validation set and the subset are taken, so that
     no run trains on what another one is validated on; labels stay as they are, and the classes
-    as many, unless they are to `renumber`: 0, 1, ... in the order of `classes`. `per_class` is the
+    as many, unless `renumber` asks for 0, 1, ... in the order of `classes`. `per_class` is the
     number of training examples to keep of each class.
 
     Raises:
@@ -74,9 +73,7 @@ def image_data(
             held_out = keep(held_out, classes, present)
     if per_class is not None:
         train = few(train, per_class, split_seed)
-    if renumber:
-        if classes is None:
-            raise UserError("dataset.renumber numbers the labels of dataset.classes: give these.")
+    if renumber and classes is not None:
         num_classes = len(classes)
         train, test = renumbered(train, classes), renumbered(test, classes)
         held_out = None if held_out is None else renumbered(held_out, classes)

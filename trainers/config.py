@@ -206,7 +206,9 @@ def _override(
         if where in alone:
             values[where] = _value(override, text)
         elif where == "stages":
-            of_stages.setdefault(key.partition(".")[0], []).append(key.partition(".")[2] + "=" + text)
+            of_stages.setdefault(key.partition(".")[0], []).append(
+                key.partition(".")[2] + "=" + text
+            )
         else:
             changes.setdefault(where, {})[key] = _value(override, text)
     inherited = dict(config.get(INHERITED, {}))
@@ -223,7 +225,7 @@ def _override(
 
 def _override_stages(stages: Any, overrides: Mapping[str, Sequence[str]]) -> tuple[Any, ...]:
     entries = stages if isinstance(stages, tuple) else ()
-    names = [stage.get("name") for stage in entries if isinstance(stage, dict)]
+    names = [str(stage.get("name")) for stage in entries if isinstance(stage, dict)]
     for name in overrides:
         if name not in names:
             raise unknown(f"there is no stage {name!r}", name, names)

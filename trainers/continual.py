@@ -34,9 +34,7 @@ def measured(run: RunDirectory, stages: Sequence[Mapping[str, Any]]) -> dict[str
     experiments = [open_experiment(config_of(r), r, computed=("test",)) for r in runs]
     if "accuracy" not in experiments[-1].trainer.metrics:
         return None
-    states = [
-        restored(r, best=False, seen=e).state for r, e in zip(runs, experiments, strict=True)
-    ]
+    states = [restored(r, best=False, seen=e).state for r, e in zip(runs, experiments, strict=True)]
     columns = []
     for experiment in experiments:
         evaluate = compile_evaluation(experiment)

@@ -123,7 +123,7 @@ def _require_fit(
     unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
     if (settings.objective, settings.likelihood) == ("reconstruction", "bernoulli") and not unit:
         raise UserError(
-            "trainer.likelihood=bernoulli needs pixels between 0 and 1: set dataset.normalize=unit, "
+            "trainer.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
             "or trainer.likelihood=gaussian"
         )
     if settings.objective == "fast_learner" and settings.rule_class.local:

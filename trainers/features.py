@@ -68,17 +68,20 @@ def open_experiment(
     experiment = make_experiment(config, data)
     begun = restored(other, best=False).state
     expected, found = (
-        jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(experiment.init).params, begun.params)
+        jax.tree.map(jnp.shape, tree)
+        for tree in (jax.eval_shape(experiment.init).params, begun.params)
     )
     if expected != found:
         raise UserError(
-            f"start: the weights of {other.path} don't fit this model: it must have the same model, "
+            f"start: the weights of {other.path} don't fit: this run must have the same model, "
             "features of the same size, as many classes and as many seeds"
         )
     return make_experiment(config, data, start=begun)
 
 
-def restored(run: RunDirectory, *, best: bool, seen: Experiment | None = None) -> Restored[TrainState]:
+def restored(
+    run: RunDirectory, *, best: bool, seen: Experiment | None = None
+) -> Restored[TrainState]:
     """The newest (or best) checkpoint of a run; `seen` is its experiment, if it is at hand.
 
     Raises:
@@ -142,7 +145,7 @@ def _encoded(
     if seeds > 1:
         encode = jax.vmap(encode, in_axes=(0, 0 if data.by_seed else None))
     encode = jax.jit(encode)
-    state = restored(source, best=True, seen=experiment).state if computed else None
+    state = restored(source, best=True, seen=experiment).state if computed else experiment.init()
     axis, lead = (1, (seeds,)) if seeds > 1 else (0, ())
 
     def split(name: str) -> Any:

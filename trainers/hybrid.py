@@ -1,4 +1,4 @@
-"""Pipelines: a folder of runs, one a stage; slow systems that are then frozen, and fast ones on top.
+"""Pipelines: a folder of runs, one a stage: slow systems that are then frozen, fast ones on top.
 
 A pipeline's config has `stages` in the place of `model` and `trainer`: a list of
 
@@ -191,7 +191,9 @@ def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:
     """Copies a run's metrics and checkpoints, and returns its config with links that still hold."""
     config = config_of(source)
     if not source.checkpoints.is_dir():
-        raise UserError(f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it")
+        raise UserError(
+            f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
+        )
     shutil.copytree(source.checkpoints, own.checkpoints, dirs_exist_ok=True)
     if source.metrics.is_file():
         shutil.copy(source.metrics, own.metrics)

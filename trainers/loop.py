@@ -381,7 +381,7 @@ def _prefixed(split: str, values: Mapping[str, jax.Array]) -> dict[str, float]:
 def _evaluated(
     experiment: Experiment, evaluate: Callable, state: TrainState, *, test: bool
 ) -> dict[str, float]:
-    row = {}
+    row: dict[str, float] = {}
     if experiment.validation is not None:
         row |= _prefixed("validation", evaluate(state, experiment.validation))
     if test:

@@ -28,7 +28,7 @@ class TrainState(struct.PyTreeNode):
 
     def begun_from(self, other: "TrainState") -> "TrainState":
         """This state with the weights, and statistics of the data, of another run's state."""
-        statistics = other.rest.filter(nnx.BatchStat)
+        statistics = nnx.filter_state(other.rest, nnx.BatchStat)
         params, statistics = jax.tree.map(jnp.copy, (other.params, statistics))
         return self.replace(
             params=params,

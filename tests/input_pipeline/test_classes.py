@@ -55,7 +55,6 @@ def test_few_examples_are_nested_and_drawn_by_the_seed():
         ({"classes": ()}, "different labels"),
         ({"per_class": 0}, "per_class must be at least 1"),
         ({"per_class": 10_000}, "more than the .* training examples of class 0"),
-        ({"renumber": True}, "dataset.classes"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

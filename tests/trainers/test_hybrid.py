@@ -286,7 +286,7 @@ def test_members_that_are_not_finite_stop_the_run_or_are_dropped(slow_fast, tmp_
     """A noise that overflows in some members: real values that are not finite."""
     slow = slow_fast["stages"][0]
     slow["model"]["layer_norm"] = False
-    slow["trainer"] |= {"sigma": 3e18, "rank": None, "epochs": 1}
+    slow["trainer"] |= {"sigma": 4e17, "rank": None, "epochs": 1}
     with pytest.raises(RunError, match=r"not finite appeared .* no checkpoint was"):
         trainers.train(slow_fast, tmp_path / "stop", progress=False)
     slow["trainer"]["nan"] = "drop"
@@ -308,7 +308,8 @@ def test_tasks_in_sequence_give_a_matrix_and_what_was_forgotten(slow_fast, tmp_p
     stages = slow_fast["stages"]
     stages[0]["trainer"]["epochs"] = 0
     head = stages.pop()
-    head["trainer"]["epochs"] = 1
+    head["trainer"] |= {"epochs": 2, "learning_rate": 5e-3}
+    slow_fast["dataset"]["renumber"] = True
     stages.append(head | {"name": "task1", "dataset": {"classes": [0, 1]}})
     stages.append({"name": "task2", "start": "task1", "dataset": {"classes": [2, 3]}})
     stages.append({"name": "task3", "start": "task2", "dataset": {"classes": [4, 5]}})
@@ -321,7 +322,7 @@ def test_tasks_in_sequence_give_a_matrix_and_what_was_forgotten(slow_fast, tmp_p
     for i, name in enumerate(found["tasks"]):
         own = trainers.evaluate(tmp_path / "run" / "stages" / name)["test_accuracy"]
         np.testing.assert_allclose(matrix[i, i], own, atol=1e-6)
-        assert own > 0.5
+        assert own > 0.6
     assert found["average_accuracy"] == pytest.approx(matrix[2].mean())
     run = RunDirectory(tmp_path / "run")
     assert config_of(run.stage("task3")).trainer.samples == 8
