@@ -35,7 +35,7 @@ from trainers.experiment import SECTIONS
 from trainers.features import config_of, open_experiment, restored
 from trainers.loop import Result, evaluate_state, fit
 from trainers.run_directory import RunDirectory, latest_metrics, logged_to, write_atomically
-from trainers.schema import INHERITED, LINKS, section_of, unknown, validate
+from trainers.schema import INHERITED, LINKS, schema, section_of, unknown, validate
 from trainers.values import plain
 
 _log = logging.getLogger("grlu")
@@ -51,7 +51,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
     """
     given = plain(config)
     for where in given:
-        if where not in _COMMON:
+        if where not in (*_COMMON, INHERITED):
             raise unknown(
                 f"a pipeline has no section {where!r} but in its stages (stages.NAME.{where})",
                 where,
@@ -67,8 +67,11 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or name in stages:
             raise UserError(f"stages must each have a name of their own, of letters, got {name!r}")
         with _named(name):
-            stages[name] = _completed(entry, stages)
-            ordinary(given, stages[name])
+            stages[name] = _completed(given, entry, stages)
+    if "dataset" in given.pop(INHERITED, {}):
+        known = schema(SECTIONS["dataset"](given["dataset"]["name"]))
+        kept = {k: v for k, v in given["dataset"].items() if k in known or k == "name"}
+        given["dataset"] = kept
     return ConfigDict(given | {"stages": tuple(stages.values())}, type_safe=False)
 
 
@@ -76,7 +79,8 @@ def ordinary(pipeline: Mapping[str, Any], stage: Mapping[str, Any]) -> ConfigDic
     """The config of a stage's own run; None if the run is copied from elsewhere."""
     if stage["backbone"] is not None:
         return None
-    own = {k: stage[k] for k in ("model", "trainer", INHERITED) if k in stage}
+    own = {k: stage[k] for k in ("model", "trainer") if k in stage}
+    own[INHERITED] = pipeline.get(INHERITED, {}) | stage.get(INHERITED, {})
     for where in ("dataset", "run"):
         common, change = section_of(pipeline, where), section_of(stage, where)
         another = change.get("name", common.get("name")) != common.get("name")
@@ -145,7 +149,10 @@ def evaluate_stages(pipeline: ConfigDict, run: RunDirectory, *, best: bool) -> d
     }
 
 
-def _completed(entry: dict[str, Any], before: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _completed(
+    pipeline: dict[str, Any], entry: dict[str, Any], before: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A stage with all its keys, its model and trainer complete."""
     for key in entry:
         if key not in (*_KEYS, INHERITED):
             raise unknown(f"there is no key {key!r}", key, _KEYS)
@@ -160,11 +167,20 @@ def _completed(entry: dict[str, Any], before: dict[str, dict[str, Any]]) -> dict
         "start": start,
         "backbone": backbone,
     }
-    if backbone is None:
-        for where in ("model", "trainer"):
-            taken = before[start].get(where, {}) if start else {}
-            stage[where] = taken | section_of(entry, where)
-    return stage | {k: section_of(entry, k) for k in ("dataset", "run", INHERITED) if k in entry}
+    stage |= {k: section_of(entry, k) for k in ("dataset", "run") if k in entry}
+    if backbone is not None:
+        return stage
+    for where in ("model", "trainer"):
+        section, taken = section_of(entry, where), before[start].get(where, {}) if start else {}
+        another = section.get("name", taken.get("name")) != taken.get("name")
+        stage[where] = section if another else taken | section
+    config = plain(ordinary(pipeline, stage | {INHERITED: entry.get(INHERITED, {})}))
+    stage |= {where: config[where] for where in ("model", "trainer")}
+    if "dataset" in stage:
+        stage["dataset"] = {
+            k: v for k, v in stage["dataset"].items() if k in config["dataset"] or k == "name"
+        }
+    return stage
 
 
 def _earlier(key: str, name: Any, before: Mapping[str, Any]) -> str | None:

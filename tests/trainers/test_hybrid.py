@@ -344,3 +344,71 @@ def test_the_same_pipeline_is_not_changed_by_training_it(slow_fast, tmp_path):
     given = copy.deepcopy(slow_fast)
     trainers.resolve(slow_fast, ["stages.fast.trainer.samples=4"])
     assert slow_fast == given
+
+
+def test_another_name_drops_the_keys_of_the_file_in_every_stage(slow_fast):
+    slow_fast["stages"].append({"name": "more", "start": "fast"})
+    changes = ["stages.fast.trainer.name=backprop", "stages.slow.model.name=skip_mlp"]
+    config = trainers.resolve(slow_fast, changes)
+    _, fast, more = config.stages
+    assert fast["trainer"] == more["trainer"]
+    assert "samples" not in more["trainer"]
+    assert "hidden" not in config.stages[0]["model"]
+    assert trainers.resolve(config) == config
+    slow_fast["dataset"]["split_seeds"] = 4
+    with pytest.raises(UserError, match="did you mean 'split_seed'"):
+        trainers.resolve(slow_fast)
+    del slow_fast["dataset"]["split_seeds"]
+    other = trainers.resolve(slow_fast, ["dataset.name=mnist"])
+    assert trainers.resolve(other) == other
+
+
+FORBIDDEN = ("grad", "value_and_grad", "jvp", "linearize", "jacrev", "jacfwd", "hessian")
+
+
+@pytest.mark.parametrize("hidden", ["[]", "[16]"])
+def test_no_gradient_crosses_a_layer_in_a_run_without_backprop(hidden, tmp_path, monkeypatch):
+    """The one VJP that is left, a layer's local update, is seen to reach that layer alone."""
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a gradient was asked for")
+
+    for name in FORBIDDEN:
+        monkeypatch.setattr(jax, name, forbidden)
+        if hasattr(trainers.gradient.nnx, name):
+            monkeypatch.setattr(trainers.gradient.nnx, name, forbidden)
+    vjp, reached = jax.vjp, []
+
+    def watched(fn, *primals, **options):
+        assert len(primals) == 1
+        out, pull, *aux = vjp(fn, *primals, **options)
+        assert isinstance(out, list), "the reward itself was to be differentiated"
+        rows = []
+        for site in range(len(out)):
+            # Whatever credit one site gets, and no other one.
+            only = [jnp.ones_like(z) if i == site else jnp.zeros_like(z) for i, z in enumerate(out)]
+            leaves = jax.tree.leaves(pull(only))
+            rows.append(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+        paths = jax.tree_util.tree_flatten_with_path(primals[0])[0]
+        layers = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+        layers = [name.removesuffix(".value").rpartition(".")[0] for name in layers]
+        jax.debug.callback(lambda rows: reached.append((layers, rows)), jnp.stack(rows))
+        return out, pull, *aux
+
+    monkeypatch.setattr(jax, "vjp", watched)
+    small = ["dataset.subset=64", "stages.slow.trainer.epochs=2", "stages.fast.trainer.epochs=1"]
+    small += [f"stages.fast.model.hidden={hidden}", "stages.slow.trainer.population=8"]
+    trainers.train("digits_slow_fast", tmp_path, overrides=small, progress=False)
+    jax.effects_barrier()
+    assert len(reached) >= 64
+    moved = set()
+    for layers, rows in reached:
+        for row in rows:
+            found = {layer for layer, size in zip(layers, row, strict=True) if size > 0}
+            assert len(found) <= 1, found
+            moved |= found
+    assert len(moved) == 1 + (hidden != "[]")
+
+    with pytest.raises(AssertionError, match="a gradient was asked for"):
+        small[-1] = "stages.slow.trainer.name=backprop"
+        trainers.train("digits_slow_fast", tmp_path / "b", overrides=small, progress=False)
