@@ -1,4 +1,4 @@
-"""The control of the slow-fast pipelines on MNIST: a random backbone, frozen, and the same GRLU head.
+"""The control of the slow-fast pipelines on MNIST: a random frozen backbone, and the same head.
 
     grlu train mnist_random_grlu
 

@@ -8,7 +8,7 @@ weights this one begins. A pipeline writes these links between its stages.
 import functools
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -120,8 +120,12 @@ def _loaded(section: str) -> Data:
 def _encoded(
     data: Data, config: ConfigDict, source: RunDirectory, computed: Collection[str]
 ) -> Data:
-    """The features that the model of `source` makes of `data`, by its best checkpoint."""
-    experiment = open_experiment(config, source, computed=())
+    """The features that the model of `source` makes of `data`, by its best checkpoint.
+
+    Each is standardised, by its mean and deviation over the data on which the model was trained: a
+    constant that all examples share would drown what tells them apart.
+    """
+    experiment = open_experiment(config, source, computed=("train",) if computed else ())
     shape = _example_shape(experiment)
     if shape != data.example_shape:
         raise UserError(
@@ -131,38 +135,34 @@ def _encoded(
     trainer, seeds = experiment.trainer, experiment.run.seeds
     if data.by_seed and seeds != len(data.test["label"]):
         raise UserError(f"the model in {source.path} has another number of seeds than its features")
-
-    def encode(state: TrainState, batch: Any) -> jax.Array:
-        codes = trainer.encode(state, data.preprocess(batch))
-        return codes.reshape(len(codes), -1).astype(jnp.float32)
-
     key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     units = jax.eval_shape(
         lambda key, image: trainer.encode(trainer.init(key), {"image": image}).reshape(1, -1),
         key,
         image,
     ).shape[-1]
-    if seeds > 1:
-        encode = jax.vmap(encode, in_axes=(0, 0 if data.by_seed else None))
-    encode = jax.jit(encode)
-    state = restored(source, best=True, seen=experiment).state if computed else experiment.init()
-    axis, lead = (1, (seeds,)) if seeds > 1 else (0, ())
+    lead = (seeds,) if seeds > 1 else ()
+
+    if computed:
+        state = restored(source, best=True, seen=experiment).state
+        own = _codes(experiment, state, experiment.train, experiment.preprocess)
+        mean = own.mean(-2, keepdims=True, dtype=np.float64)
+        sd = own.std(-2, keepdims=True, dtype=np.float64)
+        # Units that are all but silent are not blown up.
+        sd = np.maximum(sd, 0.1 * np.sqrt((sd**2).mean(-1, keepdims=True)) + 1e-8)
 
     def split(name: str) -> Any:
         arrays = getattr(data, name)
         if arrays is None:
             return None
-        length = arrays["label"].shape[1 if data.by_seed else 0]
-        if name in computed:
-            rows = [slice(i, i + _BATCH) for i in range(0, length, _BATCH)]
-            parts = [
-                {k: a[:, r] if data.by_seed else a[r] for k, a in arrays.items()} for r in rows
-            ]
-            codes = np.concatenate([np.asarray(encode(state, p)) for p in parts], axis)
-        else:
-            codes = np.broadcast_to(np.float32(0), (*lead, length, units))
-        labels = np.broadcast_to(arrays["label"], (*lead, length))
-        return {"image": codes, "label": labels}
+        labels = np.broadcast_to(arrays["label"], (*lead, arrays["label"].shape[-1]))
+        if name not in computed:
+            return {
+                "image": np.broadcast_to(np.float32(0), (*labels.shape, units)),
+                "label": labels,
+            }
+        codes = _codes(experiment, state, arrays, data.preprocess)
+        return {"image": ((codes - mean) / sd).astype(np.float32), "label": labels}
 
     return Data(
         name=f"the features of {data.name}",
@@ -174,6 +174,26 @@ def _encoded(
         num_classes=data.num_classes,
         by_seed=seeds > 1,
     )
+
+
+def _codes(
+    experiment: Experiment, state: TrainState, arrays: Any, preprocess: Callable[[Any], Any]
+) -> np.ndarray:
+    """Features of a split, shape (N, units), with a leading axis of seeds if there are several."""
+
+    def encode(state: TrainState, batch: Any) -> jax.Array:
+        codes = experiment.trainer.encode(state, preprocess(batch))
+        return codes.reshape(len(codes), -1).astype(jnp.float32)
+
+    several, by_seed = experiment.run.seeds > 1, experiment.by_seed
+    if several:
+        encode = jax.vmap(encode, in_axes=(0, 0 if by_seed else None))
+    encode = jax.jit(encode)
+    parts = []
+    for start in range(0, arrays["label"].shape[-1], _BATCH):
+        rows = np.s_[:, start : start + _BATCH] if by_seed else np.s_[start : start + _BATCH]
+        parts.append(np.asarray(encode(state, {k: a[rows] for k, a in arrays.items()})))
+    return np.concatenate(parts, 1 if several else 0)
 
 
 def _as_it_is(batch: Any) -> Any:
