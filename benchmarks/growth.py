@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.report import environment
 from benchmarks.speed import CLASSES, HIDDEN, Case, Ours, grlu, mlp, synthetic
+from trainers.devices import one_device_per_core
 
 SEEDS = 8
 TOPK = mlp(activation="topk", topk=0.25)
@@ -68,6 +69,7 @@ def main(
     ] = None,
 ) -> None:
     """How a run's time and memory grow with its pairs and with its seeds."""
+    one_device_per_core(SEEDS)
     rows = [
         row
         for case in track(CASES, "measuring", console=Console(stderr=True), transient=True)
@@ -80,7 +82,7 @@ def main(
         made.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
     for row in rows:
         made.add_row(*[v if isinstance(v, str) else f"{v:,.4g}" for v in row.values()])
-    Console().print(made)
+    Console(width=110).print(made)
     if json_path is not None:
         json_path.write_text(json.dumps({**where, "cases": rows}, indent=1) + "\n")
 

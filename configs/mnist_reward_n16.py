@@ -2,7 +2,8 @@
 
     grlu train mnist_reward_n16
 
-RESULT
+Test accuracy 97.65 ± 0.04 % (published: 92.83) after 10 epochs on all 60,000 images, seeds
+0-2 at once, about 2 minutes on 2 busy cores; `docs/results.md` has the whole table.
 """
 
 from ml_collections import ConfigDict

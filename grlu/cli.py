@@ -149,6 +149,21 @@ def evaluate(
             Console().print(tasks_table(metrics["continual"]))
 
 
+@app.command(name="report")
+@_in_one_sentence
+def report_(
+    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for it; default RUN/report, or reports-NAMES for several runs."),
+    ] = None,
+) -> None:
+    """Draw what runs did: pictures and one HTML page, several runs side by side."""
+    from reports import write_report
+
+    print(write_report(runs, out))
+
+
 @data_app.command()
 @_in_one_sentence
 def prepare(

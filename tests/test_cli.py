@@ -92,11 +92,12 @@ def test_the_trap_works(grlu):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("", ["list", "train", "resume", "evaluate", "data", "Exit status"]),
+        ("", ["list", "train", "resume", "evaluate", "report", "data", "Exit status"]),
         ("list", []),
         ("train", ["config", "SECTION.KEY=VALUE", "--run", "--overwrite", "--quiet"]),
         ("resume", ["RUN", "--quiet"]),
         ("evaluate", ["RUN", "--json", "--best"]),
+        ("report", ["RUN...", "--out"]),
         ("data", ["prepare"]),
         ("data prepare", ["name", "--from", "--data-dir"]),
     ],
@@ -153,6 +154,12 @@ def test_evaluate_prints_one_json_object(grlu, run_copy):
     assert str(values["test_accuracy"]) in tested.split(",")
 
 
+def test_report_prints_its_page(grlu, run_copy):
+    done = grlu("report", run_copy)
+    assert (done.returncode, done.stdout) == (0, f"{run_copy / 'report' / 'index.html'}\n")
+    assert (run_copy / "report" / "confusion.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -191,6 +198,12 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(grlu, run_copy):
 
 def test_a_folder_without_a_run_is_refused(grlu, tmp_path):
     assert "holds no run" in sentence(grlu("evaluate", tmp_path, "--json"), 2)
+
+
+def test_a_report_of_no_run_writes_nothing(grlu, run_copy, tmp_path):
+    assert "there is no folder absent" in sentence(grlu("report", "absent", cwd=tmp_path), 2)
+    assert "holds no run" in sentence(grlu("report", run_copy, tmp_path), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_preparing_from_a_folder_without_the_files_names_the_first(grlu, tmp_path):

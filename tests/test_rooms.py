@@ -17,6 +17,7 @@ ROOMS = {
     "input_pipeline": {"grlu.errors"},
     "checkpoints": {"grlu.errors"},
     "trainers": {"grlu", "models", "input_pipeline", "checkpoints", "configs"},
+    "reports": {"grlu.errors", "trainers"},
     "configs": set(),
     "benchmarks": {
         "grlu",
@@ -24,6 +25,7 @@ ROOMS = {
         "input_pipeline",
         "checkpoints",
         "trainers",
+        "reports",
         "configs",
     },
 }

@@ -11,6 +11,7 @@ import input_pipeline
 from grlu.errors import UserError
 from models import MODELS
 from trainers.config import build
+from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
 from trainers.loop import Experiment, RunSettings
 from trainers.state import TrainState
@@ -63,6 +64,7 @@ def make_experiment(
     Raises:
         UserError: if they don't fit each other, or the data are missing.
     """
+    one_device_per_core(config.run.seeds)
     data = data or build(input_pipeline.load, config.dataset, "dataset")
     settings = build(TRAINERS[config.trainer.name], config.trainer, "trainer")
     model = MODELS[config.model.name]

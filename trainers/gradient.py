@@ -316,11 +316,14 @@ class Trainer:
         # A plain mean at first, so that the random initial weights are soon forgotten.
         return jnp.minimum(self.settings.average or 0.0, (1.0 + step) / (10.0 + step))
 
-    def evaluate(self, state: TrainState, batch: Batch) -> Values:
-        """Values per example, deterministic, with the averaged weights where there are any."""
+    def model(self, state: TrainState) -> Any:
+        """The model in evaluation mode, with the averaged weights where there are any."""
         params = state.params if state.average is None else state.average
-        model = nnx.merge(self._evaluating, params, state.rest, copy=True)
-        return self.objective(model, batch)[1]
+        return nnx.merge(self._evaluating, params, state.rest, copy=True)
+
+    def evaluate(self, state: TrainState, batch: Batch) -> Values:
+        """Values per example, deterministic."""
+        return self.objective(self.model(state), batch)[1]
 
     def encode(self, state: TrainState, batch: Batch) -> jax.Array:
         """The features that the model makes of a batch's images, as in `evaluate`.

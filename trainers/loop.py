@@ -16,6 +16,7 @@ from flax import nnx
 
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
+from trainers.devices import Seeds
 from trainers.measure import gather, means
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
@@ -181,7 +182,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         saved = step or None
         train_chunk = compile_chunk(experiment)
         evaluate = compile_evaluation(experiment)
-        train = jax.device_put(dict(experiment.train))
+        seeds, train = Seeds(settings.seeds), dict(experiment.train)
+        state = seeds.dealt(state)
+        train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
         table = MetricsTable(run.metrics, _columns(experiment), step)
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
 
@@ -307,8 +310,8 @@ def compile_chunk(experiment: Experiment) -> Callable:
         broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
         return state, collection.compute(), broken
 
-    if experiment.run.seeds > 1:
-        chunk = jax.vmap(chunk, in_axes=(0, 0 if experiment.by_seed else None, 0, None))
+    shared = 0 if experiment.by_seed else None
+    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, shared, 0, None))
     return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options())
 
 
@@ -338,9 +341,8 @@ def compile_evaluation(
         empty = means(trainer.metrics).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
-    if experiment.run.seeds > 1:
-        over = jax.vmap(over, in_axes=(0, 0 if experiment.by_seed else None, None, None))
-    over = jax.jit(over)
+    shared = 0 if experiment.by_seed else None
+    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, shared, None, None)))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
         length = experiment.length(arrays)

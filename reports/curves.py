@@ -1,0 +1,149 @@
+"""Curves: metrics by epoch, and accuracy against what it cost in forward passes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from reports.passes import passes_per_example
+from reports.record import Record
+from reports.style import MARKERS, Picture, Theme, picture
+from reports.units import named, number, scale, unit
+
+_BAND = "Bands are ± 1 standard deviation over the seeds."
+
+
+def learning_curves(records: Sequence[Record]) -> Picture | None:
+    """Each metric by epoch, one panel a metric; None if no run has metrics yet."""
+    told = [(record, record.told) for record in records]
+    metrics = list(dict.fromkeys(name for _, each in told for name in each.metrics))[:3]
+    metrics = [m for m in metrics if any(len(each.series("train", m)["mean"]) for _, each in told)]
+    if not metrics:
+        return None
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(5.2 * len(metrics) + 0.4, 4.0 + _legend_height(len(told))))
+        for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):  # noqa: B905
+            for i, (record, each) in enumerate(told):
+                _curve(axes, each, metric, theme, i, record.label if len(told) > 1 else "")
+            _frame(axes, "epoch", named(metric, told[0][1].config))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return figure
+
+    caption = "Solid: validation; dashed: training, before each update."
+    if any(each.seeds > 1 for _, each in told):
+        caption += f" {_BAND}"
+    return picture("curves", "Learning curves", caption, draw, of=_only(records))
+
+
+def accuracy_by_passes(records: Sequence[Record]) -> Picture | None:
+    """Held-out accuracy against the forward passes spent on training; None if not known."""
+    known = []
+    for i, record in enumerate(records):
+        each, cost = record.told, passes_per_example(record.told.config)
+        split = "validation" if len(each.series("validation", "accuracy")["mean"]) else "train"
+        series = each.series(split, "accuracy")
+        before = _spent_before(record)
+        if cost and before is not None and len(series["mean"]) and series["step"][-1] > 0:
+            passes = before + series["step"] * each.section("trainer")["batch_size"] * cost[0]
+            words = cost[1] if not before else f"{cost[1]}, after {before:.2g} in earlier stages"
+            known.append((i, record.label, split, passes, series, (cost[0], words)))
+    if not known:
+        return None
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(7.2, 4.0 + _legend_height(len(known))))
+        axes = figure.subplots()
+        for i, label, _, passes, series, (count, _) in known:
+            text = f"{label}: {count:,} per example"
+            _line(axes, passes, series, 100.0, theme, i, text)
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        splits = {split for _, _, split, *_ in known}
+        name = f"{splits.pop()} accuracy (%)" if len(splits) == 1 else "accuracy (%)"
+        _frame(axes, "forward passes spent on training, per seed", name)
+        return figure
+
+    stated = "; ".join(f"{label}: {words}" for _, label, _, _, _, (_, words) in known)
+    caption = (
+        f"Passes per training example: {stated}. The clean pass beside noisy ones isn't counted."
+    )
+    return picture("passes", "Accuracy against forward passes", caption, draw, of=_only(records))
+
+
+def _spent_before(record: Record) -> float | None:
+    """Forward passes of a pipeline's stages before the one that speaks for it, if known."""
+    if record.told not in record.stages:
+        return 0.0
+    total = 0.0
+    for stage in record.stages[: record.stages.index(record.told)]:
+        steps = max(stage.columns.get("step", ()), default=0)
+        cost = passes_per_example(stage.config)
+        if cost is None and steps:
+            return None
+        total += steps * stage.section("trainer").get("batch_size", 0) * (cost[0] if cost else 0)
+    return total
+
+
+def _only(records: Sequence[Record]) -> str:
+    return records[0].label if len(records) == 1 else ""
+
+
+def _curve(axes: Axes, record: Record, metric: str, theme: Theme, i: int, label: str) -> None:
+    """Validation with its band, and training behind it; training alone if that is all."""
+    train, held_out = (record.series(split, metric) for split in ("train", "validation"))
+    factor = scale(metric)
+    final = held_out if len(held_out["mean"]) else train
+    if not len(final["mean"]):
+        return
+    split = "validation" if final is held_out else "training"
+    spread = float(final["sd"][-1]) if record.seeds > 1 else None
+    value = f"{split} {number(metric, float(final['mean'][-1]), spread)}"
+    value = f"{value} {unit(metric, record.config)}".strip()
+    text = f"{label}: {value}" if label else value
+    if final is held_out:
+        train_label = None if label else "training"
+        axes.plot(
+            train["epoch"],
+            factor * train["mean"],
+            color=theme.line(i),
+            lw=1.2,
+            ls=(0, (4, 2)),
+            alpha=0.75,
+            label=train_label,
+        )
+    _line(axes, final["epoch"], final, factor, theme, i, text)
+
+
+def _line(
+    axes: Axes,
+    x: np.ndarray,
+    series: dict[str, np.ndarray],
+    factor: float,
+    theme: Theme,
+    i: int,
+    label: str,
+) -> None:
+    mean, sd, colour = factor * series["mean"], factor * series["sd"], theme.line(i)
+    axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.22, lw=0)
+    marker = MARKERS[i % len(MARKERS)]
+    every = max(1, len(x) // 12)
+    axes.plot(x, mean, color=colour, marker=marker, markersize=5, markevery=every, label=label)
+
+
+def _frame(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True)
+    # Under the axes, where it covers no line.
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.15), fontsize=10, borderpad=0)
+
+
+def _legend_height(runs: int) -> float:
+    """Inches that a legend takes, with a line for each run or at least two."""
+    return 0.25 * max(runs, 2) + 0.1

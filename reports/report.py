@@ -1,0 +1,208 @@
+"""A report of one run, or of several side by side: read the runs, draw, write one page."""
+
+import dataclasses
+import logging
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from grlu.errors import UserError
+from reports import tables
+from reports.confusion import confusion_matrix
+from reports.continual import accuracy_matrix
+from reports.curves import accuracy_by_passes, learning_curves
+from reports.images import receptive_fields, reconstructions
+from reports.latent import latent_map
+from reports.learned import learned
+from reports.page import folded, notes, page, pictures, section
+from reports.passes import passes_per_example
+from reports.record import Record, read_records
+from reports.style import Picture
+from reports.timeline import timeline
+from reports.units import duration
+
+_log = logging.getLogger("grlu")
+
+
+def write_report(
+    runs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None
+) -> pathlib.Path:
+    """Writes PNGs and one self-contained `index.html`; what can't be shown is said there.
+
+    Args:
+        runs: folders of runs, or of pipelines.
+        out: folder for the report; by default `report/` in the run, or, for several runs,
+            `reports-NAMES/` beside the first.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: if a folder holds no run, or `out` can't be written.
+    """
+    paths = [pathlib.Path(run) for run in runs]
+    records = read_records(paths)
+    folder = pathlib.Path(out) if out else _default_folder(paths, records)
+    report = _Report()
+    body = report.body(records)
+    *first, last = (record.label for record in records)
+    title = f"{', '.join(first)} and {last}" if first else last
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in report.drawn:
+            (folder / f"{each.name}.png").write_bytes(each.light)
+            (folder / f"{each.name}-dark.png").write_bytes(each.dark)
+        index = folder / "index.html"
+        index.write_text(page(title, _lead(records), body), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from error
+    return index
+
+
+class _Report:
+    """Collects the pictures of a report, under names that differ, and what it can't show."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Picture] = []
+        self.missing: list[str] = []
+
+    def body(self, records: Sequence[Record]) -> str:
+        """The page's body."""
+        several = len(records) > 1
+        alone = records[0].stages if not several else ()
+        parts = [section("Results", tables.results(alone or records))]
+        if not alone:
+            parts.append(section("Learning", self.learning(records, "")))
+        for record in records:
+            title = f"Stages of {record.label}" if several else "Stages"
+            table = tables.results(record.stages) if several and record.stages else ""
+            parts.append(section(title, table, self.whole(record, several)))
+        parts.append(section("What was learned", self.asked(records, several)))
+        for record in records:
+            for stage in record.stages:
+                parts.append(self.stage(record, stage, several))
+        parts.append(section("Settings", _settings(records)))
+        parts.append(section("Not in this report", notes(self.missing)))
+        return "".join(parts)
+
+    def learning(self, records: Sequence[Record], suffix: str) -> str:
+        """The curves."""
+        for record in records:
+            if not record.told.columns:
+                self.miss(f"{record.path} has no metrics yet, so it has no curves")
+            elif (
+                "accuracy" in record.told.metrics and passes_per_example(record.told.config) is None
+            ):
+                name = record.told.section("trainer").get("name")
+                self.miss(
+                    f"the forward passes of {record.label} are not known for trainer {name!r}"
+                )
+        drawn = [learning_curves(records), accuracy_by_passes(records)]
+        return pictures([self.keep(each, suffix) for each in drawn if each], columns=1)
+
+    def whole(self, record: Record, several: bool) -> str:
+        """What a pipeline is as a whole; nothing for another run."""
+        drawn = [timeline(record)] if record.stages else []
+        if record.continual:
+            drawn.append(accuracy_matrix(record.continual, of=record.label))
+        suffix = _suffix(record) if several else ""
+        return pictures([self.keep(each, suffix) for each in drawn if each], columns=1)
+
+    def asked(self, records: Sequence[Record], several: bool) -> str:
+        """What the checkpoints show: a row a kind of picture, a column a run."""
+        by_kind: dict[str, list[Picture]] = {}
+        for record in records:
+            # A pipeline has checkpoints in its stages, not of its own.
+            if not record.stages or any(record.path.glob("checkpoints/*/")):
+                for each in self.answers(record):
+                    kept = self.keep(each, _suffix(record) if several else "")
+                    by_kind.setdefault(each.name, []).append(kept)
+        if not several:
+            return pictures([each for kept in by_kind.values() for each in kept])
+        return "".join(pictures(kept, columns=len(records)) for kept in by_kind.values())
+
+    def stage(self, record: Record, stage: Record, several: bool) -> str:
+        """The section of one stage of a pipeline."""
+        suffix = (_suffix(record) if several else "") + _suffix(stage)
+        title = f"{record.label}: stage {stage.label}" if several else f"Stage {stage.label}"
+        curves = self.learning([stage], suffix)
+        answers = [self.keep(each, suffix) for each in self.answers(stage)]
+        return section(
+            title,
+            f"<p>{tables.escape(_facts(stage))}</p>",
+            curves,
+            pictures(answers),
+            folded("Settings of this stage", _config(stage)),
+        )
+
+    def answers(self, record: Record) -> Iterator[Picture]:
+        """Pictures of what a run's newest checkpoint has learned."""
+        _log.info("asking %s", record.path)
+        try:
+            found = learned(record)
+        except UserError as error:
+            self.miss(f"{record.label} shows nothing of what it learned: {error}")
+            return
+        of = record.label
+        if found.confusion is not None:
+            yield confusion_matrix(found.confusion, record.seeds, of=of)
+        if found.fields is not None:
+            yield receptive_fields(found.fields, found.convolution, of=of)
+        if found.codes is not None and found.labels is not None:
+            yield latent_map(found.codes, found.labels, of=of)
+        if found.inputs is not None and found.outputs is not None:
+            yield reconstructions(found.inputs, found.outputs, of=of)
+
+    def keep(self, drawn: Picture, suffix: str) -> Picture:
+        kept = dataclasses.replace(drawn, name=drawn.name + suffix)
+        self.drawn.append(kept)
+        return kept
+
+    def miss(self, sentence: str) -> None:
+        _log.warning("%s", sentence)
+        self.missing.append(sentence)
+
+
+def _default_folder(paths: Sequence[pathlib.Path], records: Sequence[Record]) -> pathlib.Path:
+    if len(paths) == 1:
+        return paths[0] / "report"
+    names = "".join(_suffix(record) for record in records)
+    return paths[0].resolve().parent / f"reports{names[:100]}"
+
+
+def _suffix(record: Record) -> str:
+    """`-NAME`, with nothing in it that file names can't hold."""
+    return "-" + re.sub(r"[^\w.]+", "_", record.label)
+
+
+def _lead(records: Sequence[Record]) -> str:
+    return _facts(records[0]) if len(records) == 1 else f"{len(records)} runs side by side"
+
+
+def _facts(record: Record) -> str:
+    """`mlp on digits, trained by grlu · 471 steps · 12 s`."""
+    if record.stages:
+        return "A pipeline of stages: " + ", ".join(stage.label for stage in record.stages)
+    names = [record.section(each).get("name", "?") for each in ("model", "dataset", "trainer")]
+    facts = ["{} on {}, trained by {}".format(*names)]
+    steps = record.columns.get("step", ())
+    if len(steps):
+        facts.append(f"{int(max(steps)):,} steps")
+    if record.seeds > 1:
+        facts.append(f"{record.seeds} seeds at once")
+    if record.seconds:
+        facts.append(duration(record.seconds))
+    return " · ".join(facts)
+
+
+def _settings(records: Sequence[Record]) -> str:
+    if len(records) == 1:
+        return _config(records[0])
+    differing = tables.differences(records)
+    return (differing and f"<p>Where the runs differ:</p>{differing}") + "".join(
+        folded(f"All settings of {record.label}", _config(record)) for record in records
+    )
+
+
+def _config(record: Record) -> str:
+    return f'<div class="config">{tables.config(record.config)}</div>' if record.config else ""

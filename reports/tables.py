@@ -1,0 +1,86 @@
+"""The tables of a report, as HTML: results, configs, and where configs differ."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from reports.record import SPLITS, Record
+from reports.units import duration, named, number
+
+
+def results(records: Sequence[Record]) -> str:
+    """Final metrics, mean ± standard deviation over seeds: a row a metric, a column a run."""
+    told = [(record.told, record) for record in records]
+    metrics = dict.fromkeys(name for each, _ in told for name in each.metrics)
+    rows = []
+    for split in reversed(SPLITS):
+        for metric in metrics:
+            values = [each.final(split, metric) for each, _ in told]
+            if any(values):
+                name = f"{split} {named(metric, told[0][0].config)}"
+                rows.append([name, *("–" if v is None else number(metric, *v) for v in values)])
+    steps = [max(each.columns.get("step", ()), default=0) for each, _ in told]
+    rows.append(["steps", *(f"{int(step):,}" for step in steps)])
+    rows.append(["seeds", *(str(each.seeds) for each, _ in told)])
+    times = [record.seconds for record in records]
+    rows.append(["training time", *("–" if t is None else duration(t) for t in times)])
+    heads = [
+        record.label if each is record else f"{record.label}, stage {each.label}"
+        for each, record in told
+    ]
+    return table(["", *heads], rows, "numbers")
+
+
+def differences(records: Sequence[Record]) -> str:
+    """Keys on which the runs' configs differ, or an empty string."""
+    flat = [dict(flatten(record.config)) for record in records]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    rows = [
+        [key, *values]
+        for key in keys
+        if len(set(values := [each.get(key, "–") for each in flat])) > 1
+    ]
+    return table(["key", *(record.label for record in records)], rows) if rows else ""
+
+
+def config(values: Mapping[str, Any]) -> str:
+    """A config: one table a section."""
+    sections: dict[str, list[list[str]]] = {}
+    for key, value in flatten(values):
+        section, _, rest = key.rpartition(".")
+        sections.setdefault(section or "run", []).append([rest or key, value])
+    return "".join(
+        f"<div><h4>{escape(section)}</h4>{table([], rows)}</div>"
+        for section, rows in sections.items()
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """`section.key` and its value as text, of all that a config holds."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            named = {str(each.get("name", i)): each for i, each in enumerate(value)}
+            yield from flatten(named, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table; the first cell of each row names it."""
+    head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    head = f"<thead><tr>{head}</tr></thead>" if heads else ""
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'

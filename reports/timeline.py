@@ -1,0 +1,60 @@
+"""The timeline of a pipeline: its stages one after the other, as long as they took."""
+
+from matplotlib.figure import Figure
+
+from reports.record import Record
+from reports.style import Picture, Theme, picture
+from reports.units import duration
+
+
+def timeline(record: Record) -> Picture | None:
+    """Draws a bar a stage, by training time, or by steps if no stage tells its time.
+
+    Returns:
+        None if no stage has trained.
+    """
+    steps = [int(max(stage.columns.get("step", ()), default=0)) for stage in record.stages]
+    times = [stage.seconds for stage in record.stages]
+    timed = any(times)
+    lengths = [time or 0.0 for time in times] if timed else [float(n) for n in steps]
+    total = sum(lengths)
+    if not total:
+        return None
+
+    def words(i: int) -> str:
+        counted = f"{steps[i]:,} steps"
+        if not timed:
+            return counted
+        time = times[i]
+        return f"{counted}, not trained here" if time is None else f"{duration(time)}, {counted}"
+
+    def draw(theme: Theme) -> Figure:
+        figure = Figure(figsize=(10.8, 0.6 * len(lengths) + 1.25))
+        axes = figure.subplots()
+        start = 0.0
+        for i, length in enumerate(lengths):
+            axes.barh(i, length, left=start, height=0.6, color=theme.line(i))
+            # Beside the bar, on the side with more room.
+            left = start > total - start - length
+            axes.annotate(
+                words(i),
+                (start if left else start + length, i),
+                xytext=(-8 if left else 8, 0),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="center",
+            )
+            start += length
+        axes.set_yticks(range(len(lengths)), [stage.label for stage in record.stages])
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0, labelsize=12)
+        axes.set_xlim(0, total)
+        axes.set_xlabel("training time (s)" if timed else "steps")
+        axes.grid(True, axis="x")
+        axes.spines["left"].set_visible(False)
+        return figure
+
+    caption = "Each stage starts where the one before ended."
+    if timed:
+        caption += " Breaks between stages, and where a stage was resumed, are left out."
+    return picture("timeline", "Timeline of the stages", caption, draw, of=record.label)

@@ -1,0 +1,48 @@
+"""Forward passes per example, by hand."""
+
+import dataclasses
+
+import pytest
+
+import trainers
+from reports.passes import passes_per_example
+
+GRLU = {"name": "grlu", "samples": 16}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "passes"),
+    [
+        ({"name": "backprop"}, 1),
+        ({"name": "feedback_alignment"}, 1),
+        (GRLU, 32),
+        ({**GRLU, "antithetic": False}, 16),
+        ({**GRLU, "layers": "apart"}, 96),
+        ({**GRLU, "layers": "apart", "output": "delta"}, 64),
+        ({"name": "weight_perturbation", "samples": 3}, 6),
+        ({"name": "forward_gradient", "samples": 3}, 3),
+        ({"name": "evolution", "population": 64}, 64),
+        ({"name": "evolution", "population": 64, "batches": "own"}, 2),
+    ],
+)
+def test_passes(trainer, passes):
+    config = {"trainer": trainer, "model": {"name": "mlp", "hidden": [8, 8]}}
+    assert passes_per_example(config)[0] == passes
+
+
+def test_a_block_with_a_reward_of_its_own_costs_no_more_apart():
+    config = {"trainer": {**GRLU, "layers": "apart"}, "model": {"name": "local_mlp"}}
+    assert passes_per_example(config)[0] == 32
+
+
+@pytest.mark.parametrize("name", trainers.TRAINERS)
+def test_every_trainer_of_the_project_is_known(name):
+    defaults = {f.name: f.default for f in dataclasses.fields(trainers.TRAINERS[name])}
+    assert passes_per_example({"trainer": {**defaults, "name": name}})[0] > 0
+
+
+def test_what_is_not_known_is_none():
+    assert passes_per_example({"trainer": {"name": "mine"}}) is None
+    assert passes_per_example({}) is None
+    apart = {"trainer": {**GRLU, "layers": "apart"}, "model": {"name": "mine"}}
+    assert passes_per_example(apart) is None
