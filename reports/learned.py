@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-import trainers
 from grlu.errors import UserError
 from reports.record import Record
+from trainers.features import config_of, open_experiment
 from trainers.gradient import Trainer
 from trainers.loop import Experiment, open_checkpoints
 from trainers.objectives import Reconstruction
@@ -52,7 +52,7 @@ def learned(record: Record) -> Learned:
     run = RunDirectory.open(record.path)
     if not any(run.checkpoints.glob("*/")):
         raise UserError(f"{record.path} has no checkpoint yet")
-    experiment = trainers.make_experiment(trainers.resolve(run.config))
+    experiment = open_experiment(config_of(run), run, computed=("test",))
     trainer = experiment.trainer
     if not isinstance(trainer, Trainer):
         raise UserError(f"{type(trainer).__name__} is a trainer whose model a report can't ask")
@@ -66,7 +66,11 @@ def learned(record: Record) -> Learned:
         ]
     found: dict[str, Any] = {}
     if "accuracy" in trainer.metrics:
-        found["confusion"] = sum(_confusion(experiment, trainer.model(each)) for each in states)
+        found["confusion"] = sum(
+            _confusion(_seen_by(experiment, seed), trainer.model(each))
+            for seed, each in enumerate(states)
+        )
+    experiment = _seen_by(experiment, 0)
     model = trainer.model(states[0])
     shape = np.shape(experiment.test["image"])[1:]
     if len(shape) == 3:
@@ -76,6 +80,14 @@ def learned(record: Record) -> Learned:
     if hasattr(model, "encode") and hasattr(model, "decode") and len(shape) == 3:
         found |= _reconstructions(experiment, model, shape)
     return Learned(restored.step, **found)
+
+
+def _seen_by(experiment: Experiment, seed: int) -> Experiment:
+    """The experiment with the test split as one seed sees it."""
+    if not experiment.by_seed:
+        return experiment
+    test = {name: array[seed] for name, array in experiment.test.items()}
+    return dataclasses.replace(experiment, test=test, by_seed=False)
 
 
 def _ask(experiment: Experiment, model: Any, method: str, rows: np.ndarray) -> np.ndarray:

@@ -331,8 +331,7 @@ class Trainer:
         Raises:
             UserError: if the model has none to give.
         """
-        params = state.params if state.average is None else state.average
-        model = nnx.merge(self._evaluating, params, state.rest, copy=True)
+        model = self.model(state)
         if not hasattr(model, "encode"):
             raise UserError(f"a {type(model).__name__} has no features to learn on, no `encode`")
         return model.encode(batch["image"])

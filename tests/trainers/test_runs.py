@@ -285,7 +285,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     [
         ("trainer.batch_size=5000", "has only 1257 training examples"),
         ("trainer.batch_size=0", "batch_size must be at least 1"),
-        ("trainer.epochs=-1", "epochs must be at least 1"),
+        ("trainer.epochs=-1", "epochs must be at least 0"),
         ("trainer.learning_rate=-0.1", "learning_rate must be at least 0"),
         ("trainer.reward=applause", "trainer.reward must be one of"),
         ("trainer.samples=0", "samples must be a positive integer"),
