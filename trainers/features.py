@@ -60,23 +60,30 @@ def open_experiment(
     Raises:
         UserError: if parts don't fit each other, or a run that is linked to isn't trained.
     """
-    data = _data(plain(config.dataset), config.get("features"), run, computed)
-    start = config.get("start") if set(computed) == set(SPLITS) else None
-    if start is None:
-        return make_experiment(config, data)
-    other = _linked(run, start)
-    experiment = make_experiment(config, data)
-    begun = restored(other, best=False).state
+    experiment, data = _fresh(config, run, computed)
+    if "start" not in config:
+        return experiment
+    other = _linked(run, config.start)
+    before, _ = _fresh(config_of(other), other, ())
     expected, found = (
-        jax.tree.map(jnp.shape, tree)
-        for tree in (jax.eval_shape(experiment.init).params, begun.params)
+        jax.tree.map(jnp.shape, jax.eval_shape(e.init).params) for e in (experiment, before)
     )
     if expected != found:
         raise UserError(
             f"start: the weights of {other.path} don't fit: this run must have the same model, "
             "features of the same size, as many classes and as many seeds"
         )
-    return make_experiment(config, data, start=begun)
+    if set(computed) != set(SPLITS):
+        return experiment
+    return make_experiment(config, data, start=restored(other, best=False, seen=before).state)
+
+
+def _fresh(
+    config: ConfigDict, run: RunDirectory, computed: Collection[str]
+) -> tuple[Experiment, Data]:
+    """The experiment of a run, with new weights, and its data."""
+    data = _data(plain(config.dataset), config.get("features"), run, computed)
+    return make_experiment(config, data), data
 
 
 def restored(
@@ -87,7 +94,7 @@ def restored(
     Raises:
         UserError: if there is none.
     """
-    experiment = seen or open_experiment(config_of(run), run, computed=())
+    experiment = seen or _fresh(config_of(run), run, ())[0]
     with open_checkpoints(experiment, run) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(
@@ -112,7 +119,7 @@ def _data(
     return _encoded(data, config, source, computed)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _loaded(section: str) -> Data:
     return build(input_pipeline.load, json.loads(section), "dataset")
 
@@ -125,7 +132,7 @@ def _encoded(
     Each is standardised, by its mean and deviation over the data on which the model was trained: a
     constant that all examples share would drown what tells them apart.
     """
-    experiment = open_experiment(config, source, computed=("train",) if computed else ())
+    experiment, _ = _fresh(config, source, ("train",) if computed else ())
     shape = _example_shape(experiment)
     if shape != data.example_shape:
         raise UserError(

@@ -213,6 +213,7 @@ def test_a_backbone_whose_shapes_do_not_fit_is_refused(slow_fast, tmp_path, monk
         (["stages.fast.trainer.batch_size=5000"], "'fast': .*has only 1257"),
         (["stages.fast.dataset.clases=[1]"], "stage 'fast': dataset has no key 'clases'"),
         (["stages.fast.run.seeds=3", "stages.slow.run.seeds=2"], "'fast': run.seeds is 3"),
+        (["stages.fast.start=slow", "stages.fast.model.hidden=[8]"], "'fast': start: the weights"),
         (["stages.slow.model.name=local_mlp"], "'fast': a LocalMLP has no features"),
         (["stages.slow.trainer.objective=slow"], "objective must be one of classification"),
         (["stages.fast.trainer.objective=fast_learner"], "use trainer.name=evolution"),
