@@ -1,5 +1,8 @@
 """The confusion matrix: which class is taken for which."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -8,8 +11,10 @@ from reports.style import Picture, Theme, picture
 _MOST_NUMBERED = 20
 
 
-def confusion_matrix(counts: np.ndarray, seeds: int, *, of: str = "") -> Picture:
-    """Draws counts of test examples, shape (true class, answered class)."""
+def confusion_matrix(
+    counts: np.ndarray, seeds: int, names: Sequence[Any], *, of: str = ""
+) -> Picture:
+    """Draws counts of test examples, shape (true class, answered class), and the classes' names."""
     classes, examples = len(counts), int(counts.sum())
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     errors = np.where(np.eye(classes, dtype=bool), np.nan, share)
@@ -23,8 +28,8 @@ def confusion_matrix(counts: np.ndarray, seeds: int, *, of: str = "") -> Picture
         right = np.where(np.eye(classes, dtype=bool), share, np.nan)
         axes.imshow(right, cmap=theme.shades(0), vmin=0, vmax=1.6)
         ticks = range(classes) if classes <= _MOST_NUMBERED else range(0, classes, classes // 10)
-        axes.set_xticks(list(ticks))
-        axes.set_yticks(list(ticks))
+        axes.set_xticks(list(ticks), [str(names[i]) for i in ticks])
+        axes.set_yticks(list(ticks), [str(names[i]) for i in ticks])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("answered class")

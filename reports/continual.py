@@ -35,8 +35,8 @@ def accuracy_matrix(measured: dict[str, Any], *, of: str = "") -> Picture:
         return figure
 
     caption = (
-        f"After the last task: {_percent(measured, 'average_accuracy')} on average over the tasks; "
-        f"{_percent(measured, 'forgetting')} forgotten since each task's best."
+        f"After the last task: {_percent(measured, 'average_accuracy')} % on average; "
+        f"{_percent(measured, 'forgetting')} points forgotten since each task's best."
     )
     return picture("continual", "Tasks one after the other", caption, draw, of=of)
 
@@ -44,4 +44,4 @@ def accuracy_matrix(measured: dict[str, Any], *, of: str = "") -> Picture:
 def _percent(measured: dict[str, Any], name: str) -> str:
     spread = measured.get(f"{name}_sd")
     more = "" if spread is None else f" ± {100 * spread:.1f}"
-    return f"{100 * measured[name]:.1f}{more} %"
+    return f"{100 * measured[name]:.1f}{more}"

@@ -48,7 +48,7 @@ def accuracy_by_passes(records: Sequence[Record]) -> Picture | None:
         before = _spent_before(record)
         if cost and before is not None and len(series["mean"]) and series["step"][-1] > 0:
             passes = before + series["step"] * each.section("trainer")["batch_size"] * cost[0]
-            words = cost[1] if not before else f"{cost[1]}, after {before:.2g} in earlier stages"
+            words = cost[1] if not before else f"{cost[1]}, after {before:,.0f} in earlier stages"
             known.append((i, record.label, split, passes, series, (cost[0], words)))
     if not known:
         return None

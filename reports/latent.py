@@ -1,5 +1,8 @@
 """The latent map: test images where their codes lie, in the two directions of largest variance."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -17,8 +20,10 @@ def principal_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return placed, shares
 
 
-def latent_map(codes: np.ndarray, labels: np.ndarray, *, of: str = "") -> Picture:
-    """Draws codes of shape (images, latent), coloured by class."""
+def latent_map(
+    codes: np.ndarray, labels: np.ndarray, names: Sequence[Any], *, of: str = ""
+) -> Picture:
+    """Draws codes of shape (images, latent), coloured by class, and the classes' names."""
     placed, shares = principal_components(codes)
     classes = np.unique(labels)
 
@@ -38,7 +43,13 @@ def latent_map(codes: np.ndarray, labels: np.ndarray, *, of: str = "") -> Pictur
                 }
                 x, y = np.median(of, axis=0)
                 axes.annotate(
-                    str(each), (x, y), ha="center", va="center", weight="bold", bbox=frame, zorder=3
+                    str(names[each]),
+                    (x, y),
+                    ha="center",
+                    va="center",
+                    weight="bold",
+                    bbox=frame,
+                    zorder=3,
                 )
         axes.set_xlabel(f"component 1 ({shares[0]:.0%} of the variance)")
         axes.set_ylabel(f"component 2 ({shares[1]:.0%})")
@@ -48,7 +59,7 @@ def latent_map(codes: np.ndarray, labels: np.ndarray, *, of: str = "") -> Pictur
 
     caption = (
         f"{len(codes):,} test images by the two largest principal components of their "
-        f"{codes.shape[1]} latent units; colours and numbers are classes, each number at its "
+        f"{codes.shape[1]} features; colours and names are classes, each name at its "
         "class's median."
     )
     return picture("latent", "Latent map", caption, draw, of=of)

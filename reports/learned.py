@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ from grlu.errors import UserError
 from reports.record import Record
 from trainers.features import config_of, open_experiment
 from trainers.gradient import Trainer
-from trainers.loop import Experiment, open_checkpoints
-from trainers.objectives import Reconstruction
+from trainers.loop import open_checkpoints
+from trainers.objectives import Classification, Reconstruction
 from trainers.run_directory import RunDirectory
 
 MOST_FIELDS, MOST_CODES, MOST_EXAMPLES, BATCH = 32, 2000, 10, 500
@@ -64,53 +65,71 @@ def learned(record: Record) -> Learned:
             jax.tree.map(lambda leaf, seed=seed: leaf[seed], restored.state)
             for seed in range(experiment.run.seeds)
         ]
+    tests = [
+        {
+            name: array[seed] if experiment.by_seed else array
+            for name, array in experiment.test.items()
+        }
+        for seed in range(len(states))
+    ]
     found: dict[str, Any] = {}
-    if "accuracy" in trainer.metrics:
+    if isinstance(trainer.objective, Classification):
         found["confusion"] = sum(
-            _confusion(_seen_by(experiment, seed), trainer.model(each))
-            for seed, each in enumerate(states)
+            _confusion(_Asked(trainer.model(state), experiment.preprocess, test))
+            for state, test in zip(states, tests, strict=True)
         )
-    experiment = _seen_by(experiment, 0)
-    model = trainer.model(states[0])
-    shape = np.shape(experiment.test["image"])[1:]
+    asked = _Asked(trainer.model(states[0]), experiment.preprocess, tests[0])
+    shape = np.shape(tests[0]["image"])[1:]
     if len(shape) == 3:
-        found |= _fields(model, shape)
-    if hasattr(model, "encode"):
-        found |= _codes(experiment, model)
-    if hasattr(model, "encode") and hasattr(model, "decode") and len(shape) == 3:
-        found |= _reconstructions(experiment, model, shape)
+        found |= _fields(asked.model, shape)
+    if hasattr(asked.model, "encode"):
+        found |= _codes(asked)
+    if hasattr(asked.model, "encode") and hasattr(asked.model, "decode") and len(shape) == 3:
+        found |= _reconstructions(asked, shape, _output(trainer.objective))
     return Learned(restored.step, **found)
 
 
-def _seen_by(experiment: Experiment, seed: int) -> Experiment:
-    """The experiment with the test split as one seed sees it."""
-    if not experiment.by_seed:
-        return experiment
-    test = {name: array[seed] for name, array in experiment.test.items()}
-    return dataclasses.replace(experiment, test=test, by_seed=False)
+def _output(objective: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """From what a model gives to the mean that it stands for."""
+    if isinstance(objective, Reconstruction) and objective.likelihood == "bernoulli":
+        return lambda logits: 1 / (1 + np.exp(-logits))
+    return lambda means: means
 
 
-def _ask(experiment: Experiment, model: Any, method: str, rows: np.ndarray) -> np.ndarray:
-    """What a method of the model makes of these rows of the test split."""
-    graphdef, state = nnx.split(model)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Asked:
+    """A model, and the test split as it is stored."""
 
-    @jax.jit
-    def answer(state: Any, batch: Any) -> jax.Array:
-        model = nnx.merge(graphdef, state, copy=True)
-        return getattr(model, method)(experiment.preprocess(batch)["image"])
+    model: Any
+    preprocess: Callable[[Any], Any]
+    test: Mapping[str, np.ndarray]
 
-    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    batches = ({name: array[part] for name, array in experiment.test.items()} for part in parts)
-    return np.concatenate([np.asarray(answer(state, batch)) for batch in batches])
+    @property
+    def labels(self) -> np.ndarray:
+        return np.asarray(self.test["label"])
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[rows] for name, array in self.test.items()}
+
+    def answers(self, method: str, rows: np.ndarray) -> np.ndarray:
+        """What a method of the model makes of some examples."""
+        graphdef, state = nnx.split(self.model)
+
+        @jax.jit
+        def answer(state: Any, batch: Any) -> jax.Array:
+            model = nnx.merge(graphdef, state, copy=True)
+            return getattr(model, method)(self.preprocess(batch)["image"])
+
+        parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        return np.concatenate([np.asarray(answer(state, self.batch(part))) for part in parts])
 
 
-def _confusion(experiment: Experiment, model: Any) -> np.ndarray:
-    labels = np.asarray(experiment.test["label"])
-    logits = _ask(experiment, model, "__call__", np.arange(len(labels)))
+def _confusion(asked: _Asked) -> np.ndarray:
+    logits = asked.answers("__call__", np.arange(len(asked.labels)))
     if logits.ndim == 3:  # of several heads, the last one answers
         logits = logits[:, -1]
     counts = np.zeros((logits.shape[-1],) * 2, int)
-    np.add.at(counts, (labels, logits.argmax(-1)), 1)
+    np.add.at(counts, (asked.labels, logits.argmax(-1)), 1)
     return counts
 
 
@@ -132,23 +151,18 @@ def _fields(model: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return {}
 
 
-def _codes(experiment: Experiment, model: Any) -> dict[str, Any]:
-    labels = np.asarray(experiment.test["label"])
-    rows = np.linspace(0, len(labels) - 1, min(MOST_CODES, len(labels))).astype(int)
-    codes = _ask(experiment, model, "encode", rows)
-    return {"codes": codes.reshape(len(rows), -1), "labels": labels[rows]}
+def _codes(asked: _Asked) -> dict[str, np.ndarray]:
+    count = len(asked.labels)
+    rows = np.linspace(0, count - 1, min(MOST_CODES, count)).astype(int)
+    codes = asked.answers("encode", rows)
+    return {"codes": codes.reshape(len(rows), -1), "labels": asked.labels[rows]}
 
 
 def _reconstructions(
-    experiment: Experiment, model: Any, shape: tuple[int, ...]
+    asked: _Asked, shape: tuple[int, ...], output: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The first test image of each class, and what the model makes of it."""
-    rows = np.sort(np.unique(experiment.test["label"], return_index=True)[1])[:MOST_EXAMPLES]
-    rows = rows[np.argsort(np.asarray(experiment.test["label"])[rows])]
-    outputs = _ask(experiment, model, "__call__", rows)
-    objective = getattr(experiment.trainer, "objective", None)
-    if isinstance(objective, Reconstruction) and objective.likelihood == "bernoulli":
-        outputs = 1 / (1 + np.exp(-outputs))
-    batch = {name: array[rows] for name, array in experiment.test.items()}
-    inputs = np.asarray(experiment.preprocess(batch)["image"])
+    """The first test image of each class, in the order of classes, and what becomes of it."""
+    rows = np.unique(asked.labels, return_index=True)[1][:MOST_EXAMPLES]
+    inputs = np.asarray(asked.preprocess(asked.batch(rows))["image"])
+    outputs = output(asked.answers("__call__", rows))
     return {"inputs": inputs.reshape(-1, *shape), "outputs": outputs.reshape(-1, *shape)}

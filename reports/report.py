@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 from grlu.errors import UserError
@@ -144,12 +145,17 @@ class _Report:
             self.miss(f"{record.label} shows nothing of what it learned: {error}")
             return
         of = record.label
+        # Without names of their own, classes are called by their numbers.
+        data = record.section("dataset")
+        names = (
+            data["classes"] if data.get("renumber") and data.get("classes") else range(sys.maxsize)
+        )
         if found.confusion is not None:
-            yield confusion_matrix(found.confusion, record.seeds, of=of)
+            yield confusion_matrix(found.confusion, record.seeds, names, of=of)
+        if found.codes is not None and found.labels is not None:
+            yield latent_map(found.codes, found.labels, names, of=of)
         if found.fields is not None:
             yield receptive_fields(found.fields, found.convolution, of=of)
-        if found.codes is not None and found.labels is not None:
-            yield latent_map(found.codes, found.labels, of=of)
         if found.inputs is not None and found.outputs is not None:
             yield reconstructions(found.inputs, found.outputs, of=of)
 

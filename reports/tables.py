@@ -11,7 +11,8 @@ from reports.units import duration, named, number
 def results(records: Sequence[Record]) -> str:
     """Final metrics, mean ± standard deviation over seeds: a row a metric, a column a run."""
     told = [(record.told, record) for record in records]
-    metrics = dict.fromkeys(name for each, _ in told for name in each.metrics)
+    names = dict.fromkeys(name for each, _ in told for name in each.metrics)
+    metrics = sorted(names, key=lambda name: name != "accuracy")
     rows = []
     for split in reversed(SPLITS):
         for metric in metrics:

@@ -41,7 +41,8 @@ class GradientSettings:
         likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian".
         fast_samples: pairs of perturbations per example with which a fast learner learns.
         fast_learning_rate: at which it learns.
-        optimizer: "sgd", "momentum", "adam" or "adamw".
+        optimizer: "sgd", "normalized" (every step as long as the rate), "momentum", "adam" or
+            "adamw".
         learning_rate: highest rate.
         learning_rate_end: rate at the end of a cosine.
         schedule: of the rate: "constant", "cosine" or "warmup_cosine".

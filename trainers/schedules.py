@@ -11,7 +11,7 @@ import optax
 from grlu.errors import UserError
 
 ScheduleName = Literal["constant", "cosine", "warmup_cosine"]
-OptimizerName = Literal["sgd", "momentum", "adam", "adamw"]
+OptimizerName = Literal["sgd", "normalized", "momentum", "adam", "adamw"]
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -54,6 +54,11 @@ def optimizer(
     """An optimizer of optax, after clipping by global norm if `clip` is given."""
     if name == "sgd":
         transformation = optax.sgd(learning_rate)
+    elif name == "normalized":
+        # Steps of the rate's length: an example of large credit does not outweigh the others.
+        transformation = optax.chain(
+            optax.normalize_by_update_norm(eps=1e-12), optax.sgd(learning_rate)
+        )
     elif name == "momentum":
         transformation = optax.sgd(learning_rate, momentum=momentum)
     elif name == "adam":

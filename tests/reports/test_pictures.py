@@ -26,15 +26,15 @@ def record(*stages):
 
 RANDOM = np.random.default_rng(0)
 PICTURES = {
-    "confusion": lambda: confusion_matrix(RANDOM.integers(0, 9, (10, 10)), 2, of="run"),
-    "no errors": lambda: confusion_matrix(np.diag([3, 0, 4]), 1),
-    "many classes": lambda: confusion_matrix(RANDOM.integers(0, 9, (47, 47)), 1),
+    "confusion": lambda: confusion_matrix(RANDOM.integers(0, 9, (10, 10)), 2, range(10), of="run"),
+    "no errors": lambda: confusion_matrix(np.diag([3, 0, 4]), 1, [5, 7, 9]),
+    "many classes": lambda: confusion_matrix(RANDOM.integers(0, 9, (47, 47)), 1, range(47)),
     "fields": lambda: receptive_fields(RANDOM.normal(size=(11, 5, 5, 1)), False),
     "silent fields": lambda: receptive_fields(np.zeros((3, 5, 5, 1)), False),
     "colour kernels": lambda: receptive_fields(RANDOM.normal(size=(3, 3, 3, 3)), True),
     "reconstructions": lambda: reconstructions(*RANDOM.normal(size=(2, 1, 8, 8, 3))),
-    "latent": lambda: latent_map(RANDOM.normal(size=(50, 3)), np.arange(50) % 10),
-    "one unit": lambda: latent_map(RANDOM.normal(size=(50, 1)), np.arange(50) % 30),
+    "latent": lambda: latent_map(RANDOM.normal(size=(50, 3)), np.arange(50) % 10, range(10)),
+    "one unit": lambda: latent_map(RANDOM.normal(size=(50, 1)), np.arange(50) % 30, range(30)),
     "timeline": lambda: timeline(record(stage("a", 5, 2.0), stage("b", 7, None))),
     "continual": lambda: accuracy_matrix(
         {"tasks": ["a", "b"], "accuracy": [[1, 0], [0.5, 1]], "average_accuracy": 0.75}
@@ -56,9 +56,11 @@ def test_a_picture_has_both_themes(name):
 
 def test_captions_tell_the_numbers():
     counts = np.array([[8, 2], [1, 9]])
-    assert confusion_matrix(counts, 2).caption.startswith("3 of 20 test answers are wrong, summed")
+    assert confusion_matrix(counts, 2, "ab").caption.startswith(
+        "3 of 20 test answers are wrong, summed"
+    )
     assert "75.0 % on average" in PICTURES["continual"]().caption
-    assert "50.0 ± 10.0 % forgotten" in PICTURES["continual"]().caption
+    assert "50.0 ± 10.0 points forgotten" in PICTURES["continual"]().caption
 
 
 def test_principal_components_of_a_plane():

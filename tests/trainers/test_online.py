@@ -32,6 +32,9 @@ PLAIN = ["trainer.optimizer=sgd", "trainer.batch_size=1", "trainer.learning_rate
         ["trainer.samples=2", "trainer.inputs=noisy", "trainer.site=post"],
         ["trainer.samples=2", "model.hidden=[]"],
         ["trainer.samples=2", "trainer.batch_size=4"],
+        ["trainer.samples=2", "trainer.output=delta", "trainer.feedback=3"],
+        ["trainer.samples=2", "trainer.output_noise=softmax"],
+        ["trainer.samples=2", "model.name=local_mlp", "trainer.layers=apart"],
         ["trainer.name=backprop"],
     ],
 )
