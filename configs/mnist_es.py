@@ -21,10 +21,11 @@ def get_config() -> ConfigDict:
                 "population": 512,
                 "rank": 1,
                 "sigma": 0.02,
-                "epochs": 10,
+                "epochs": 20,
                 "batch_size": 128,
                 "optimizer": "adam",
                 "learning_rate": 5e-3,
+                "average": 0.999,
             },
             "run": {"rows_per_epoch": 1},
         }

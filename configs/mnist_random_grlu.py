@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
                         "site": "active",
                         "output_noise": "softmax",
                         "output_rate": 2.0,
-                        "epochs": 5,
+                        "epochs": 15,
                         "batch_size": 1,
                         "learning_rate": 2e-3,
                     },
