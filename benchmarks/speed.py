@@ -101,7 +101,7 @@ class Ours:
         self._name, self._examples = case.name, examples
         experiment = Experiment(
             seed=0,
-            trainer=case.settings.build(case.make_model, examples),
+            trainer=case.settings.build(case.make_model, examples, 10),
             train=data.train,
             validation=None,
             test={},

@@ -56,7 +56,8 @@ def drawn_ahead(step: Step, count: int, carry: Any) -> Step:
     def replay(t: jax.Array, carry: Any) -> Any:
         env = _start(closed, [t, *jax.tree.leaves(carry)])
         env.update((v, x[t]) for v, x in zip(drawn, values, strict=True))
-        _evaluate((e for e in jaxpr.eqns if e.outvars[0] not in env), env)
+        left = [e for e in jaxpr.eqns if not e.outvars or e.outvars[0] not in env]
+        _evaluate(left, env)
         return jax.tree.unflatten(tree, [_read(v, env) for v in jaxpr.outvars])
 
     values = jax.vmap(draw)(jnp.arange(count, dtype=jnp.int32))

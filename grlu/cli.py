@@ -138,13 +138,15 @@ def evaluate(
 ) -> None:
     """Evaluate a run on the test split."""
     import trainers
-    from trainers.reporting import results_table
+    from trainers.reporting import results_table, tasks_table
 
     metrics = trainers.evaluate(run, best=best)
     if as_json:
         print(json.dumps(metrics))
     else:
         Console().print(results_table(f"{metrics['run']}, step {metrics['step']}", metrics))
+        if "continual" in metrics:
+            Console().print(tasks_table(metrics["continual"]))
 
 
 @app.command(name="report")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from input_pipeline.classes import few, keep, renumbered
 from input_pipeline.preprocess import Moments, preprocess_for
 from input_pipeline.splits import Examples, carve
 
@@ -16,6 +17,9 @@ class Data:
     `preprocess` takes a batch of any split, in numpy or in JAX, inside `jit` or not, and returns it
     with `image` as float32, normalised, of shape `(B, *example_shape)`.
     `validation` is None where training uses every example.
+
+    `by_seed`: whether all arrays have a leading axis more, of a set for each seed of a run: the
+    features of several seeds' models.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Data:
     preprocess: Callable[[dict[str, Any]], dict[str, Any]]
     example_shape: tuple[int, ...]
     num_classes: int
+    by_seed: bool = False
 
 
 def image_data(
@@ -40,11 +45,18 @@ def image_data(
     flatten: bool,
     maximum: float = 255.0,
     moments: Moments | None = None,
+    classes: tuple[int, ...] | None = None,
+    renumber: bool = False,
+    per_class: int | None = None,
 ) -> Data:
     """Return the `Data` of images with pixels from 0 to `maximum`, under a loader's options.
 
     What `normalize` computes, it computes from all of `train`, before the validation set
-    and the subset are taken: runs on different subsets then see the same images.
+    and the subset are taken: runs on different subsets then see the same images. `classes` are
+    the labels to keep in every split, after the validation set and the subset are taken, so that
+    no run trains on what another one is validated on; labels stay as they are, and the classes
+    as many, unless `renumber` asks for 0, 1, ... in the order of `classes`. `per_class` is the
+    number of training examples to keep of each class.
 
     Raises:
         UserError: for an option of the wrong type or size.
@@ -54,6 +66,17 @@ def image_data(
     )
     shape = train["image"].shape[1:]
     train, held_out = carve(train, validation=validation, split_seed=split_seed, subset=subset)
+    if classes is not None:
+        present = range(num_classes)
+        train, test = keep(train, classes, present), keep(test, classes, present)
+        if held_out is not None:
+            held_out = keep(held_out, classes, present)
+    if per_class is not None:
+        train = few(train, per_class, split_seed)
+    if renumber and classes is not None:
+        num_classes = len(classes)
+        train, test = renumbered(train, classes), renumbered(test, classes)
+        held_out = None if held_out is None else renumbered(held_out, classes)
     return Data(
         name=name,
         train=train,

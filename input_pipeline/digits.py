@@ -16,6 +16,9 @@ def digits(
     subset: int | None = None,
     normalize: str = "standard",
     flatten: bool = True,
+    classes: tuple[int, ...] | None = None,
+    renumber: bool = False,
+    per_class: int | None = None,
 ) -> Data:
     """1,437 + 360 handwritten digits, 8x8 grey, 10 classes; in scikit-learn, nothing to prepare.
 
@@ -46,5 +49,8 @@ def digits(
         subset=subset,
         normalize=normalize,
         flatten=flatten,
+        classes=classes,
+        renumber=renumber,
+        per_class=per_class,
         maximum=16.0,
     )

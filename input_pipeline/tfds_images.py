@@ -34,6 +34,9 @@ def image_set(
         subset: int | None = None,
         normalize: str = "standard",
         flatten: bool = True,
+        classes: tuple[int, ...] | None = None,
+        renumber: bool = False,
+        per_class: int | None = None,
         train_split: str = "train",
         test_split: str = "test",
     ) -> Data:
@@ -65,6 +68,9 @@ def image_set(
             subset=subset,
             normalize=normalize,
             flatten=flatten,
+            classes=classes,
+            renumber=renumber,
+            per_class=per_class,
             moments=moments,
         )
 

@@ -57,12 +57,16 @@ class MLP(nnx.Module):
             make_activation(activation, topk=topk, topk_mode=topk_mode, rngs=rngs) for _ in hidden
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Maps `x`, shape (B, features), to the activity before the last layer, (B, units)."""
         for layer, activate in zip(self.layers[:-1], self.activations, strict=True):
             x = activate(layer(self._normalised(x)))
             x = self.dropout(x) if self.dropout else x
-        return self.layers[-1](self._normalised(x))
+        return x
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
+        return self.layers[-1](self._normalised(self.encode(x)))
 
     def _normalised(self, x: jax.Array) -> jax.Array:
         return normalised(x) if self.layer_norm else x

@@ -61,8 +61,8 @@ class SkipMLP(nnx.Module):
         )
         self.head = dense(width * (1 if skip == "add" else depth), outputs, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Maps `x`, shape (B, features), to what its head sees, before it is normalised."""
         h, seen = x, []
         for i, (layer, activate) in enumerate(zip(self.layers, self.activations, strict=True)):
             new = activate(layer(layer_norm(h)))
@@ -75,4 +75,8 @@ class SkipMLP(nnx.Module):
                 h = new
         if self.skip == "head":
             h = jnp.concatenate(seen, axis=-1)
-        return self.head(layer_norm(h))
+        return h
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
+        return self.head(layer_norm(self.encode(x)))

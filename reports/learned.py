@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-import trainers
 from grlu.errors import UserError
 from reports.record import Record
+from trainers.features import config_of, open_experiment
 from trainers.gradient import Trainer
 from trainers.loop import open_checkpoints
 from trainers.objectives import Classification, Reconstruction
@@ -53,7 +53,7 @@ def learned(record: Record) -> Learned:
     run = RunDirectory.open(record.path)
     if not any(run.checkpoints.glob("*/")):
         raise UserError(f"{record.path} has no checkpoint yet")
-    experiment = trainers.make_experiment(trainers.resolve(run.config))
+    experiment = open_experiment(config_of(run), run, computed=("test",))
     trainer = experiment.trainer
     if not isinstance(trainer, Trainer):
         raise UserError(f"{type(trainer).__name__} is a trainer whose model a report can't ask")
@@ -65,7 +65,13 @@ def learned(record: Record) -> Learned:
             jax.tree.map(lambda leaf, seed=seed: leaf[seed], restored.state)
             for seed in range(experiment.run.seeds)
         ]
-    tests = [experiment.test for _ in states]
+    tests = [
+        {
+            name: array[seed] if experiment.by_seed else array
+            for name, array in experiment.test.items()
+        }
+        for seed in range(len(states))
+    ]
     found: dict[str, Any] = {}
     if isinstance(trainer.objective, Classification):
         found["confusion"] = sum(

@@ -160,6 +160,41 @@ def test_report_prints_its_page(grlu, run_copy):
     assert (run_copy / "report" / "confusion.png").is_file()
 
 
+def test_a_pipeline_trains_resumes_and_shows_what_was_forgotten(grlu, tmp_path):
+    head = {"epochs": 1, "name": "grlu", "samples": 2, "learning_rate": 0.01}
+    stages = [
+        {
+            "name": "slow",
+            "model": {"name": "mlp", "hidden": [16]},
+            "trainer": {"name": "evolution", "epochs": 0},
+        },
+        {
+            "name": "one",
+            "dataset": {"classes": [0, 1]},
+            "model": {"name": "mlp", "hidden": []},
+            "trainer": head,
+        },
+        {"name": "two", "start": "one", "dataset": {"classes": [2, 3]}},
+    ]
+    config = {"dataset": {"name": "digits", "renumber": True}, "stages": stages}
+    (tmp_path / "tasks.json").write_text(json.dumps(config))
+    change = "stages.one.trainer.samples=4"
+    done = grlu("train", tmp_path / "tasks.json", change, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "stage two (3 of 3)" in done.stderr
+    assert done.stdout.splitlines()[-1] == f"run: {tmp_path / 'run'}"
+    again = grlu("resume", tmp_path / "run")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    shown = grlu("evaluate", tmp_path / "run")
+    assert shown.returncode == 0, shown.stderr
+    assert "forgetting" in shown.stdout
+    values = json.loads(grlu("evaluate", tmp_path / "run", "--json").stdout)
+    assert values["continual"]["tasks"] == ["one", "two"]
+    assert values["test_accuracy"] == values["continual"]["accuracy"][1][1]
+    said = sentence(grlu("train", tmp_path / "tasks.json", "stages.tow.trainer.samples=1"), 2)
+    assert "no stage 'tow'; did you mean 'two'" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

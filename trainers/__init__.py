@@ -1,11 +1,13 @@
 """What a run does: objective, rule and optimizer; the loop, evaluation and logging."""
 
-from trainers.experiment import TRAINERS, evaluate, make_experiment, resolve, resume, train
+from trainers.experiment import TRAINERS, make_experiment
 from trainers.gradient import gradient_settings
 from trainers.loop import Result
-from trainers.objectives import REWARDS
+from trainers.objectives import OBJECTIVES, REWARDS
+from trainers.runs import evaluate, resolve, resume, train
 
 __all__ = [
+    "OBJECTIVES",
     "REWARDS",
     "TRAINERS",
     "Result",

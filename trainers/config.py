@@ -1,7 +1,8 @@
 """Configs: where they come from, and how a command line changes them.
 
 A config has the sections `dataset`, `model`, `trainer` and `run`, and a `seed`. What a section may
-hold is read from what it builds (`trainers/schema.py`).
+hold is read from what it builds (`trainers/schema.py`). In the place of `model` and `trainer`, a
+pipeline has `stages` (`trainers/hybrid.py`).
 """
 
 import ast
@@ -18,12 +19,14 @@ from ml_collections import ConfigDict
 
 import configs
 from grlu.errors import UserError
-from trainers.schema import INHERITED, build, section_of, unknown, validate
+from trainers.schema import INHERITED, LINKS, build, section_of, unknown, validate
 from trainers.values import plain
 
 __all__ = ["build", "config_names", "load_config", "source_name", "to_json", "validate"]
 
 _SECTIONS = ("dataset", "model", "trainer", "run")
+# What a stage may say besides, the names of other stages or runs.
+STAGE_KEYS = (*LINKS, "backbone")
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | ConfigDict
 
@@ -35,7 +38,8 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
         source: name of a file in `configs/`; path of a `.py` file with `get_config()`, of a
             `.json` file (a saved config, or the original project's), or of a `.yaml` file; a
             ConfigDict or a dict.
-        overrides: `section.key=value`, the value as in YAML, or a Python tuple.
+        overrides: `section.key=value`, the value as in YAML, or a Python tuple; for a stage of a
+            pipeline with `stages.NAME.` before.
 
     Raises:
         UserError: naming the file and line that cannot be read, or the override that is wrong.
@@ -50,7 +54,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
 
         config = published.translate(config)
     for where in config:
-        if where not in (*_SECTIONS, "seed", INHERITED):
+        if where not in (*_SECTIONS, "seed", "stages", *LINKS, INHERITED):
             raise unknown(f"the config has no section {where!r}", where, [*_SECTIONS, "seed"])
     return ConfigDict(_override(config, overrides), type_safe=False)
 
@@ -181,29 +185,58 @@ _Yaml.add_implicit_resolver(
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"None$"), ["N"])
 
 
-def _override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`config` with the overrides, and note of the keys that were meant for a replaced name."""
+def _override(
+    config: dict[str, Any], overrides: Sequence[str], alone: Sequence[str] = ("seed",)
+) -> dict[str, Any]:
+    """`config` with the overrides, and note of the keys that were meant for a replaced name.
+
+    `alone` are the keys that are no sections.
+    """
     changes: dict[str, dict[str, Any]] = {}
-    seed = {}
+    of_stages: dict[str, list[str]] = {}
+    values = {}
+    known = [*_SECTIONS, *alone, *(["stages"] if "stages" in config else [])]
     for override in overrides:
         path, equals, text = override.partition("=")
         where, dot, key = path.partition(".")
-        if where not in (*_SECTIONS, "seed"):
-            raise unknown(f"{override!r}: no section {where!r}", where, [*_SECTIONS, "seed"])
-        if not equals or (path != "seed" and not key) or (where == "seed" and dot):
+        if where not in known:
+            raise unknown(f"{override!r}: no section {where!r}", where, known)
+        if not equals or (where in alone) == bool(key) or (where in alone and dot):
             raise UserError(f"{override!r} must have the form section.key=value, or seed=value")
-        if path == "seed":
-            seed = {"seed": _value(override, text)}
+        if where in alone:
+            values[where] = _value(override, text)
+        elif where == "stages":
+            of_stages.setdefault(key.partition(".")[0], []).append(
+                key.partition(".")[2] + "=" + text
+            )
         else:
             changes.setdefault(where, {})[key] = _value(override, text)
     inherited = dict(config.get(INHERITED, {}))
-    changed = {}
+    changed: dict[str, Any] = {}
     for where, change in changes.items():
         before = section_of(config, where)
         changed[where] = before | change
         if "name" in before and changed[where]["name"] != before["name"]:
             inherited[where] = tuple(before.keys() - change.keys())
-    return config | changed | seed | ({INHERITED: inherited} if inherited else {})
+    if of_stages:
+        changed["stages"] = _override_stages(config["stages"], of_stages)
+    return config | changed | values | ({INHERITED: inherited} if inherited else {})
+
+
+def _override_stages(stages: Any, overrides: Mapping[str, Sequence[str]]) -> tuple[Any, ...]:
+    entries = stages if isinstance(stages, tuple) else ()
+    names = [str(stage.get("name")) for stage in entries if isinstance(stage, dict)]
+    for name in overrides:
+        if name not in names:
+            raise unknown(f"there is no stage {name!r}", name, names)
+    changed = []
+    for stage in entries:
+        change = overrides.get(stage.get("name"), ())
+        if any(override.startswith("backbone=") for override in change):
+            # Another run takes the place of the model that the stage was to train.
+            stage = {k: v for k, v in stage.items() if k not in ("model", "trainer", "start")}
+        changed.append(_override(stage, change, STAGE_KEYS))
+    return tuple(changed)
 
 
 def _value(override: str, text: str) -> Any:

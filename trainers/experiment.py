@@ -1,10 +1,8 @@
-"""From a config to an experiment, and the three things one does with it."""
+"""From a config to an experiment."""
 
-import logging
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -12,20 +10,11 @@ import grlu
 import input_pipeline
 from grlu.errors import UserError
 from models import MODELS
-from trainers.config import build, load_config, source_name, to_json, validate
+from trainers.config import build
 from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
-from trainers.loop import (
-    Experiment,
-    Result,
-    RunSettings,
-    evaluate_state,
-    fit,
-    open_checkpoints,
-)
-from trainers.run_directory import RunDirectory, default_path, logged_to
-
-_log = logging.getLogger("grlu")
+from trainers.loop import Experiment, RunSettings
+from trainers.state import TrainState
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
 TRAINERS: dict[str, type[GradientSettings]] = {
@@ -62,23 +51,21 @@ SECTIONS: Any = {
 }
 
 
-def resolve(source: Any, overrides: Sequence[str] = ()) -> ConfigDict:
-    """A complete, validated config from a name, a path, a ConfigDict or a dict.
-
-    Raises:
-        UserError: naming the key that is wrong, and the nearest right one.
-    """
-    return validate(load_config(source, overrides), SECTIONS)
-
-
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(
+    config: ConfigDict, data: input_pipeline.Data | None = None, *, start: TrainState | None = None
+) -> Experiment:
     """Builds data set, model and trainer, each from its own section.
+
+    Args:
+        config: a complete config.
+        data: what is to be learned, by default the config's data set.
+        start: a state with the weights to begin with, by default new ones.
 
     Raises:
         UserError: if they don't fit each other, or the data are missing.
     """
     one_device_per_core(config.run.seeds)
-    data = build(input_pipeline.load, config.dataset, "dataset")
+    data = data or build(input_pipeline.load, config.dataset, "dataset")
     settings = build(TRAINERS[config.trainer.name], config.trainer, "trainer")
     model = MODELS[config.model.name]
 
@@ -87,86 +74,62 @@ def make_experiment(config: ConfigDict) -> Experiment:
         made = build(model, config.model, "model", *sizes, rngs=rngs)
         return settings.prepare(made, data.num_classes)
 
-    examples = len(next(iter(data.train.values())))
+    run = build(RunSettings, config.run, "run")
+    examples = data.train["label"].shape[-1]
     if settings.batch_size > examples:
         raise UserError(
             f"trainer.batch_size is {settings.batch_size}, but {data.name} has only {examples} "
             "training examples"
         )
+    if data.by_seed and run.seeds != len(data.train["label"]):
+        raise UserError(
+            f"run.seeds is {run.seeds}, but {data.name} are those of {len(data.train['label'])} "
+            "seeds: it must be the same, or 1 for the model whose features they are"
+        )
+    _require_fit(config, data, settings, make_model)
     return Experiment(
         seed=config.seed,
-        trainer=settings.build(make_model, examples // settings.batch_size),
+        trainer=settings.build(make_model, examples // settings.batch_size, data.num_classes),
         train=data.train,
         validation=data.validation,
         test=data.test,
         preprocess=data.preprocess,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        run=build(RunSettings, config.run, "run"),
+        run=run,
+        by_seed=data.by_seed,
+        start=start,
     )
 
 
-def train(
-    source: Any,
-    run_dir: str | pathlib.Path | None = None,
-    *,
-    overrides: Sequence[str] = (),
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Result:
-    """Trains what a config describes, and tests it once.
+def _require_fit(
+    config: ConfigDict, data: input_pipeline.Data, settings: GradientSettings, make_model: Any
+) -> None:
+    """Raises UserError where objective, model and data don't go together."""
 
-    Args:
-        source: name of a config, path of a .py, .json or .yaml file, ConfigDict, or dict.
-        run_dir: the run's folder; by default `runs/NAME-<time>`.
-        overrides: changes such as "trainer.samples=16".
-        overwrite: whether a run that is already in `run_dir` may be replaced.
-        progress: whether to show a progress bar.
+    def answer(x: Any) -> Any:
+        return make_model(nnx.Rngs(0))(x)
 
-    Raises:
-        UserError: on a mistake in the config, the data or the folder.
-        RunError: if the run breaks.
-        Interrupted: on SIGINT or SIGTERM, after saving.
-    """
-    config = resolve(source, overrides)
-    experiment = make_experiment(config)
-    path = pathlib.Path(run_dir) if run_dir else default_path(source_name(source))
-    run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
-    with logged_to(run.log):
-        _log.info("training in %s", run.path)
-        return fit(experiment, run, progress=progress)
-
-
-def resume(run_dir: str | pathlib.Path, *, progress: bool = True) -> Result:
-    """Continues a run from its newest checkpoint: bit for bit as if it had never stopped.
-
-    A run that is finished is only read. Raises what `train` raises.
-    """
-    run = RunDirectory.open(pathlib.Path(run_dir))
-    experiment = make_experiment(resolve(run.config))
-    with logged_to(run.log):
-        return fit(experiment, run, progress=progress)
-
-
-def evaluate(run_dir: str | pathlib.Path, *, best: bool = False) -> dict[str, Any]:
-    """Metrics of a run's newest (or best) checkpoint on the test split.
-
-    Returns:
-        `{"run", "step", "test_accuracy", ...}`, every metric of the trainer with `test_` before;
-        with several seeds their means, and with `_sd` after their standard deviations.
-
-    Raises:
-        UserError: if there is no run or no checkpoint.
-    """
-    run = RunDirectory.open(pathlib.Path(run_dir))
-    experiment = make_experiment(resolve(run.config))
-    with open_checkpoints(experiment, run) as checkpoints:
-        if checkpoints.latest_step is None:
-            raise UserError(f"{run.path} has no checkpoint yet; 'grlu resume {run.path}' trains it")
-        restored = checkpoints.restore(experiment.init(), best=best)
-    metrics = evaluate_state(experiment, restored.state, experiment.test)
-    return {
-        "run": str(run.path),
-        "step": restored.step,
-        **metrics,
-    }
+    shape = nnx.eval_shape(answer, jax.ShapeDtypeStruct((1, *data.example_shape), "float32")).shape
+    if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
+        raise UserError(
+            f"trainer.objective=classification needs a model with an answer for each of the "
+            f"{data.num_classes} classes, and {config.model.name} gives one of shape {shape[1:]}; "
+            "an autoencoder learns by trainer.objective=reconstruction"
+        )
+    if settings.objective == "reconstruction" and shape[1:] != data.example_shape:
+        raise UserError(
+            f"trainer.objective=reconstruction needs a model that gives back examples of shape "
+            f"{data.example_shape}, an autoencoder, and {config.model.name} gives {shape[1:]}"
+        )
+    unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
+    if (settings.objective, settings.likelihood) == ("reconstruction", "bernoulli") and not unit:
+        raise UserError(
+            "trainer.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
+            "or trainer.likelihood=gaussian"
+        )
+    if settings.objective == "fast_learner" and settings.rule_class.local:
+        raise UserError(
+            "trainer.objective=fast_learner rewards a batch as a whole, so that no credit goes to "
+            "single examples: use trainer.name=evolution or weight_perturbation"
+        )

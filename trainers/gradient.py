@@ -18,7 +18,7 @@ from grlu.errors import UserError
 from grlu.learned_feedback import add_feedback
 from grlu.online import Chunk
 from grlu.rule import Rule, pure_objective
-from trainers.objectives import Classification, reward_named
+from trainers.objectives import objective_of
 from trainers.schedules import OptimizerName, ScheduleName, optimizer, require, schedule
 from trainers.state import TrainState
 
@@ -32,9 +32,15 @@ class GradientSettings:
     """The config's `trainer` section, less the rule's own keys.
 
     Attributes:
-        epochs: passes over the training split.
+        epochs: passes over the training split; 0 leaves the model as it was drawn, for a control.
         batch_size: examples per step.
-        reward: name of the reward, one of `trainers.REWARDS`.
+        objective: what is rewarded, one of `trainers.OBJECTIVES`: "classification",
+            "reconstruction" (of an autoencoder), or "fast_learner": how well a linear head does
+            that learns on the features of half of the batch by GRLU (for evolution).
+        reward: name of an answer's reward, one of `trainers.REWARDS`.
+        likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian".
+        fast_samples: pairs of perturbations per example with which a fast learner learns.
+        fast_learning_rate: at which it learns.
         optimizer: "sgd", "normalized" (every step as long as the rate), "momentum", "adam" or
             "adamw".
         learning_rate: highest rate.
@@ -54,7 +60,11 @@ class GradientSettings:
 
     epochs: int = 10
     batch_size: int = 1
+    objective: str = "classification"
     reward: str = "log_likelihood"
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    fast_samples: int = 16
+    fast_learning_rate: float = 0.01
     optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.01
     learning_rate_end: float = 0.0
@@ -70,7 +80,7 @@ class GradientSettings:
     rule_class: ClassVar[type[Rule]]
 
     def __post_init__(self) -> None:
-        require("trainer.epochs", self.epochs, 1)
+        require("trainer.epochs", self.epochs, 0)
         require("trainer.batch_size", self.batch_size, 1)
         require("trainer.learning_rate", self.learning_rate, 0)
         require("trainer.learning_rate_end", self.learning_rate_end, 0)
@@ -81,7 +91,8 @@ class GradientSettings:
         require("trainer.online_chunk", self.online_chunk, 1)
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"trainer.clip must be positive or null, got {self.clip:g}")
-        reward_named(self.reward)
+        require("trainer.fast_learning_rate", self.fast_learning_rate, 0)
+        objective_of(self, classes=2)
         self.rule(getattr(self, "sigma", None))
 
     def rule(self, sigma: Any) -> Rule:
@@ -98,9 +109,11 @@ class GradientSettings:
             add_feedback(model, outputs)
         return model
 
-    def build(self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int) -> "Trainer":
-        """The trainer of a model, for a data set that gives so many steps an epoch."""
-        return Trainer(self, make_model, steps_per_epoch)
+    def build(
+        self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int, classes: int
+    ) -> "Trainer":
+        """The trainer of a model, for data of so many steps an epoch and so many classes."""
+        return Trainer(self, make_model, steps_per_epoch, classes)
 
 
 def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[GradientSettings]:
@@ -146,11 +159,12 @@ class Trainer:
         settings: GradientSettings,
         make_model: Callable[[nnx.Rngs], Any],
         steps_per_epoch: int,
+        classes: int,
     ):
         self.settings = settings
-        self.objective = Classification(reward_named(settings.reward))
+        self.objective = objective_of(settings, classes)
         self.metrics, self.better = self.objective.metrics, self.objective.better
-        steps = settings.epochs * steps_per_epoch
+        steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
         warmup = round(settings.warmup * steps)
         self.learning_rate = schedule(
@@ -311,6 +325,17 @@ class Trainer:
     def evaluate(self, state: TrainState, batch: Batch) -> Values:
         """Values per example, deterministic."""
         return self.objective(self.model(state), batch)[1]
+
+    def encode(self, state: TrainState, batch: Batch) -> jax.Array:
+        """The features that the model makes of a batch's images, as in `evaluate`.
+
+        Raises:
+            UserError: if the model has none to give.
+        """
+        model = self.model(state)
+        if not hasattr(model, "encode"):
+            raise UserError(f"a {type(model).__name__} has no features to learn on, no `encode`")
+        return model.encode(batch["image"])
 
     def scales(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules say at a step, for the log."""

@@ -46,6 +46,7 @@ class TrainerLike(Protocol):
         start: Any,
     ) -> tuple[TrainState, Any]: ...
     def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
+    def encode(self, state: TrainState, batch: Arrays) -> jax.Array: ...
     def scales(self, step: jax.Array) -> Values: ...
 
 
@@ -89,6 +90,8 @@ class Experiment:
         epochs: passes over the training split.
         batch_size: examples a step; a last, smaller batch of an epoch is left out.
         run: the run's settings.
+        by_seed: whether all arrays have a leading axis more, of a set for each seed.
+        start: the state of another run whose weights this one begins with, or None.
     """
 
     seed: int
@@ -100,10 +103,21 @@ class Experiment:
     epochs: int
     batch_size: int
     run: RunSettings
+    by_seed: bool = False
+    start: TrainState | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return _length(self.train) // self.batch_size
+        return self.length(self.train) // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def length(self, arrays: Arrays) -> int:
+        """The number of examples of a split."""
+        return next(iter(arrays.values())).shape[1 if self.by_seed else 0]
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the training examples, by seed and epoch alone.
@@ -113,7 +127,7 @@ class Experiment:
 
         def of(seed: int) -> np.ndarray:
             generator = np.random.default_rng((seed, epoch))
-            chosen = generator.permutation(_length(self.train)).astype(np.int32)
+            chosen = generator.permutation(self.length(self.train)).astype(np.int32)
             return chosen[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
 
         orders = [of(self.seed + i) for i in range(self.run.seeds)]
@@ -122,9 +136,11 @@ class Experiment:
     def init(self) -> TrainState:
         """The state before the first step, with a leading axis of seeds if there are several."""
         if self.run.seeds == 1:
-            return self.trainer.init(jax.random.key(self.seed))
-        keys = jnp.stack([jax.random.key(self.seed + i) for i in range(self.run.seeds)])
-        return jax.vmap(self.trainer.init)(keys)
+            state = self.trainer.init(jax.random.key(self.seed))
+        else:
+            keys = jnp.stack([jax.random.key(self.seed + i) for i in range(self.run.seeds)])
+            state = jax.vmap(self.trainer.init)(keys)
+        return state if self.start is None else state.begun_from(self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +166,13 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         Interrupted: on SIGINT or SIGTERM, after the state is saved.
     """
     trainer, settings = experiment.trainer, experiment.run
-    per_epoch, steps = experiment.steps_per_epoch, experiment.epochs * experiment.steps_per_epoch
+    per_epoch, steps = experiment.steps_per_epoch, experiment.steps
     longest = -(-per_epoch // settings.rows_per_epoch)
     state = experiment.init()
     with (
         open_checkpoints(experiment, run) as checkpoints,
         _stopping() as stop,
-        disk_errors(run.path),
+        disk_errors(run),
     ):
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state).state
@@ -165,10 +181,12 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         step = int(jnp.max(state.step))
         saved = step or None
         train_chunk = compile_chunk(experiment)
-        evaluate = _compile_evaluation(experiment)
-        seeds = Seeds(settings.seeds)
-        state, train = seeds.dealt(state), seeds.copied(dict(experiment.train))
+        evaluate = compile_evaluation(experiment)
+        seeds, train = Seeds(settings.seeds), dict(experiment.train)
+        state = seeds.dealt(state)
+        train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
         table = MetricsTable(run.metrics, _columns(experiment), step)
+        before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
 
         with (
             contextlib.closing(table),
@@ -180,6 +198,11 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 show=progress,
             ) as report,
         ):
+            if steps == 0:
+                row = _evaluated(experiment, evaluate, state, test=True)
+                table.write({"step": 0, "epoch": 0.0, **row})
+                if checkpoints.latest_step is None:
+                    checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
             order_of, order = -1, np.zeros(0, np.int32)
             while step < steps:
                 epoch, done = divmod(step, per_epoch)
@@ -198,10 +221,16 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
 
                 row = _prefixed("train", averages)
                 row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
-                if step % per_epoch == 0 and experiment.validation is not None:
-                    row |= _prefixed("validation", evaluate(state, experiment.validation))
-                if step == steps:
-                    row |= _prefixed("test", evaluate(state, experiment.test))
+                if before is not None:
+                    if _same(before, state.params):
+                        _log.warning(
+                            "no signal: %d steps have not moved a weight; is the reward the same "
+                            "whatever the weights, or trainer.learning_rate 0?",
+                            step,
+                        )
+                    before = None
+                if step % per_epoch == 0:
+                    row |= _evaluated(experiment, evaluate, state, test=step == steps)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 # The row first: a checkpoint without its row could never be completed.
@@ -212,7 +241,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                     checkpoints.wait()
                     raise Interrupted(
                         f"stopped at step {step} of {steps}, saved; continue with "
-                        f"'grlu resume {run.path}'",
+                        f"'grlu resume {run.resumed}'",
                         stop[0],
                     )
     return Result(run.path, step, latest_metrics(run.metrics))
@@ -231,7 +260,7 @@ def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
 
 def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:
     """The trainer's metrics on a split, each the mean over its examples, `_sd` over seeds."""
-    return _prefixed("test", _compile_evaluation(experiment)(state, arrays))
+    return _prefixed("test", compile_evaluation(experiment)(state, arrays))
 
 
 def compile_chunk(experiment: Experiment) -> Callable:
@@ -281,7 +310,8 @@ def compile_chunk(experiment: Experiment) -> Callable:
         broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
         return state, collection.compute(), broken
 
-    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, None, 0, None))
+    shared = 0 if experiment.by_seed else None
+    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, shared, 0, None))
     return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options())
 
 
@@ -296,9 +326,10 @@ def _compiler_options() -> dict[str, bool | int | str] | None:
     }
 
 
-def _compile_evaluation(
+def compile_evaluation(
     experiment: Experiment, batch_size: int = 1000
 ) -> Callable[[TrainState, Arrays], Values]:
+    """Compiles the trainer's metrics on a split: means over its examples, by seed if several."""
     trainer, preprocess = experiment.trainer, experiment.preprocess
 
     def over(state: TrainState, arrays: Arrays, rows: jax.Array, mask: jax.Array) -> Any:
@@ -310,14 +341,16 @@ def _compile_evaluation(
         empty = means(trainer.metrics).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
-    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, None, None, None)))
+    shared = 0 if experiment.by_seed else None
+    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, shared, None, None)))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
-        size = min(batch_size, _length(arrays))
-        batches = -(-_length(arrays) // size)
+        length = experiment.length(arrays)
+        size = min(batch_size, length)
+        batches = -(-length // size)
         rows = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
-        mask = rows < _length(arrays)
-        rows = rows % _length(arrays)
+        mask = rows < length
+        rows = rows % length
         return over(state, dict(arrays), jnp.asarray(rows), jnp.asarray(mask))
 
     return evaluate
@@ -347,8 +380,20 @@ def _prefixed(split: str, values: Mapping[str, jax.Array]) -> dict[str, float]:
     return row
 
 
-def _length(arrays: Arrays) -> int:
-    return len(next(iter(arrays.values())))
+def _evaluated(
+    experiment: Experiment, evaluate: Callable, state: TrainState, *, test: bool
+) -> dict[str, float]:
+    row: dict[str, float] = {}
+    if experiment.validation is not None:
+        row |= _prefixed("validation", evaluate(state, experiment.validation))
+    if test:
+        row |= _prefixed("test", evaluate(state, experiment.test))
+    return row
+
+
+def _same(one: Any, two: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
 
 
 def _not_finite(step: int, saved: int | None, path: pathlib.Path) -> str:

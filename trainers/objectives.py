@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from trainers.fast_learner import FastLearner
 
 # (logits (B, classes), labels (B,)) -> rewards (B,)
 Reward = Callable[[jax.Array, jax.Array], jax.Array]
@@ -123,6 +124,28 @@ class Reconstruction:
         features = tuple(range(1, jnp.ndim(target)))
         rewards = jnp.sum(nats, features)
         return rewards, {"reward": rewards, "mse": jnp.mean(jnp.square(target - mean), features)}
+
+
+# Name → the objective that a trainer's settings ask for, for a task of so many classes.
+OBJECTIVES: dict[str, Callable[[Any, int], Any]] = {
+    "classification": lambda s, classes: Classification(reward_named(s.reward)),
+    "fast_learner": lambda s, classes: FastLearner(
+        reward_named(s.reward), classes, s.fast_samples, s.fast_learning_rate
+    ),
+    "reconstruction": lambda s, classes: Reconstruction(s.likelihood),
+}
+
+
+def objective_of(settings: Any, classes: int) -> Any:
+    """The objective that a trainer's settings name.
+
+    Raises:
+        UserError: if there is none of that name, or it refuses a value.
+    """
+    if settings.objective not in OBJECTIVES:
+        known = ", ".join(OBJECTIVES)
+        raise UserError(f"trainer.objective must be one of {known}; got {settings.objective!r}")
+    return OBJECTIVES[settings.objective](settings, classes)
 
 
 def reward_named(name: str) -> Reward:

@@ -93,6 +93,24 @@ def results_table(title: str, metrics: Mapping[str, float]) -> Table:
     return table
 
 
+def tasks_table(found: Mapping[str, Any]) -> Table:
+    """Accuracy after each task on every task, and what that comes to (`trainers.continual`)."""
+    table = Table(title="accuracy after (row) on (column)")
+    table.add_column("")
+    for task in found["tasks"]:
+        table.add_column(task, justify="right")
+    nothing = [None] * len(found["tasks"])
+    deviations = found.get("accuracy_sd", [nothing] * len(nothing))
+    for task, means, sds in zip(found["tasks"], found["accuracy"], deviations, strict=True):
+        table.add_row(task, *(_cell(m, s) for m, s in zip(means, sds, strict=True)))
+    ends = (
+        f"{name.replace('_', ' ')} {_cell(found[name], found.get(f'{name}_sd'))}"
+        for name in ("average_accuracy", "forgetting")
+    )
+    table.caption = ", ".join(ends)
+    return table
+
+
 def _cell(mean: float | None, deviation: float | None) -> str:
     if mean is None:
         return ""

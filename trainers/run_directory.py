@@ -21,10 +21,17 @@ _log = logging.getLogger("grlu")
 class RunDirectory:
     """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events.
 
-    `config.json` is written last when a run is created: a folder that has it holds a run.
+    `config.json` is written last when a run is created: a folder that has it holds a run. A
+    pipeline's has `stages/NAME/`, a run each, and `summary.json` in place of metrics and
+    checkpoints.
+
+    Attributes:
+        path: the folder.
+        whole: the folder of the pipeline of which the run is a stage, or None.
     """
 
     path: pathlib.Path
+    whole: pathlib.Path | None = None
 
     @classmethod
     def create(cls, path: pathlib.Path, config_json: str, *, overwrite: bool) -> "RunDirectory":
@@ -46,9 +53,10 @@ class RunDirectory:
                     raise UserError(f"{path} is not empty and holds no run; choose a new folder")
                 # Only what a run writes: anything else in the folder is the user's.
                 run.config.unlink()
-                shutil.rmtree(run.checkpoints, ignore_errors=True)
-                shutil.rmtree(path / "report", ignore_errors=True)
-                for file in [run.metrics, run.log, *path.glob("events.out.tfevents.*")]:
+                for folder in (run.checkpoints, run.stages, path / "report"):
+                    shutil.rmtree(folder, ignore_errors=True)
+                events = path.glob("events.out.tfevents.*")
+                for file in [run.metrics, run.log, run.summary, *events]:
                     file.unlink(missing_ok=True)
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(run.config, config_json)
@@ -85,6 +93,23 @@ class RunDirectory:
     @property
     def checkpoints(self) -> pathlib.Path:
         return self.path / "checkpoints"
+
+    @property
+    def stages(self) -> pathlib.Path:
+        return self.path / "stages"
+
+    @property
+    def summary(self) -> pathlib.Path:
+        return self.path / "summary.json"
+
+    @property
+    def resumed(self) -> pathlib.Path:
+        """The folder to give to `grlu resume`."""
+        return self.whole or self.path
+
+    def stage(self, name: str) -> "RunDirectory":
+        """The run of a pipeline's stage."""
+        return RunDirectory(self.stages / name, whole=self.path)
 
 
 def default_path(name: str) -> pathlib.Path:
@@ -161,7 +186,7 @@ def logged_to(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def disk_errors(path: pathlib.Path) -> Iterator[None]:
+def disk_errors(run: RunDirectory) -> Iterator[None]:
     """Turns the system's refusal to write into one sentence."""
     try:
         yield
@@ -169,6 +194,6 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         raise UserError(
-            f"cannot write to {path}: {error.strerror}; the checkpoints saved so far are kept, "
-            f"make room and continue with 'grlu resume {path}'"
+            f"cannot write to {run.path}: {error.strerror}; the checkpoints saved so far are kept, "
+            f"make room and continue with 'grlu resume {run.resumed}'"
         ) from error

@@ -19,6 +19,9 @@ from trainers.values import convert, describe, plain
 INHERITED = "inherited"
 """Config key: section → keys that were written for another `name` and go where it lacks them."""
 
+LINKS = ("features", "start")
+"""Config keys of the paths, relative to the run's folder, of other runs that this one builds on."""
+
 Factory = Callable[..., Any]
 Sections = Mapping[str, Mapping[str, Factory] | type | Callable[[str | None], Factory]]
 """Section → what it builds: by name out of a dict, always the same class, or what a function of
@@ -131,6 +134,11 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     complete: dict[str, Any] = {"seed": seed}
+    for link in LINKS:
+        if (path := given.pop(link, None)) is not None:
+            if not isinstance(path, str):
+                raise UserError(f"{link} must be the path of another run, got {path!r}")
+            complete[link] = path
     for where in given:
         if where not in sections:
             raise unknown(f"the config has no section {where!r}", where, [*sections, "seed"])

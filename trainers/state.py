@@ -3,7 +3,8 @@
 from typing import Any
 
 import jax
-from flax import struct
+import jax.numpy as jnp
+from flax import nnx, struct
 
 
 class TrainState(struct.PyTreeNode):
@@ -24,3 +25,13 @@ class TrainState(struct.PyTreeNode):
     rest: Any
     opt_state: Any
     average: Any
+
+    def begun_from(self, other: "TrainState") -> "TrainState":
+        """This state with the weights, and statistics of the data, of another run's state."""
+        statistics = nnx.filter_state(other.rest, nnx.BatchStat)
+        params, statistics = jax.tree.map(jnp.copy, (other.params, statistics))
+        return self.replace(
+            params=params,
+            rest=nnx.merge_state(self.rest, statistics),
+            average=None if self.average is None else jax.tree.map(jnp.copy, params),
+        )

@@ -31,9 +31,12 @@ def translate(layout: Mapping[str, Any]) -> dict[str, Any]:
         name = "trainer" if where == "train" else where
         if name in sections:
             raise UserError("train and trainer are the same section: give one of them")
-        if name != "seed" and not isinstance(section, Mapping | None):
+        if name in ("seed", "stages"):
+            sections[name] = section
+            continue
+        if not isinstance(section, Mapping | None):
             raise UserError(f"{name} must be a section of keys and values, got {section!r}")
-        sections[name] = section if name == "seed" else dict(section or {})
+        sections[name] = dict(section or {})
     for (where, key), (new_where, new_key) in _MOVED.items():
         if key in sections.get(where, {}):
             target = sections.setdefault(new_where, {})

@@ -3,13 +3,8 @@
 import shutil
 
 import pytest
-from flax import nnx
 
-import grlu
 import trainers
-from grlu.rule import pure_objective
-from trainers.gradient import Trainer, gradient_settings
-from trainers.objectives import Reconstruction
 
 SMALL = {
     "dataset": {"name": "digits"},
@@ -17,23 +12,6 @@ SMALL = {
     "trainer": {"name": "grlu", "samples": 2, "epochs": 2, "batch_size": 16, "optimizer": "adam"},
     "run": {"rows_per_epoch": 1},
 }
-
-
-class Rebuilding(Trainer):
-    """The gradient trainer with another objective."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.objective = Reconstruction("bernoulli")
-        self.metrics, self.better = self.objective.metrics, self.objective.better
-        model = nnx.eval_shape(lambda: self._make_model(nnx.Rngs(0)))
-        model.train()
-        self._pure = pure_objective(nnx.graphdef(model), self.objective, True, nnx.BatchStat)
-
-
-class Rebuild(gradient_settings("Rebuild", grlu.Backprop, "Reconstruction by backprop.")):
-    def build(self, *arguments):
-        return Rebuilding(self, *arguments)
 
 
 @pytest.fixture(scope="session")
@@ -45,21 +23,13 @@ def runs(tmp_path_factory):
     )
     exact = {"name": "backprop", "epochs": 1, "batch_size": 16, "optimizer": "adam"}
     trainers.train({**SMALL, "trainer": exact}, folder / "one", progress=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(trainers.TRAINERS, "rebuild", Rebuild)
-        rebuilt = {
-            "dataset": {"name": "digits", "normalize": "unit", "flatten": False},
-            "model": {"name": "conv_autoencoder", "channels": (6,), "latent": 8},
-            "trainer": {**exact, "name": "rebuild", "epochs": 3, "learning_rate": 0.01},
-        }
-        trainers.train(rebuilt, folder / "rebuilt", progress=False)
+    rebuilt = {
+        "dataset": {"name": "digits", "normalize": "unit", "flatten": False},
+        "model": {"name": "conv_autoencoder", "channels": (6,), "latent": 8},
+        "trainer": exact | {"objective": "reconstruction", "epochs": 3, "learning_rate": 0.01},
+    }
+    trainers.train(rebuilt, folder / "rebuilt", progress=False)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def rebuild(monkeypatch):
-    """The trainer of `rebuilt`, known in these tests alone."""
-    monkeypatch.setitem(trainers.TRAINERS, "rebuild", Rebuild)
 
 
 @pytest.fixture

@@ -58,3 +58,18 @@ def test_a_config_that_does_not_fit_says_so(run):
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="don't match"):
         learned(read_record(run))
+
+
+def test_a_stage_is_asked_on_the_features_of_its_seeds(tmp_path):
+    exact = {"name": "backprop", "epochs": 1, "batch_size": 16, "optimizer": "adam"}
+    stages = [
+        {"name": "slow", "model": {"name": "mlp", "hidden": [16]}, "trainer": exact},
+        {"name": "fast", "model": {"name": "mlp", "hidden": [8]}, "trainer": exact},
+    ]
+    config = {"dataset": {"name": "digits"}, "stages": stages, "run": {"seeds": 2}}
+    trainers.train(config, tmp_path / "run", progress=False)
+    found = learned(read_record(tmp_path / "run" / "stages" / "fast"))
+    assert found.confusion.sum() == 2 * 360
+    right = np.trace(found.confusion) / found.confusion.sum()
+    assert right == pytest.approx(trainers.evaluate(tmp_path / "run")["test_accuracy"], abs=1e-6)
+    assert found.codes.shape == (360, 8)

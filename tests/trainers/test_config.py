@@ -357,7 +357,8 @@ def test_names_of_configs():
     for name, summary in config_names().items():
         assert not name.startswith("_")
         assert summary, f"configs/{name}.py has no docstring"
-        assert load_config(name).trainer.name
+        config = load_config(name).to_dict()
+        assert all(stage["name"] for stage in config.get("stages", [config["dataset"]]))
 
 
 def test_the_name_of_a_run(tmp_path):

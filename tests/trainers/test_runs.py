@@ -71,16 +71,18 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
     """Each config's own model and trainer, on the embedded data."""
-    config = trainers.resolve(name)
-    with config.unlocked():
-        config.dataset = {"name": "digits", "subset": 16}
-        config.trainer.epochs = 1
-        config.trainer.batch_size = min(config.trainer.batch_size, 16)
-        config.trainer.samples = 2 if "samples" in config.trainer else None
-        if config.trainer.samples is None:
-            del config.trainer.samples
-        if config.trainer.schedule == "warmup_cosine":
-            config.trainer.schedule = "cosine"
+    config = trainers.resolve(name).to_dict()
+    kept = {k: v for k, v in config["dataset"].items() if k == "renumber"}
+    config["dataset"] = kept | {"name": "digits", "subset": 200}
+    for stage in config.get("stages", [config]):
+        trainer = stage["trainer"]
+        trainer["epochs"] = min(trainer["epochs"], 1)
+        trainer["batch_size"] = min(trainer["batch_size"], 16)
+        for key in ("samples", "population"):
+            if key in trainer:
+                trainer[key] = 2
+        if trainer["schedule"] == "warmup_cosine":
+            trainer["schedule"] = "cosine"
     result = trainers.train(config, tmp_path / "run", progress=False)
     assert 0 <= result.metrics["test_accuracy"] <= 1
 
@@ -283,7 +285,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     [
         ("trainer.batch_size=5000", "has only 1257 training examples"),
         ("trainer.batch_size=0", "batch_size must be at least 1"),
-        ("trainer.epochs=-1", "epochs must be at least 1"),
+        ("trainer.epochs=-1", "epochs must be at least 0"),
         ("trainer.learning_rate=-0.1", "learning_rate must be at least 0"),
         ("trainer.reward=applause", "trainer.reward must be one of"),
         ("trainer.samples=0", "samples must be a positive integer"),

@@ -1,0 +1,49 @@
+"""Slow and fast on the digits without any gradient: evolution, frozen, then a GRLU head.
+
+    grlu train digits_slow_fast
+
+Evolution grows a hidden layer by a classifier's reward; the frozen layer's activity is all that the
+head sees, which learns online from the reward alone, one example at a time.
+
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "digits"},
+            "stages": [
+                {
+                    "name": "slow",
+                    "model": {"name": "mlp", "hidden": (128,)},
+                    "trainer": {
+                        "name": "evolution",
+                        "population": 256,
+                        "rank": 1,
+                        "sigma": 0.05,
+                        "epochs": 40,
+                        "batch_size": 64,
+                        "optimizer": "adam",
+                        "learning_rate": 1e-2,
+                    },
+                },
+                {
+                    "name": "fast",
+                    "model": {"name": "mlp", "hidden": ()},
+                    "trainer": {
+                        "name": "grlu",
+                        "samples": 16,
+                        "noise": "orthogonal",
+                        "output_noise": "softmax",
+                        "epochs": 10,
+                        "learning_rate": 3e-2,
+                    },
+                },
+            ],
+            "run": {"rows_per_epoch": 1},
+        }
+    )

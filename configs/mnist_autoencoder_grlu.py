@@ -1,0 +1,51 @@
+"""Slow and fast on MNIST: an autoencoder's 128 latents, frozen, and a GRLU head with N=16.
+
+    grlu train mnist_autoencoder_grlu
+
+The autoencoder learns by backprop and without labels; the head, of one hidden layer, learns one
+example at a time from the reward alone. Goal: 97.5 % in 15 minutes on 2 cores.
+
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "mnist", "validation": 5000},
+            "stages": [
+                {
+                    "name": "slow",
+                    "dataset": {"normalize": "unit"},
+                    "model": {"name": "autoencoder", "hidden": (256,), "latent": 128},
+                    "trainer": {
+                        "name": "backprop",
+                        "objective": "reconstruction",
+                        "epochs": 10,
+                        "batch_size": 128,
+                        "optimizer": "adam",
+                        "learning_rate": 1e-3,
+                    },
+                },
+                {
+                    "name": "fast",
+                    "model": {"name": "mlp", "hidden": (256,)},
+                    "trainer": {
+                        "name": "grlu",
+                        "samples": 16,
+                        "noise": "orthogonal",
+                        "site": "active",
+                        "output_noise": "softmax",
+                        "output_rate": 2.0,
+                        "epochs": 15,
+                        "batch_size": 1,
+                        "learning_rate": 2e-3,
+                    },
+                },
+            ],
+            "run": {"rows_per_epoch": 1},
+        }
+    )

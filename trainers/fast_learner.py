@@ -1,0 +1,70 @@
+"""The reward of a fast learner: how well a head does that learns on a model's features, online."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+import grlu
+from models.layers import layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class FastLearner:
+    """Rewards a model for features, `model.encode(x)`, on which a head learns fast.
+
+    The first half of the batch is the support: a linear head, zero at first, answers one example
+    after the other, and after each learns from it by GRLU (node perturbation, from the reward
+    alone). The second half is the query, which the head answers as it is then. The reward of a
+    support example is that of its answer before it was learned from, so that the sum over the
+    batch pays for speed and for the end. All that compare models see the same noise.
+
+    The rewards of a batch hang together: a rule that scores whole batches, such as evolution, can
+    maximise them; credit example by example cannot.
+
+    Attributes:
+        reward: of an answer.
+        classes: number of outputs of the head.
+        samples: pairs of perturbations per example, a power of two.
+        learning_rate: of the head, plain SGD on features that are normalised as an MLP's are.
+        metrics: names of the values reported per example.
+        better: the metric that chooses checkpoints, and its direction.
+    """
+
+    reward: Callable[[jax.Array, jax.Array], jax.Array]
+    classes: int
+    samples: int = 16
+    learning_rate: float = 0.01
+    metrics: tuple[str, ...] = ("reward", "accuracy")
+    better: tuple[str, Literal["min", "max"]] = ("accuracy", "max")
+
+    def __call__(
+        self, model: Any, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        features, labels = layer_norm(model.encode(batch["image"])), batch["label"]
+        support = len(labels) // 2
+        rule = grlu.NodePerturbation(samples=self.samples, noise="orthogonal")
+        keys = jax.random.split(jax.random.key(0), len(labels))
+
+        def answer(head: Any, _: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+            logits = batch[0] @ head["kernel"] + head["bias"][None]
+            return self.reward(logits, batch[1]), jnp.argmax(logits, -1) == batch[1]
+
+        def learn(head: Any, example: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            x, label, key = example
+            one = (x[None], label[None])
+            rewards, correct, ascent = rule.gradient(answer, head, (), one, key)
+            head = jax.tree.map(lambda w, d: w + self.learning_rate * d, head, ascent)
+            return head, (rewards[0], correct[0])
+
+        head = {
+            "kernel": jnp.zeros((features.shape[-1], self.classes)),
+            "bias": jnp.zeros(self.classes),
+        }
+        examples = (features[:support], labels[:support], keys[:support])
+        head, seen = jax.lax.scan(learn, head, examples)
+        asked = answer(head, (), (features[support:], labels[support:]))
+        rewards, correct = (jnp.concatenate(both) for both in zip(seen, asked, strict=True))
+        return rewards, {"reward": rewards, "accuracy": correct.astype(jnp.float32)}

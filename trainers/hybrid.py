@@ -1,0 +1,229 @@
+"""Pipelines: a folder of runs, one a stage: slow systems that are then frozen, fast ones on top.
+
+A pipeline's config has `stages` in the place of `model` and `trainer`: a list of
+
+    {"name": "slow", "model": {...}, "trainer": {...}}
+
+Each is an ordinary run in `stages/NAME/`, trained one after the other. Its keys:
+
+- `features`: name of the earlier stage whose frozen model encodes its data, once and for all; null
+  for the data as they are. By default the stage before, or what the stage of `start` sees.
+- `start`: name of the earlier stage with whose weights it begins, and whose `model` and `trainer`
+  it takes over but for what it says itself: a sequence of tasks (`trainers.continual`).
+- `backbone`: folder of a finished run, to be copied in the place of `model` and `trainer`.
+- `dataset`, `run`: changes to the pipeline's own.
+
+A model that is not to be trained, a control, has `trainer.epochs` 0.
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from grlu.errors import UserError
+from trainers import continual
+from trainers.config import STAGE_KEYS, to_json
+from trainers.experiment import SECTIONS
+from trainers.features import config_of, open_experiment, restored
+from trainers.loop import Result, evaluate_state, fit
+from trainers.run_directory import RunDirectory, latest_metrics, logged_to, write_atomically
+from trainers.schema import INHERITED, LINKS, schema, section_of, unknown, validate
+from trainers.values import plain
+
+_log = logging.getLogger("grlu")
+_COMMON = ("seed", "dataset", "run", "stages")
+_KEYS = ("name", *STAGE_KEYS, "dataset", "model", "trainer", "run")
+
+
+def complete(config: Mapping[str, Any]) -> ConfigDict:
+    """A validated pipeline, with what stages take over from others written out.
+
+    Raises:
+        UserError: naming the stage and the key that is wrong.
+    """
+    given = plain(config)
+    for where in given:
+        if where not in (*_COMMON, INHERITED):
+            raise unknown(
+                f"a pipeline has no section {where!r} but in its stages (stages.NAME.{where})",
+                where,
+                _COMMON,
+            )
+    for where in ("dataset", "run"):
+        section_of(given, where)
+    stages: dict[str, dict[str, Any]] = {}
+    if not isinstance(given["stages"], tuple) or not given["stages"]:
+        raise UserError("stages must be a list of stages, each with a name")
+    for entry in given["stages"]:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or name in stages:
+            raise UserError(f"stages must each have a name of their own, of letters, got {name!r}")
+        with _named(name):
+            stages[name] = _completed(given, entry, stages)
+    if "dataset" in given.pop(INHERITED, {}):
+        known = schema(SECTIONS["dataset"](given["dataset"]["name"]))
+        kept = {k: v for k, v in given["dataset"].items() if k in known or k == "name"}
+        given["dataset"] = kept
+    return ConfigDict(given | {"stages": tuple(stages.values())}, type_safe=False)
+
+
+def ordinary(pipeline: Mapping[str, Any], stage: Mapping[str, Any]) -> ConfigDict | None:
+    """The config of a stage's own run; None if the run is copied from elsewhere."""
+    if stage["backbone"] is not None:
+        return None
+    own = {k: stage[k] for k in ("model", "trainer") if k in stage}
+    own[INHERITED] = pipeline.get(INHERITED, {}) | stage.get(INHERITED, {})
+    for where in ("dataset", "run"):
+        common, change = section_of(pipeline, where), section_of(stage, where)
+        another = change.get("name", common.get("name")) != common.get("name")
+        own[where] = change if another else common | change
+    links = {k: f"../{stage[k]}" for k in LINKS if stage[k] is not None}
+    return validate({"seed": pipeline.get("seed", 0), **own, **links}, SECTIONS)
+
+
+def check(pipeline: ConfigDict) -> None:
+    """Builds every stage once, on features that are zeros, so that no mistake waits for its turn.
+
+    Raises:
+        UserError: naming the stage that doesn't fit.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        run = RunDirectory(pathlib.Path(scratch))
+        for stage in plain(pipeline)["stages"]:
+            with _named(stage["name"]):
+                config = _prepared(plain(pipeline), stage, run)
+                open_experiment(config, run.stage(stage["name"]), computed=())
+
+
+def fit_stages(pipeline: ConfigDict, run: RunDirectory, *, progress: bool) -> Result:
+    """Trains the stages that are not finished, in their order; raises what `fit` raises."""
+    given = plain(pipeline)
+    steps = 0
+    with logged_to(run.log):
+        for number, stage in enumerate(given["stages"], 1):
+            name, own = stage["name"], run.stage(stage["name"])
+            title = f"stage {name} ({number} of {len(given['stages'])})"
+            with _named(name):
+                config = _prepared(given, stage, run)
+                if stage["backbone"] is not None:
+                    _log.info("%s is the run %s", title, stage["backbone"])
+                    continue
+                steps = open_experiment(config, own, computed=()).steps
+                if (own.checkpoints / str(steps)).is_dir():
+                    _log.info("%s is finished", title)
+                    continue
+                _log.info("%s: training in %s", title, own.path)
+                with logged_to(own.log):
+                    fit(open_experiment(config, own), own, progress=progress)
+        summary = {name: latest_metrics(run.stage(name).metrics) for name in _names(given)}
+        last = run.stage(given["stages"][-1]["name"])
+        more = continual.measured(run, given["stages"])
+        text = json.dumps({"stages": summary, **({"continual": more} if more else {})}, indent=2)
+        write_atomically(run.summary, text + "\n")
+    return Result(run.path, steps, latest_metrics(last.metrics))
+
+
+def evaluate_stages(pipeline: ConfigDict, run: RunDirectory, *, best: bool) -> dict[str, Any]:
+    """Metrics of the last stage on the test split, through all that comes before it."""
+    stages = plain(pipeline)["stages"]
+    last = run.stage(stages[-1]["name"])
+    if not last.config.is_file():
+        raise UserError(f"{run.path} is not finished; 'grlu resume {run.path}' trains it")
+    experiment = open_experiment(config_of(last), last, computed=("test",))
+    found = restored(last, best=best, seen=experiment)
+    metrics = evaluate_state(experiment, found.state, experiment.test)
+    more = continual.measured(run, stages)
+    return {
+        "run": str(run.path),
+        "step": found.step,
+        **metrics,
+        **({"continual": more} if more else {}),
+    }
+
+
+def _completed(
+    pipeline: dict[str, Any], entry: dict[str, Any], before: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A stage with all its keys, its model and trainer complete."""
+    for key in entry:
+        if key not in (*_KEYS, INHERITED):
+            raise unknown(f"there is no key {key!r}", key, _KEYS)
+    start = _earlier("start", entry.get("start"), before)
+    backbone = entry.get("backbone")
+    if backbone is not None and (start or "model" in entry or "trainer" in entry):
+        raise UserError("a backbone takes the place of model, trainer and start: give it alone")
+    default = before[start]["features"] if start else next(reversed(before), None)
+    stage = {
+        "name": entry["name"],
+        "features": _earlier("features", entry.get("features", default), before),
+        "start": start,
+        "backbone": backbone,
+    }
+    stage |= {k: section_of(entry, k) for k in ("dataset", "run") if k in entry}
+    if backbone is not None:
+        return stage
+    for where in ("model", "trainer"):
+        section, taken = section_of(entry, where), before[start].get(where, {}) if start else {}
+        another = section.get("name", taken.get("name")) != taken.get("name")
+        stage[where] = section if another else taken | section
+    config = plain(ordinary(pipeline, stage | {INHERITED: entry.get(INHERITED, {})}))
+    stage |= {where: config[where] for where in ("model", "trainer")}
+    if "dataset" in stage:
+        stage["dataset"] = {
+            k: v for k, v in stage["dataset"].items() if k in config["dataset"] or k == "name"
+        }
+    return stage
+
+
+def _earlier(key: str, name: Any, before: Mapping[str, Any]) -> str | None:
+    if name is not None and name not in before:
+        raise unknown(f"{key} must name an earlier stage, and {name!r} is none", name, before)
+    return name
+
+
+def _prepared(
+    pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDirectory
+) -> ConfigDict:
+    """The config of a stage, from its folder, which is made where it isn't there yet."""
+    own = run.stage(stage["name"])
+    if not own.config.is_file():
+        own.path.mkdir(parents=True, exist_ok=True)
+        config = ordinary(pipeline, stage)
+        if config is None:
+            config = _copied(RunDirectory(pathlib.Path(stage["backbone"])), own)
+        write_atomically(own.config, to_json(config))
+    return config_of(own)
+
+
+def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:
+    """Copies a run's metrics and checkpoints, and returns its config with links that still hold."""
+    config = config_of(source)
+    if not source.checkpoints.is_dir():
+        raise UserError(
+            f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
+        )
+    shutil.copytree(source.checkpoints, own.checkpoints, dirs_exist_ok=True)
+    if source.metrics.is_file():
+        shutil.copy(source.metrics, own.metrics)
+    links = {k: str(pathlib.Path(source.path, config[k]).resolve()) for k in LINKS if k in config}
+    return ConfigDict(plain(config) | links, type_safe=False)
+
+
+def _names(pipeline: Mapping[str, Any]) -> list[str]:
+    return [stage["name"] for stage in pipeline["stages"]]
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"stage {name!r}: {error}") from error

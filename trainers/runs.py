@@ -1,0 +1,98 @@
+"""What one does with a run, or with a pipeline of them: train it, resume it, evaluate it."""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from trainers import hybrid
+from trainers.config import load_config, source_name, to_json, validate
+from trainers.experiment import SECTIONS, make_experiment
+from trainers.features import config_of, open_experiment, restored
+from trainers.loop import Result, evaluate_state, fit
+from trainers.run_directory import RunDirectory, default_path, logged_to
+
+_log = logging.getLogger("grlu")
+
+
+def resolve(source: Any, overrides: Sequence[str] = ()) -> ConfigDict:
+    """A complete, validated config from a name, a path, a ConfigDict or a dict.
+
+    Raises:
+        UserError: naming the key that is wrong, and the nearest right one.
+    """
+    config = load_config(source, overrides)
+    return hybrid.complete(config) if "stages" in config else validate(config, SECTIONS)
+
+
+def train(
+    source: Any,
+    run_dir: str | pathlib.Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Trains what a config describes, and tests it once.
+
+    Args:
+        source: name of a config, path of a .py, .json or .yaml file, ConfigDict, or dict.
+        run_dir: the run's folder; by default `runs/NAME-<time>`.
+        overrides: changes such as "trainer.samples=16".
+        overwrite: whether a run that is already in `run_dir` may be replaced.
+        progress: whether to show a progress bar.
+
+    Raises:
+        UserError: on a mistake in the config, the data or the folder.
+        RunError: if the run breaks.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+    """
+    config = resolve(source, overrides)
+    path = pathlib.Path(run_dir) if run_dir else default_path(source_name(source))
+    if "stages" in config:
+        hybrid.check(config)
+        run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
+        return hybrid.fit_stages(config, run, progress=progress)
+    experiment = make_experiment(config)
+    run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
+    with logged_to(run.log):
+        _log.info("training in %s", run.path)
+        return fit(experiment, run, progress=progress)
+
+
+def resume(run_dir: str | pathlib.Path, *, progress: bool = True) -> Result:
+    """Continues a run from its newest checkpoint: bit for bit as if it had never stopped.
+
+    A run, or a stage of a pipeline, that is finished is only read. Raises what `train` raises.
+    """
+    run = RunDirectory.open(pathlib.Path(run_dir))
+    config = load_config(run.config)
+    if "stages" in config:
+        return hybrid.fit_stages(hybrid.complete(config), run, progress=progress)
+    experiment = open_experiment(config_of(run), run)
+    with logged_to(run.log):
+        return fit(experiment, run, progress=progress)
+
+
+def evaluate(run_dir: str | pathlib.Path, *, best: bool = False) -> dict[str, Any]:
+    """Metrics of a run's newest (or best) checkpoint on the test split.
+
+    Returns:
+        `{"run", "step", "test_accuracy", ...}`, every metric of the trainer with `test_` before;
+        with several seeds their means, and with `_sd` after their standard deviations. Of a
+        pipeline: those of its last stage, end to end, and "continual" where stages start from
+        each other (`trainers.continual`).
+
+    Raises:
+        UserError: if there is no run or no checkpoint.
+    """
+    run = RunDirectory.open(pathlib.Path(run_dir))
+    config = load_config(run.config)
+    if "stages" in config:
+        return hybrid.evaluate_stages(hybrid.complete(config), run, best=best)
+    experiment = open_experiment(config_of(run), run, computed=("test",))
+    found = restored(run, best=best, seen=experiment)
+    metrics = evaluate_state(experiment, found.state, experiment.test)
+    return {"run": str(run.path), "step": found.step, **metrics}
