@@ -40,12 +40,12 @@ class FirstLayer:
 
 
 def first_layers(network: Network) -> list[FirstLayer]:
-    """The dense layers without a site upstream, whose parameters are used nowhere else."""
+    """The dense layers without a site before them, whose parameters are used nowhere else."""
     uses = [i for info in network.sites for i in info.site.params]
     found = []
     for info in network.sites:
         dense = info.site.dense
-        if dense is None or info.site.upstream or any(uses.count(i) > 1 for i in info.site.params):
+        if dense is None or not info.site.first or any(uses.count(i) > 1 for i in info.site.params):
             continue
         layer = FirstLayer(info.name, info.site.index, dense.kernel, dense.bias)
         if set(layer.leaves) == info.site.params:

@@ -105,13 +105,15 @@ class Site:
     Attributes:
         index: position in the order of execution.
         params: indices of the parameter leaves (in the order given to `evaluate`) that reach it.
-        upstream: indices of the sites on which its input depends; empty for a first layer.
+        upstream: indices of the sites to which its input's credit flows; empty for a first layer.
+        first: whether its input depends on no site at all, not even through a `stop_gradient`.
         dense: how it is made, if it is a plain dense layer.
     """
 
     index: int
     params: frozenset[int]
     upstream: frozenset[int]
+    first: bool = False
     dense: Dense | None = None
 
 
@@ -130,6 +132,7 @@ class _Value:
     kind: Kind
     params: frozenset[int] = frozenset()
     upstream: frozenset[int] = frozenset()
+    behind: bool = False  # a site lies before it, perhaps beyond a stop_gradient
     gain: bool = False  # pending, and born of an elementwise product with a parameter
     whole: bool = False  # a parameter leaf itself, perhaps with axes of size one added
     dense: Dense | None = None  # pending, and born of a plain matrix product
@@ -272,11 +275,11 @@ class _Interpreter:
         return self._settle(inputs[position], fn)
 
     def _settle(self, value: _Value, fn: Callable[[jax.Array], jax.Array]) -> _Value:
-        site = Site(self.count, value.params, value.upstream, value.dense)
+        site = Site(self.count, value.params, value.upstream, not value.behind, value.dense)
         self.count += 1
         value.value = self.visit(site, value.value, fn)
         value.kind, value.params, value.dense = Kind.DATA, frozenset(), None
-        value.upstream = value.upstream | {site.index}
+        value.upstream, value.behind = value.upstream | {site.index}, True
         return value
 
 
@@ -291,15 +294,16 @@ def _bind(eqn: Any, inputs: list[_Value], kind: Kind, gain: bool = False) -> lis
     upstream = frozenset().union(*(v.upstream for v in inputs))
     with eqn.ctx.manager:
         outs = _call(eqn, [v.value for v in inputs])
+    behind = any(v.behind for v in inputs)
     values = []
     for out in outs:
         if kind in (Kind.PARAM, Kind.PENDING) and not _is_float(out):
             rest = Kind.CONST if kind is Kind.PARAM else Kind.DATA
-            values.append(_Value(out, rest, upstream=upstream))
+            values.append(_Value(out, rest, upstream=upstream, behind=behind))
         elif kind in (Kind.PARAM, Kind.PENDING):
-            values.append(_Value(out, kind, params, upstream, gain))
+            values.append(_Value(out, kind, params, upstream, behind, gain))
         else:
-            values.append(_Value(out, kind, upstream=upstream))
+            values.append(_Value(out, kind, upstream=upstream, behind=behind))
     return values
 
 
