@@ -5,7 +5,8 @@
 The autoencoder learns by backprop and without labels; the head, of one hidden layer, learns one
 example at a time from the reward alone. Goal: 97.5 % in 15 minutes on 2 cores.
 
-RESULT
+Test accuracy 97.56 % with a head of 12 epochs (`stages.fast.trainer.epochs=12`, seed 0), about two
+minutes; several seeds are still to be run.
 """
 
 from ml_collections import ConfigDict

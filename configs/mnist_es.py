@@ -4,7 +4,8 @@
 
 Goal: 96.5 % in 15 minutes on 2 cores.
 
-RESULT
+Not reached yet: test accuracy 95.5 % after 20 epochs (`trainer.epochs=20`, seed 0), 4 minutes of a
+core; several seeds are still to be run.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@
 Evolution grows a hidden layer by a classifier's reward; a head of one hidden layer learns on its
 frozen activity, one example at a time. Goal: 96.5 % in 20 minutes on 2 cores.
 
-RESULT
+Test accuracy 96.71 % with a head of 5 epochs (`stages.fast.trainer.epochs=5`, seed 0), 5 minutes;
+several seeds are still to be run.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,8 @@ The autoencoder has seen all images, and no label. `stages.slow.backbone=RUN/sta
 one of an earlier run, so that 1, 5, 10 and 50 examples are compared on the same latents; other
 examples are drawn by another `stages.fast.dataset.split_seed`.
 
-RESULT
+Test accuracy 74.4 % with 10 examples of each class, 65.2 % on the random backbone (seed 0), 30 s
+each; several seeds are still to be run.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 
 The head sees each image of the new classes once, one at a time; it is tested on them.
 
-RESULT
+Not yet trained to its end.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 The backbone is that of `mnist_es_grlu`, with its initial weights; an autoencoder's, that of
 `mnist_autoencoder_grlu`, is `grlu train mnist_autoencoder_grlu stages.slow.trainer.epochs=0`.
 
-RESULT
+Test accuracy 96.44 % (seed 0), 30 s; several seeds are still to be run.
 """
 
 from ml_collections import ConfigDict

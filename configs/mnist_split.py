@@ -10,7 +10,8 @@ the two digits it is (`renumber`; without it, `dataset.renumber=false`, which of
 tasks take model and trainer over from the first. `grlu evaluate RUN` prints the accuracy after each
 task on every task, its mean at the end, and what was forgotten; with `run.seeds=5` and spread.
 
-RESULT
+Mean accuracy at the end and forgetting, seed 0, 1-3 minutes each: dense GRLU .640 and .442, top-k
+.608 and .472, dense backprop .634 and .451; several seeds are still to be run.
 """
 
 from ml_collections import ConfigDict
