@@ -28,7 +28,7 @@ def test_ties_and_extremes_in_one_row_and_in_its_batch():
     image = rows.view(np.int32)
     order = np.argsort(np.where(image < 0, image ^ 0x7FFFFFFF, image), axis=1)
     expected = np.take_along_axis(image, order[:, ::-1], axis=1)
-    for k in range(1, 10):
+    for k in (1, 4, 9):
         one = jax.jit(functools.partial(kth_largest, k=k))
         batch = jax.vmap(one)(rows[:, None])
         for row, in_batch, exact in zip(rows, batch, expected[:, k - 1], strict=True):

@@ -99,6 +99,7 @@ def test_the_factors_of_the_twin_are_of_the_rank_asked_for(model, batch):
     np.testing.assert_allclose(covariance, np.eye(len(covariance)), atol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 1])
 def test_the_cosine_rises_with_the_population_as_theory_says(rank, model, batch):
     """cos² is about n / (n + d + 1) for n pairs and d parameters."""

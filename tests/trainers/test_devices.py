@@ -14,6 +14,7 @@ def flags(devices):
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_nothing(small, tmp_path, grlu_command):
     small["trainer"] |= {"epochs": 2, "optimizer": "sgd"}
     small["model"]["activation"] = "tanh"  # Rounding could choose another winner of a top-k.
