@@ -50,11 +50,12 @@ def test_a_run_becomes_one_page_that_needs_nothing_else(run):
         "Learning curves · two",
         "Accuracy against forward passes · two",
         "Confusion on the test split · two",
+        "Latent map · two",
         "Receptive fields · two",
     ]
     # Every picture is in the page, light and dark, as it lies beside it.
     pngs = {path.name: path.read_bytes() for path in index.parent.glob("*.png")}
-    names = ("curves", "passes", "confusion", "fields")
+    names = ("curves", "passes", "confusion", "latent", "fields")
     assert set(pngs) == {f"{name}{end}.png" for name in names for end in ("", "-dark")}
     head = "data:image/png;base64,"
     assert all(each.startswith(head) for each in page.loads)
