@@ -72,7 +72,8 @@ class Prediction:
         self._weights = {
             info.site.index: network.names.index(f"{info.name}.{_ATTRIBUTE}")
             for info in network.sites
-            if not info.output
+            if info.live
+            and not info.output
             and len(info.shape) == 2
             and f"{info.name}.{_ATTRIBUTE}" in network.names
         }

@@ -106,6 +106,23 @@ def test_layers_that_are_not_dense_go_without(batch):
     assert not jnp.any(grads["out"]["feedback"][...])
 
 
+def test_a_layer_on_which_the_reward_does_not_depend_stays_as_it_is(batch):
+    class Idle(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden, self.idle = nnx.Linear(12, 8, rngs=rngs), nnx.Linear(12, 8, rngs=rngs)
+            self.out = nnx.Linear(8, 5, rngs=rngs)
+
+        def __call__(self, x):
+            jnp.tanh(self.idle(x))
+            return self.out(nnx.relu(self.hidden(x)))
+
+    model = Idle(nnx.Rngs(0))
+    grlu.add_feedback(model, 5)
+    _, grads = rule(16)(log_likelihood)(model, batch, jax.random.key(0))
+    assert jnp.any(grads["hidden"]["feedback"][...])
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(grads["idle"]))
+
+
 def test_a_model_without_feedback_weights_is_refused(batch):
     model = models.MLP((12,), 5, hidden=(32,), rngs=nnx.Rngs(0))
     with pytest.raises(grlu.UserError, match=r"call grlu\.add_feedback\(model, outputs\) first"):
