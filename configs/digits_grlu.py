@@ -2,7 +2,7 @@
 
     grlu train digits_grlu
 
-Test accuracy 98.06 ± 0.28 % (seeds 0-2, `run.seeds=3`); 9 seconds on 2 cores for one seed.
+Test accuracy 98.15 ± 0.16 % (seeds 0-2, `run.seeds=3`); 9 seconds on 2 cores for one seed.
 """
 
 from ml_collections import ConfigDict
