@@ -49,7 +49,8 @@ def compile_chunk(experiment: Experiment) -> Callable:
             left = jnp.minimum(count - i * trainer.block, trainer.block)
             return trainer.steps(carry[0], batches, left, fold, carry[1])
 
-        start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32)))
+        empty = means((*trainer.metrics, *trainer.monitors)).empty()
+        start = (state, (empty, jnp.full((), -1, jnp.int32)))
         # A bound that is data: one compilation serves the shorter last chunk, too.
         if trainer.block == 1:
             state, (collection, broken) = jax.lax.fori_loop(0, count, one, start)

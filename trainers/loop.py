@@ -147,13 +147,14 @@ def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) ->
 
 
 def _columns(experiment: Experiment) -> list[str]:
-    scales = experiment.trainer.scales(jnp.zeros((), jnp.int32))
+    trainer = experiment.trainer
+    scales = trainer.scales(jnp.zeros((), jnp.int32))
     splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
     ends = ["", "_sd"] if experiment.run.seeds > 1 else [""]
     names = [
         f"{split}_{name}{end}"
         for split in splits
-        for name in experiment.trainer.metrics
+        for name in (*trainer.metrics, *(trainer.monitors if split == "train" else ()))
         for end in ends
     ]
     return ["step", "epoch", *scales, *names]
