@@ -102,7 +102,9 @@ def main(
         )
     tasks = [r for r in rows if "forgetting" in r]
     if tasks:
-        print("\n| config | mean accuracy after the last task (%) | forgetting (%) |\n|---|---|---|")
+        print(
+            "\n| config | mean accuracy after the last task (%) | forgetting (%) |\n|---|---|---|"
+        )
     for r in tasks:
         pairs = (f"{mean:.1f} ± {sd:.1f}" for mean, sd in (r["average_accuracy"], r["forgetting"]))
         print(f"| `{r['name']}` | {' | '.join(pairs)} |")
