@@ -49,8 +49,7 @@ def compile_chunk(experiment: Experiment) -> Callable:
             left = jnp.minimum(count - i * trainer.block, trainer.block)
             return trainer.steps(carry[0], batches, left, fold, carry[1])
 
-        empty = means((*trainer.metrics, *trainer.monitors)).empty()
-        start = (state, (empty, jnp.full((), -1, jnp.int32)))
+        start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32)))
         # A bound that is data: one compilation serves the shorter last chunk, too.
         if trainer.block == 1:
             state, (collection, broken) = jax.lax.fori_loop(0, count, one, start)
@@ -89,7 +88,7 @@ def compile_evaluation(
             batch = preprocess(jax.tree.map(lambda a: a[chosen], arrays))
             return gather(collection, trainer.evaluate(state, batch), mask), None
 
-        empty = means(trainer.metrics).empty()
+        empty = means(trainer.evaluated).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
     shared = 0 if experiment.by_seed else None

@@ -152,8 +152,8 @@ class Trainer:
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:
-        metrics: names of the values that `step` and `evaluate` give per example.
-        monitors: names of the values that only `step` gives: what the rule has to say.
+        metrics: names of the values that `step` gives: the objective's, and what a rule logs.
+        evaluated: names of those that `evaluate` gives: the objective's.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
@@ -168,8 +168,9 @@ class Trainer:
     ):
         self.settings = settings
         self.objective = objective_of(settings, classes)
-        self.metrics, self.better = self.objective.metrics, self.objective.better
-        self.monitors = settings.rule(getattr(settings, "sigma", None)).monitors
+        self.evaluated, self.better = self.objective.metrics, self.objective.better
+        monitors = settings.rule(getattr(settings, "sigma", None)).monitors
+        self.metrics = (*self.objective.metrics, *monitors)
         steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
         warmup = round(settings.warmup * steps)

@@ -154,7 +154,7 @@ def _columns(experiment: Experiment) -> list[str]:
     names = [
         f"{split}_{name}{end}"
         for split in splits
-        for name in (*trainer.metrics, *(trainer.monitors if split == "train" else ()))
+        for name in (trainer.metrics if split == "train" else trainer.evaluated)
         for end in ends
     ]
     return ["step", "epoch", *scales, *names]

@@ -19,15 +19,15 @@ class TrainerLike(Protocol):
     """What the loop asks of a trainer: pure functions, and what it must know to run them.
 
     Attributes:
-        metrics: names of the values that `step` and `evaluate` give per example.
-        monitors: names of further values that only `step` gives, per example or one for all.
+        metrics: names of the values that `step` gives, per example or one for all.
+        evaluated: names of those that `evaluate` gives, per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
     metrics: tuple[str, ...]
-    monitors: tuple[str, ...]
+    evaluated: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
     block: int
     tiny: bool
