@@ -87,6 +87,7 @@ class NodePerturbation(Rule):
     """
 
     local: ClassVar[bool] = True
+    dealt: ClassVar[tuple[str, int]] = ("samples", 1)
 
     samples: int = 16
     sigma: Any = 0.1  # a float, or a traced scalar under a schedule
