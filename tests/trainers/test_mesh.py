@@ -1,50 +1,54 @@
 """One run on several devices is the run on one: the same updates, but for rounding."""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.devices import MeshSettings, placed
+from trainers.features import restored
+from trainers.run_directory import RunDirectory, latest_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Trains three steps on each mesh named in the arguments, and on one device. Adam would blow up
-# the rounding of gradients that are all but zero.
+# Two steps of every case on its meshes, and on one device.
 STEPS = """
 import json, sys
 import jax, numpy as np
 import trainers
-from trainers.compiled import compile_chunk, compile_evaluation
-from trainers.devices import MeshSettings, placed
+from trainers.compiled import compile_chunk
+from trainers.devices import placed
 
-config, meshes = json.loads(sys.argv[1])
-
-def trained(mesh):
+def trained(config, mesh):
     experiment = trainers.make_experiment(trainers.resolve({**config, "mesh": mesh}))
     where = placed(1, experiment.mesh)
-    state = where.state(experiment.init())
-    arrays = where.data(dict(experiment.train), by_seed=False)
+    start = experiment.init()
+    first = jax.tree.leaves(jax.tree.map(np.array, start.params))
+    state, arrays = where.state(start), where.data(dict(experiment.train), by_seed=False)
     state, averages, broken = compile_chunk(experiment, where)(
-        state, arrays, experiment.order(0)[:3], 3)
-    assert int(broken) == -1 and int(state.step) == 3
-    kept = compile_evaluation(experiment, where)(state, experiment.validation)
+        state, arrays, experiment.order(0)[:2], 2)
+    assert int(broken) == -1 and int(state.step) == 2
     if mesh.get("fully_sharded"):
-        kernel = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (64, 24)]
-        assert kernel and all(x.addressable_shards[0].data.shape == (16, 24) for x in kernel)
-    return jax.tree.leaves((state.params, averages, kept))
+        kernels = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (64, 8)]
+        assert kernels and all(x.addressable_shards[0].data.shape == (16, 8) for x in kernels)
+    last = jax.tree.leaves(state.params)
+    assert max(np.abs(a - b).max() for a, b in zip(first, last)) > 1e-3
+    return last + jax.tree.leaves(averages)
 
-alone = trained({})
-started = trainers.make_experiment(trainers.resolve(config)).init().params
-moved = [np.abs(a - b).max() for a, b in zip(alone, jax.tree.leaves(started))]
-assert max(moved) > 1e-3, moved
-for mesh in meshes:
-    for one, several in zip(alone, trained(mesh), strict=True):
-        np.testing.assert_allclose(one, several, atol=1e-5, err_msg=str(mesh))
+config, cases = json.loads(sys.argv[1])
+for trainer, meshes in cases:
+    config["trainer"] = {"batch_size": 8, "learning_rate": 0.1, "epochs": 1, **trainer}
+    alone = trained(config, {})
+    for mesh in meshes:
+        for one, several in zip(alone, trained(config, mesh), strict=True):
+            np.testing.assert_allclose(one, several, atol=1e-5, err_msg=f"{trainer} {mesh}")
 """
 
 
@@ -52,9 +56,35 @@ def mesh(population, data, **more):
     return {"population": population, "data": data, **more}
 
 
-def run_script(script, *arguments, devices=8):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.run(
+ALL = (mesh(8, 1), mesh(1, 8), mesh(4, 2))
+EVOLUTION = {"name": "evolution", "population": 32}
+CASES = {
+    "grlu": [({"name": "grlu", "samples": 8}, ALL)],
+    "ways of grlu": [
+        # A first layer written after every four examples, by `Trainer.steps`.
+        ({"name": "grlu", "samples": 8, "batch_size": 1, "online_chunk": 4}, ALL[:1]),
+        ({"name": "grlu", "samples": 8, "site": "active", "noise": "orthogonal"}, ALL[2:]),
+        ({"name": "grlu", "samples": 8, "site": "post", "inputs": "noisy"}, ALL[2:]),
+    ],
+    "evolution": [
+        (EVOLUTION | {"rank": 1}, ALL),
+        (EVOLUTION | {"chunk": 4}, ALL[2:]),
+        (EVOLUTION | {"batches": "own", "batch_size": 16}, ALL[2:]),
+    ],
+    "others": [
+        ({"name": "weight_perturbation", "samples": 8}, ALL[2:]),
+        ({"name": "forward_gradient", "samples": 8}, ALL[2:]),
+        ({"name": "forward_gradient", "samples": 8, "of": "weight"}, ALL[2:]),
+        ({"name": "feedback_alignment"}, ALL[1:2]),
+        ({"name": "backprop"}, ALL[1:2]),
+        ({"name": "backprop", "optimizer": "momentum"}, [mesh(1, 4, fully_sharded=True)]),
+    ],
+}
+
+
+def on_devices(count, script, *arguments):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
@@ -62,55 +92,90 @@ def run_script(script, *arguments, devices=8):
         text=True,
         timeout=600,
     )
-
-
-BOTH = (mesh(8, 1), mesh(1, 8), mesh(4, 2))
-CASES = {
-    "grlu": ({"name": "grlu", "samples": 8}, BOTH),
-    "grlu_active": (
-        {"name": "grlu", "samples": 8, "site": "active", "noise": "orthogonal"},
-        (mesh(4, 2),),
-    ),
-    "grlu_published": (
-        {"name": "grlu", "samples": 8, "site": "post", "inputs": "noisy"},
-        (mesh(4, 2),),
-    ),
-    # 64 examples written to the first layer at once, by `Trainer.steps`.
-    "grlu_online": ({"name": "grlu", "samples": 8, "batch_size": 1, "online_chunk": 4}, BOTH[:1]),
-    "evolution": ({"name": "evolution", "population": 32, "rank": 1}, BOTH),
-    "evolution_full": ({"name": "evolution", "population": 32, "chunk": 4}, BOTH[2:]),
-    "weight_perturbation": ({"name": "weight_perturbation", "samples": 8}, BOTH[1:]),
-    "forward_gradient": ({"name": "forward_gradient", "samples": 8}, BOTH[1:]),
-    "forward_gradient_weight": (
-        {"name": "forward_gradient", "samples": 8, "of": "weight"},
-        BOTH[2:],
-    ),
-    "backprop": ({"name": "backprop"}, BOTH[1:2]),
-    "backprop_sharded": (
-        {"name": "backprop", "optimizer": "momentum"},
-        (mesh(1, 4, fully_sharded=True),),
-    ),
-    "feedback_alignment": ({"name": "feedback_alignment"}, BOTH[1:2]),
-}
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
-def tiny(small):
-    small["model"]["activation"] = "tanh"  # Rounding could choose another winner of a top-k.
-    small["trainer"] = {"batch_size": 8, "learning_rate": 0.1, "epochs": 1}
+def small(small):
+    """Rounding could choose another winner of a top-k, and Adam blow up gradients near zero."""
+    small["model"] |= {"hidden": (8,), "activation": "tanh"}
+    small["trainer"] |= {"optimizer": "sgd", "learning_rate": 0.05, "average": None}
     return small
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_a_mesh_changes_nothing(case, tiny):
-    import json
-
-    trainer, meshes = CASES[case]
-    tiny["trainer"] |= trainer
-    done = run_script(STEPS, json.dumps([tiny, meshes]))
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("cases", CASES)
+def test_eight_devices_give_the_update_of_one(cases, small):
+    on_devices(8, STEPS, json.dumps([small, CASES[cases]]))
 
 
 def test_every_trainer_is_tried_on_a_mesh():
-    assert {trainer["name"] for trainer, _ in CASES.values()} == set(trainers.TRAINERS)
+    tried = {trainer["name"] for cases in CASES.values() for trainer, _ in cases}
+    assert tried == set(trainers.TRAINERS)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(small, tmp_path):
+    small["trainer"] |= {"batch_size": 64, "epochs": 2}
+    on_one, on_eight = tmp_path / "one", tmp_path / "eight"
+    trainers.train(small, on_one, progress=False)
+    shutil.copytree(on_one, tmp_path / "more")
+    unfinished(tmp_path / "more")
+    script = """
+import json, sys
+import trainers
+config, new, old = sys.argv[1:]
+trainers.train(json.loads(config), new, progress=False)
+changes = ["mesh.population=2", "mesh.data=4", "mesh.fully_sharded=true"]
+trainers.resume(old, overrides=changes, progress=False)
+"""
+    config = json.dumps(small | {"mesh": mesh(4, 2)})
+    on_devices(8, script, config, on_eight, tmp_path / "more")
+    same(on_one, on_eight)
+    same(on_one, tmp_path / "more")
+    unfinished(on_eight)
+    trainers.resume(on_eight, overrides=["mesh.population=1", "mesh.data=1"], progress=False)
+    same(on_one, on_eight)
+
+
+def unfinished(run):
+    """Takes a run of two epochs back to the end of the first."""
+    shutil.rmtree(max((run / "checkpoints").iterdir(), key=lambda path: int(path.name)))
+
+
+def same(one, two):
+    """Two runs have the same weights and metrics, whatever devices read them."""
+    states = [restored(RunDirectory(run), best=False).state for run in (one, two)]
+    assert int(states[0].step) == int(states[1].step)
+    pairs = zip(*(jax.tree.leaves(state.params) for state in states), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    metrics = [latest_metrics(run / "metrics.csv") for run in (one, two)]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["mesh.data=64", "trainer.batch_size=64"], "needs 64 devices, and there are"),
+        (["mesh.data=3"], "trainer.batch_size is 8, and mesh.data 3 doesn't divide it"),
+        (["mesh.population=3"], "trainer.samples is 4, which can't be dealt .* a multiple of 3"),
+        (
+            ["trainer.name=evolution", "trainer.population=12", "mesh.population=4"],
+            "trainer.population is 12, .* groups of 2 .* a multiple of 8",
+        ),
+        (["trainer.name=backprop", "mesh.population=2"], "has no noisy passes"),
+        (["run.seeds=2", "mesh.data=2"], "several seeds .* run.seeds 1"),
+        (["mesh.data=0"], "mesh.data must be at least 1"),
+        (["mesh.rows=2"], "mesh has no key 'rows'"),
+    ],
+)
+def test_what_a_mesh_cannot_do(changes, sentence, small, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        trainers.train(small, tmp_path / "run", overrides=changes, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_mesh_of_a_run_may_change(tmp_path):
+    with pytest.raises(UserError, match="only the mesh may change"):
+        trainers.resume(tmp_path, overrides=["trainer.samples=8"])
