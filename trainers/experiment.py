@@ -11,7 +11,7 @@ import input_pipeline
 from grlu.errors import UserError
 from models import MODELS
 from trainers.config import build
-from trainers.devices import one_device_per_core
+from trainers.devices import MeshSettings, one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
@@ -48,6 +48,7 @@ SECTIONS: Any = {
     "model": MODELS,
     "trainer": TRAINERS,
     "run": RunSettings,
+    "mesh": MeshSettings,
 }
 
 
@@ -64,7 +65,7 @@ def make_experiment(
     Raises:
         UserError: if they don't fit each other, or the data are missing.
     """
-    one_device_per_core(config.run.seeds)
+    one_device_per_core(config.run.seeds * config.mesh.population * config.mesh.data)
     data = data or build(input_pipeline.load, config.dataset, "dataset")
     settings = build(TRAINERS[config.trainer.name], config.trainer, "trainer")
     model = MODELS[config.model.name]
@@ -86,6 +87,8 @@ def make_experiment(
             f"run.seeds is {run.seeds}, but {data.name} are those of {len(data.train['label'])} "
             "seeds: it must be the same, or 1 for the model whose features they are"
         )
+    mesh = build(MeshSettings, config.mesh, "mesh")
+    _require_shares(config.trainer.name, settings, run, mesh)
     _require_fit(config, data, settings, make_model)
     return Experiment(
         seed=config.seed,
@@ -97,9 +100,41 @@ def make_experiment(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         run=run,
+        mesh=mesh,
         by_seed=data.by_seed,
         start=start,
     )
+
+
+def _require_shares(
+    trainer: str, settings: GradientSettings, run: RunSettings, mesh: MeshSettings
+) -> None:
+    """Raises UserError where the mesh can't share out the run evenly."""
+    if run.seeds > 1 and mesh.size > 1:
+        raise UserError(
+            f"run.seeds is {run.seeds}: several seeds are dealt to the devices whole, so mesh must "
+            "be 1 x 1, or run.seeds 1"
+        )
+    if settings.batch_size % mesh.data:
+        raise UserError(
+            f"trainer.batch_size is {settings.batch_size}, and mesh.data {mesh.data} doesn't "
+            "divide it"
+        )
+    if mesh.population == 1:
+        return
+    name, each = settings.rule_class.dealt
+    if not name:
+        raise UserError(
+            f"mesh.population is {mesh.population}, but trainer.name={trainer} has no noisy "
+            "passes to deal out: let it be 1, and use mesh.data"
+        )
+    passes = getattr(settings, name)
+    if passes % (each * mesh.population):
+        more = "" if each == 1 else f" in groups of {each}"
+        raise UserError(
+            f"trainer.{name} is {passes}, which can't be dealt{more} to mesh.population="
+            f"{mesh.population} devices: it must be a multiple of {each * mesh.population}"
+        )
 
 
 def _require_fit(

@@ -16,8 +16,9 @@ from flax import nnx
 
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
+from trainers import processes
 from trainers.compiled import compile_chunk, compile_evaluation
-from trainers.devices import Seeds
+from trainers.devices import placed
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
@@ -51,7 +52,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     trainer, settings = experiment.trainer, experiment.run
     per_epoch, steps = experiment.steps_per_epoch, experiment.steps
     longest = -(-per_epoch // settings.rows_per_epoch)
-    state = experiment.init()
+    where = placed(settings.seeds, experiment.mesh)
+    fresh = experiment.init()
+    state = where.state(fresh)
     with (
         open_checkpoints(experiment, run) as checkpoints,
         _stopping() as stop,
@@ -60,14 +63,13 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state).state
         else:
-            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(state.params)))
+            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(fresh.params)))
+        del fresh
         step = int(jnp.max(state.step))
         saved = step or None
-        train_chunk = compile_chunk(experiment)
-        evaluate = compile_evaluation(experiment)
-        seeds, train = Seeds(settings.seeds), dict(experiment.train)
-        state = seeds.dealt(state)
-        train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
+        train_chunk = compile_chunk(experiment, where)
+        evaluate = compile_evaluation(experiment, where)
+        train = where.data(dict(experiment.train), by_seed=experiment.by_seed)
         table = MetricsTable(run.metrics, _columns(experiment), step)
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
 
@@ -116,17 +118,19 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                     row |= _evaluated(experiment, evaluate, state, test=step == steps)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
+                stopping = processes.agreed(bool(stop))
                 # The row first: a checkpoint without its row could never be completed.
-                if step % per_epoch == 0 or stop:
+                if step % per_epoch == 0 or stopping:
                     checkpoints.save(step, state, metrics=row, meta={"epoch": step / per_epoch})
                     saved = step
-                if stop and step < steps:
+                if stopping and step < steps:
                     checkpoints.wait()
                     raise Interrupted(
                         f"stopped at step {step} of {steps}, saved; continue with "
                         f"'grlu resume {run.resumed}'",
-                        stop[0],
+                        stop[0] if stop else signal.SIGTERM,
                     )
+    processes.agreed(False)  # The others read what the first has written.
     return Result(run.path, step, latest_metrics(run.metrics))
 
 
