@@ -22,7 +22,8 @@ from grlu.errors import UserError
 from input_pipeline import Data
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
-from trainers.loop import Experiment, open_checkpoints
+from trainers.loop import open_checkpoints
+from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
 from trainers.state import TrainState
 from trainers.values import plain
