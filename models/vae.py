@@ -201,7 +201,7 @@ class VAE(nnx.Module):
 
     def posterior(self, x: jax.Array) -> Posterior:
         """q(z | x) for `x` of shape (B, *example_shape)."""
-        mean, raw = self.encoder(x)  # type: ignore[operator]
+        mean, raw = self.encoder(x)
         log_variance = clamp(raw)
         beyond = (raw < LOG_VARIANCES[0]) | (raw > LOG_VARIANCES[1])
         return Posterior(mean, log_variance, jnp.sum(beyond, -1).astype(mean.dtype))
@@ -212,7 +212,7 @@ class VAE(nnx.Module):
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Logits or means, shape (..., *example_shape), of codes (..., latent)."""
-        return self.decoder(z)  # type: ignore[operator]
+        return self.decoder(z)
 
     def log_likelihood(self, x: jax.Array, z: jax.Array) -> jax.Array:
         """log p(x | z) in nats, summed over the features.

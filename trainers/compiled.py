@@ -12,6 +12,9 @@ from trainers.measure import gather, means
 from trainers.protocol import Arrays, Experiment, Values
 from trainers.state import TrainState
 
+# Folded into a step's key for what becomes of its batch; a rule folds in nothing.
+_AUGMENT = 0xA06
+
 
 def compile_chunk(experiment: Experiment) -> Callable:
     """Compiles many steps into one dispatch.
@@ -34,18 +37,22 @@ def compile_chunk(experiment: Experiment) -> Callable:
         # Whole blocks, of which the last is not used to its end.
         rows = jnp.pad(rows, ((0, -len(rows) % trainer.block), (0, 0)))
 
-        def batch_of(rows: jax.Array) -> Arrays:
-            return preprocess(jax.tree.map(lambda a: a[rows], arrays))
+        def batch_of(rows: jax.Array, step: jax.Array) -> Arrays:
+            batch = preprocess(jax.tree.map(lambda a: a[rows], arrays))
+            if experiment.augment is None:
+                return batch
+            key = jax.random.fold_in(jax.random.fold_in(state.key, step), _AUGMENT)
+            return experiment.augment(batch, key)
 
         def one(i: jax.Array, carry: Any) -> Any:
             state, folded = carry
             step = state.step
-            state, values = trainer.step(state, batch_of(rows[i]))
+            state, values = trainer.step(state, batch_of(rows[i], step))
             return state, fold(folded, step, values)
 
         def many(i: jax.Array, carry: Any) -> Any:
             block = jax.lax.dynamic_slice_in_dim(rows, i * trainer.block, trainer.block)
-            batches = jax.vmap(batch_of)(block)
+            batches = jax.vmap(batch_of)(block, carry[0].step + jnp.arange(trainer.block))
             left = jnp.minimum(count - i * trainer.block, trainer.block)
             return trainer.steps(carry[0], batches, left, fold, carry[1])
 

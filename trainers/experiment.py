@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import grlu
 import input_pipeline
 from grlu.errors import UserError
-from models import MODELS
+from models import MODELS, VAE
 from trainers.config import build
 from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
@@ -98,6 +98,7 @@ def make_experiment(
         batch_size=settings.batch_size,
         run=run,
         by_seed=data.by_seed,
+        augment=data.augment,
         start=start,
     )
 
@@ -108,9 +109,19 @@ def _require_fit(
     """Raises UserError where objective, model and data don't go together."""
 
     def answer(x: Any) -> Any:
-        return make_model(nnx.Rngs(0))(x)
+        model = make_model(nnx.Rngs(0))
+        return model, model(x)
 
-    shape = nnx.eval_shape(answer, jax.ShapeDtypeStruct((1, *data.example_shape), "float32")).shape
+    one = jax.ShapeDtypeStruct((1, *data.example_shape), "float32")
+    model, answered = nnx.eval_shape(answer, one)
+    shape = answered.shape
+    variational = settings.objective in ("elbo", "iwae")
+    if variational and not isinstance(model, VAE):
+        raise UserError(
+            f"trainer.objective={settings.objective} needs a variational autoencoder such as "
+            f"vae_mlp, and model.name is {config.model.name}"
+        )
+    likelihood = model.likelihood if variational else settings.likelihood
     if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
         raise UserError(
             f"trainer.objective=classification needs a model with an answer for each of the "
@@ -123,10 +134,12 @@ def _require_fit(
             f"{data.example_shape}, an autoencoder, and {config.model.name} gives {shape[1:]}"
         )
     unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
-    if (settings.objective, settings.likelihood) == ("reconstruction", "bernoulli") and not unit:
+    rebuilt = variational or settings.objective == "reconstruction"
+    if rebuilt and likelihood == "bernoulli" and not unit:
+        where = "model" if variational else "trainer"
         raise UserError(
-            "trainer.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
-            "or trainer.likelihood=gaussian"
+            f"{where}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
+            f"or {where}.likelihood=gaussian"
         )
     if settings.objective == "fast_learner" and settings.rule_class.local:
         raise UserError(

@@ -32,6 +32,8 @@ SPLITS = ("train", "validation", "test")
 _BATCH = 1000
 # How a model sees the data is the model's own business, not that of the run that uses it.
 _OF_THE_MODEL = ("normalize", "flatten")
+# Features are made of the data themselves, not of a draw that a model learned from.
+_NOT_FOR_FEATURES = ("binarize",)
 
 
 def config_of(run: RunDirectory) -> ConfigDict:
@@ -116,6 +118,7 @@ def _data(
     source = _linked(run, features)
     config = config_of(source)
     own = {k: v for k, v in config.dataset.items() if k in _OF_THE_MODEL and k in section}
+    own |= {k: None for k in _NOT_FOR_FEATURES if k in section}
     data = _data({**section, **own}, config.get("features"), source, computed)
     return _encoded(data, config, source, computed)
 

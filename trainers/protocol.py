@@ -84,6 +84,7 @@ class Experiment:
         batch_size: examples a step; a last, smaller batch of an epoch is left out.
         run: the run's settings.
         by_seed: whether all arrays have a leading axis more, of a set for each seed.
+        augment: (batch as the trainer takes it, key) -> the batch to train on, or None.
         start: the state of another run whose weights this one begins with, or None.
     """
 
@@ -97,6 +98,7 @@ class Experiment:
     batch_size: int
     run: RunSettings
     by_seed: bool = False
+    augment: Callable[[Any, jax.Array], Any] | None = None
     start: TrainState | None = None
 
     @property
