@@ -15,6 +15,7 @@ from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
+from trainers.svi import SVI
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
 TRAINERS: dict[str, type[GradientSettings]] = {
@@ -37,6 +38,7 @@ TRAINERS: dict[str, type[GradientSettings]] = {
     "grlu": gradient_settings(
         "GRLU", grlu.NodePerturbation, "Node perturbation: credit from noise and reward."
     ),
+    "svi": SVI,
     "weight_perturbation": gradient_settings(
         "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
     ),

@@ -91,6 +91,7 @@ class GradientSettings:
     online_chunk: int = 64
 
     rule_class: ClassVar[type[Rule]]
+    remedy: ClassVar[str] = "a lower trainer.learning_rate or a trainer.clip"
 
     def __post_init__(self) -> None:
         require("trainer.epochs", self.epochs, 0)
@@ -105,8 +106,12 @@ class GradientSettings:
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"trainer.clip must be positive or null, got {self.clip:g}")
         require("trainer.fast_learning_rate", self.fast_learning_rate, 0)
-        objective_of(self, classes=2)
+        self.make_objective(classes=2)
         self.rule(getattr(self, "sigma", None))
+
+    def make_objective(self, classes: int) -> Any:
+        """What is rewarded, for data of so many classes."""
+        return objective_of(self, classes)
 
     def rule(self, sigma: Any) -> Rule:
         """The learning rule at a noise scale (ignored by rules that have none)."""
@@ -165,6 +170,7 @@ class Trainer:
         metrics: names of the values that `step` and `evaluate` give per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
+        remedy: what may help where values are not finite.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
@@ -176,7 +182,7 @@ class Trainer:
         classes: int,
     ):
         self.settings = settings
-        self.objective = objective_of(settings, classes)
+        self.objective = settings.make_objective(classes)
         self.metrics, self.better = self.objective.metrics, self.objective.better
         steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
@@ -211,6 +217,7 @@ class Trainer:
         # An objective that changes from step to step is not one for all of a block.
         plain = plain and not hasattr(self.objective, "at")
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
+        self.remedy = settings.remedy
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))

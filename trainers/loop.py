@@ -100,7 +100,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 step += count
                 if jnp.any(broken >= 0):
                     first_broken = jnp.min(broken, where=broken >= 0, initial=step)
-                    raise RunError(_not_finite(int(first_broken), saved, run.path))
+                    raise RunError(_not_finite(int(first_broken), saved, run.path, trainer.remedy))
 
                 row = _prefixed("train", averages)
                 row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
@@ -186,11 +186,11 @@ def _same(one: Any, two: Any) -> bool:
     return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
 
 
-def _not_finite(step: int, saved: int | None, path: pathlib.Path) -> str:
+def _not_finite(step: int, saved: int | None, path: pathlib.Path, remedy: str) -> str:
     kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
     return (
         f"a value that is not finite appeared at step {step + 1} of the run in {path}, {kept}; "
-        "a lower trainer.learning_rate or a trainer.clip may help"
+        f"{remedy} may help"
     )
 
 

@@ -22,12 +22,14 @@ class TrainerLike(Protocol):
         metrics: names of the values that `step` and `evaluate` give per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
+        remedy: what may help where values are not finite.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
     metrics: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
     block: int
+    remedy: str
     tiny: bool
 
     def init(self, key: jax.Array) -> TrainState: ...

@@ -36,11 +36,16 @@ def iwae_bound(weights: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(weights, axis=-1) - math.log(weights.shape[-1])
 
 
+def divergence(posterior: Posterior) -> jax.Array:
+    """KL(q(z | x) ‖ p(z)), shape (B,)."""
+    return jnp.sum(kl_to_standard(posterior.mean, posterior.log_variance), -1)
+
+
 def terms(model: VAE, x: jax.Array, posterior: Posterior, z: jax.Array) -> Values:
     """The ELBO and its terms, (B,), at samples of shape (B, latent) or (B, samples, latent)."""
     likelihood = model.log_likelihood(x, z)
     reconstruction = likelihood if z.ndim == 2 else jnp.mean(likelihood, -1)
-    kl = jnp.sum(kl_to_standard(posterior.mean, posterior.log_variance), -1)
+    kl = divergence(posterior)
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
@@ -131,7 +136,7 @@ class Iwae:
         z = posterior.draw(model.rngs(), self.samples)
         weights = log_weights(model, x, posterior, z)
         rewards = iwae_bound(weights)
-        kl = jnp.sum(kl_to_standard(posterior.mean, posterior.log_variance), -1)
+        kl = divergence(posterior)
         elbo = jnp.mean(weights, -1)
         found = {"elbo": elbo, "reconstruction": elbo + kl, "kl": kl}
         return rewards, {"reward": rewards, **found, "clamped": posterior.clamped}

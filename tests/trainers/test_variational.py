@@ -81,9 +81,7 @@ def test_more_samples_give_a_tighter_bound_and_one_the_elbo(linear):
     q = gaussian(mean + 0.1, [0.2, 0.4, 0.1])
     z = q.draw(jax.random.key(0), 20_000)
     weights = log_weights(model, x, q, z)
-    bounds = [
-        float(iwae_bound(weights.reshape(len(x), -1, k)).mean()) for k in (1, 5, 50)
-    ]
+    bounds = [float(iwae_bound(weights.reshape(len(x), -1, k)).mean()) for k in (1, 5, 50)]
     assert bounds[0] < bounds[1] < bounds[2] < exact.mean() + 0.01
     assert bounds[0] == pytest.approx(float(terms(model, x, q, z)["elbo"].mean()), abs=0.02)
 
