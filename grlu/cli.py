@@ -135,18 +135,27 @@ def evaluate(
     best: Annotated[
         bool, typer.Option(help="The best checkpoint by validation, not the newest.")
     ] = False,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Of a VAE: importance samples k of its likelihood.")
+    ] = 500,
+    images: Annotated[
+        int, typer.Option(min=1, help="Of a VAE: test images on which it is taken.")
+    ] = 1000,
 ) -> None:
     """Evaluate a run on the test split."""
     import trainers
-    from trainers.reporting import results_table, tasks_table
+    from trainers.generative import Effort
+    from trainers.reporting import corruptions_table, results_table, tasks_table
 
-    metrics = trainers.evaluate(run, best=best)
+    metrics = trainers.evaluate(run, best=best, effort=Effort(samples, images))
     if as_json:
         print(json.dumps(metrics))
     else:
         Console().print(results_table(f"{metrics['run']}, step {metrics['step']}", metrics))
         if "continual" in metrics:
             Console().print(tasks_table(metrics["continual"]))
+        if "out_of_distribution" in metrics:
+            Console().print(corruptions_table(metrics["out_of_distribution"]))
 
 
 @app.command(name="report")

@@ -34,6 +34,7 @@ class Refinement:
         clip: largest norm of an example's gradient, or None.
         natural: whether gradients are natural ones, scaled by the posterior's own variance: stable
             at one rate, below 1, for narrow posteriors and wide.
+        draws: samples of a posterior in each step.
 
     Raises:
         UserError: if a value is out of range.
@@ -44,6 +45,7 @@ class Refinement:
     momentum: float = 0.0
     clip: float | None = None
     natural: bool = False
+    draws: int = 1
 
     def __post_init__(self) -> None:
         require("trainer.svi_steps", self.steps, 1)
@@ -74,11 +76,12 @@ class Refinement:
             (steps, B), "mean" and "log_variance", (steps, B, latent).
         """
         graphdef, state = nnx.split(model)
+        draws = self.draws if self.draws > 1 else None
 
         def raised(where: tuple[jax.Array, jax.Array], key: jax.Array) -> Any:
             posterior = begin._replace(mean=where[0], log_variance=where[1])
             alike = nnx.merge(graphdef, state, copy=True)
-            found = terms(alike, x, posterior, posterior.draw(key))
+            found = terms(alike, x, posterior, posterior.draw(key, draws))
             return jnp.sum(reward(found, posterior) if reward else found["elbo"]), found["elbo"]
 
         def step(carry: Any, key: jax.Array) -> Any:

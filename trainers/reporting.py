@@ -111,6 +111,22 @@ def tasks_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def corruptions_table(found: Mapping[str, Any]) -> Table:
+    """What inference makes of corrupted images, by the encoder and after refinement."""
+    steps = len(next(iter(found.values()))["elbo"]) - 1
+    table = Table(title=f"corrupted images: the encoder's guess → after {steps} steps of inference")
+    table.add_column("")
+    heads = {"elbo": "elbo", "clean": "error to clean", "corrupted": "error to corrupted"}
+    for head in heads.values():
+        table.add_column(head, justify="right")
+    for name, curves in found.items():
+        table.add_row(
+            name.replace("_", " "),
+            *(f"{curves[key][0]:.4f} → {curves[key][-1]:.4f}" for key in heads),
+        )
+    return table
+
+
 def _cell(mean: float | None, deviation: float | None) -> str:
     if mean is None:
         return ""
