@@ -3,8 +3,8 @@
     grlu train mnist_vae_grlu
 
 The autoencoder learns by backprop and without labels; the head, of one hidden layer, learns one
-example at a time from the reward alone. Goal: test accuracy of at least 97 %. Not yet trained to its
-end.
+example at a time from the reward alone. Goal: a test accuracy of at least 97 %. Not yet trained to
+its end.
 """
 
 from ml_collections import ConfigDict

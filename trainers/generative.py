@@ -151,8 +151,8 @@ def corrupted(
     """What iterative inference makes of corrupted images, before each step and at the end.
 
     Returns:
-        By corruption, means over the images, each a list of `refine.steps` + 1 numbers of which the first is the
-        encoder's: "elbo" of the corrupted image, in nats, always by the same draws; "clean" and
+        By corruption, means over the images, each a list of `refine.steps` + 1 numbers of which the
+        first is the encoder's: "elbo" of the corrupted image, in nats, always by the same draws; "clean" and
         "corrupted", the mean squared error by feature of the expected image at the posterior's mean
         to the image as it was and to what the model was shown.
     """
