@@ -152,9 +152,9 @@ def corrupted(
 
     Returns:
         By corruption, means over the images, each a list of `refine.steps` + 1 numbers of which the
-        first is the encoder's: "elbo" of the corrupted image, in nats, always by the same draws; "clean" and
-        "corrupted", the mean squared error by feature of the expected image at the posterior's mean
-        to the image as it was and to what the model was shown.
+        first is the encoder's: "elbo" of the corrupted image, in nats, always by the same draws;
+        "clean" and "corrupted", the mean squared error by feature of the expected image at the
+        posterior's mean to the image as it was and to what the model was shown.
     """
     graphdef, state = nnx.split(model)
     key, loop, judge = jax.random.split(jax.random.key(0), 3)
