@@ -88,6 +88,8 @@ def make_experiment(
             f"run.seeds is {run.seeds}, but {data.name} are those of {len(data.train['label'])} "
             "seeds: it must be the same, or 1 for the model whose features they are"
         )
+    if run.patience is not None and data.validation is None:
+        raise UserError("run.patience needs a validation split: give dataset.validation a size")
     _require_fit(config, data, settings, make_model)
     return Experiment(
         seed=config.seed,

@@ -18,9 +18,16 @@ from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
 from trainers.compiled import compile_chunk, compile_evaluation
 from trainers.devices import Seeds
+from trainers.early_stopping import exhausted
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
-from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
+from trainers.run_directory import (
+    MetricsTable,
+    RunDirectory,
+    disk_errors,
+    latest_metrics,
+    read_metrics,
+)
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
@@ -70,6 +77,10 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
         table = MetricsTable(run.metrics, _columns(experiment), step)
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
+        better, direction = trainer.better
+        column = f"validation_{better}"
+        history = [float(row[column]) for row in read_metrics(run.metrics) if row.get(column)]
+        ended = exhausted(history, direction, settings.patience)
 
         with (
             contextlib.closing(table),
@@ -87,7 +98,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 if checkpoints.latest_step is None:
                     checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
             order_of, order = -1, np.zeros(0, np.int32)
-            while step < steps:
+            while step < steps and not ended:
                 epoch, done = divmod(step, per_epoch)
                 if epoch != order_of:
                     order_of, order = epoch, experiment.order(epoch)
@@ -113,14 +124,20 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         )
                     before = None
                 if step % per_epoch == 0:
-                    row |= _evaluated(experiment, evaluate, state, test=step == steps)
+                    row |= _evaluated(experiment, evaluate, state, test=False)
+                    history += [row[column]] if column in row else []
+                    ended = exhausted(history, direction, settings.patience)
+                    if ended:
+                        _log.info("ended: %s was best %d epochs ago", column, settings.patience)
+                    if ended or step == steps:
+                        row |= _prefixed("test", evaluate(state, experiment.test))
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 # The row first: a checkpoint without its row could never be completed.
                 if step % per_epoch == 0 or stop:
                     checkpoints.save(step, state, metrics=row, meta={"epoch": step / per_epoch})
                     saved = step
-                if stop and step < steps:
+                if stop and step < steps and not ended:
                     checkpoints.wait()
                     raise Interrupted(
                         f"stopped at step {step} of {steps}, saved; continue with "

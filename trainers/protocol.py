@@ -57,18 +57,24 @@ class RunSettings:
             with `_sd` after their names, standard deviations over the seeds.
         keep_last: newest checkpoints to keep.
         keep_best: checkpoints to keep by the best validation metric.
+        patience: epochs without a better validation metric after which a run ends, or None.
+        init_from: folder of a run whose weights this one begins with, where name and shape are the
+            same, or None.
     """
 
     rows_per_epoch: int = 10
     seeds: int = 1
     keep_last: int = 2
     keep_best: int = 1
+    patience: int | None = None
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         require("run.rows_per_epoch", self.rows_per_epoch, 1)
         require("run.seeds", self.seeds, 1)
         require("run.keep_last", self.keep_last, 1)
         require("run.keep_best", self.keep_best, 0)
+        require("run.patience", self.patience, 1)
 
 
 @dataclasses.dataclass(frozen=True)

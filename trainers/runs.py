@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from trainers import generative, hybrid
 from trainers.config import load_config, source_name, to_json, validate
 from trainers.experiment import SECTIONS, make_experiment
-from trainers.features import config_of, open_experiment, restored
+from trainers.features import config_of, open_experiment, restored, warm_started
 from trainers.loop import Result, evaluate_state, fit
 from trainers.run_directory import RunDirectory, default_path, logged_to
 
@@ -55,7 +55,7 @@ def train(
         hybrid.check(config)
         run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
         return hybrid.fit_stages(config, run, progress=progress)
-    experiment = make_experiment(config)
+    experiment = warm_started(make_experiment(config))
     run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
     with logged_to(run.log):
         _log.info("training in %s", run.path)
