@@ -1,7 +1,7 @@
 """YAML files of the research code for variational autoencoders, in the sections of our config.
 
-Its sections are `dataset`, `model` and `train`. Here likelihoods are summed nats, so that its β, for
-a mean over pixels, weighs less than it did there.
+Its sections are `dataset`, `model` and `train`. Here likelihoods are summed nats, so that its β,
+for a mean over pixels, weighs less than it did there.
 """
 
 import logging

@@ -34,9 +34,10 @@ def test_a_run_ends_early_is_tested_and_stays_ended(stalled, tmp_path):
     assert result.step == 3 * (1257 // 8)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert [bool(row["test_accuracy"]) for row in rows] == [False] * 11 + [True]
-    assert "ended: validation_accuracy was best 2 epochs ago" in (
-        tmp_path / "run" / "log.txt"
-    ).read_text()
+    assert (
+        "ended: validation_accuracy was best 2 epochs ago"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
     assert trainers.resume(tmp_path / "run", progress=False).step == result.step
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
