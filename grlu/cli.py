@@ -83,7 +83,10 @@ def list_() -> None:
         "trainers": {name: summary(t) for name, t in trainers.TRAINERS.items()},
         "rules": {f"grlu.{r.__name__}": summary(r) for r in rules},
         "data sets": {name: summary(d) for name, d in input_pipeline.DATASETS.items()}
-        | {"tfds:NAME": "Any image-classification set of TFDS."},
+        | {
+            "tfds:NAME": "Any image-classification set of TFDS.",
+            "folder:PATH": "A folder of images of any size, streamed from disk.",
+        },
     }
     width = max(len(name) for entries in sections.values() for name in entries)
     for title, entries in sections.items():

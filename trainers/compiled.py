@@ -102,6 +102,8 @@ def compile_evaluation(
     over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, shared, None, None)))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
+        if experiment.streamed and experiment.length(arrays) > batch_size:
+            return _in_parts(evaluate, state, arrays, experiment.length(arrays), batch_size)
         length = experiment.length(arrays)
         size = min(batch_size, length)
         batches = -(-length // size)
@@ -111,3 +113,16 @@ def compile_evaluation(
         return over(state, dict(arrays), jnp.asarray(rows), jnp.asarray(mask))
 
     return evaluate
+
+
+def _in_parts(
+    evaluate: Callable, state: TrainState, arrays: Arrays, length: int, size: int
+) -> Values:
+    """`evaluate` on one part of a split after the other: means of means, by their lengths."""
+    total: Values = {}
+    for start in range(0, length, size):
+        part = {name: np.asarray(array[start : start + size]) for name, array in arrays.items()}
+        share = min(size, length - start) / length
+        for name, value in evaluate(state, part).items():
+            total[name] = total.get(name, 0.0) + share * value
+    return total

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -90,6 +91,8 @@ def make_experiment(
         )
     if run.patience is not None and data.validation is None:
         raise UserError("run.patience needs a validation split: give dataset.validation a size")
+    if run.seeds > 1 and any(isinstance(a, np.memmap) for a in data.train.values()):
+        raise UserError(f"{data.name} is streamed to one run at a time: run.seeds must be 1")
     _require_fit(config, data, settings, make_model)
     return Experiment(
         seed=config.seed,

@@ -25,6 +25,7 @@ ACTIVE = 0.01
 _log = logging.getLogger("grlu")
 # Images at once, and samples of each at once: what bounds the memory.
 _IMAGES, _SAMPLES = 100, 50
+_VALUES = 2**27  # Pixels of the test images that are encoded, as many as fit: 170,000 of MNIST.
 _PROBED, _REFINED, _CORRUPTED, _DRAWS = 5000, 500, 128, 20
 
 
@@ -71,10 +72,11 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
 
     x, _ = images(test, effort.images)
     found: dict[str, Any] = {"test_nll": -float(np.mean(bound(model, x, effort.samples)))}
-    everything, labels = images(test, len(test["label"]))
+    size = test["image"][0].size
+    everything, labels = images(test, min(len(test["label"]), max(1, _VALUES // size)))
     codes = _encoded(model, everything)
     found["test_active_units"] = active_units(codes)
-    seen, seen_labels = images(train, _PROBED)
+    seen, seen_labels = images(train, min(_PROBED, max(1, _VALUES // size)))
     found["test_probe_accuracy"] = probe(_encoded(model, seen), seen_labels, codes, labels)
     found["test_amortisation_gap"] = amortisation_gap(model, images(test, _REFINED)[0])
     settings = trainer.settings

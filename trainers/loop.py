@@ -31,6 +31,8 @@ from trainers.run_directory import (
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
+# Bytes of the data on disk that are in memory at once.
+_STREAMED = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     trainer, settings = experiment.trainer, experiment.run
     per_epoch, steps = experiment.steps_per_epoch, experiment.steps
     longest = -(-per_epoch // settings.rows_per_epoch)
+    if experiment.streamed:
+        batch = experiment.batch_size * sum(a[0].nbytes for a in experiment.train.values())
+        longest = min(longest, max(1, _STREAMED // batch))
     state = experiment.init()
     with (
         open_checkpoints(experiment, run) as checkpoints,
@@ -74,7 +79,8 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         evaluate = compile_evaluation(experiment)
         seeds, train = Seeds(settings.seeds), dict(experiment.train)
         state = seeds.dealt(state)
-        train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
+        if not experiment.streamed:
+            train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
         table = MetricsTable(run.metrics, _columns(experiment), step)
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
         better, direction = trainer.better
@@ -107,7 +113,11 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 rows = np.take(order, range(done, done + count), axis=-2)
                 # Always of one shape: the rows beyond the count are never used.
                 more = [(0, 0)] * (rows.ndim - 2) + [(0, longest - count), (0, 0)]
-                state, averages, broken = train_chunk(state, train, np.pad(rows, more), count)
+                rows, part = np.pad(rows, more), train
+                if experiment.streamed:
+                    part = {name: np.asarray(a[rows.reshape(-1)]) for name, a in train.items()}
+                    rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+                state, averages, broken = train_chunk(state, part, rows, count)
                 step += count
                 if jnp.any(broken >= 0):
                     first_broken = jnp.min(broken, where=broken >= 0, initial=step)

@@ -110,6 +110,11 @@ class Experiment:
     start: TrainState | None = None
 
     @property
+    def streamed(self) -> bool:
+        """Whether the data stay on the disk, and come into memory in parts."""
+        return any(isinstance(array, np.memmap) for array in self.train.values())
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.length(self.train) // self.batch_size
 
