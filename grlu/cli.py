@@ -92,7 +92,10 @@ def list_() -> None:
         "trainers": {name: summary(t) for name, t in trainers.TRAINERS.items()},
         "rules": {f"grlu.{r.__name__}": summary(r) for r in rules},
         "data sets": {name: summary(d) for name, d in input_pipeline.DATASETS.items()}
-        | {"tfds:NAME": "Any image-classification set of TFDS."},
+        | {
+            "tfds:NAME": "Any image-classification set of TFDS.",
+            "folder:PATH": "A folder of images of any size, streamed from disk.",
+        },
     }
     width = max(len(name) for entries in sections.values() for name in entries)
     for title, entries in sections.items():
@@ -161,18 +164,27 @@ def evaluate(
     best: Annotated[
         bool, typer.Option(help="The best checkpoint by validation, not the newest.")
     ] = False,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Of a VAE: importance samples k of its likelihood.")
+    ] = 500,
+    images: Annotated[
+        int, typer.Option(min=1, help="Of a VAE: test images on which it is taken.")
+    ] = 1000,
 ) -> None:
     """Evaluate a run on the test split."""
     import trainers
-    from trainers.reporting import results_table, tasks_table
+    from trainers.generative import Effort
+    from trainers.reporting import corruptions_table, results_table, tasks_table
 
-    metrics = trainers.evaluate(run, best=best)
+    metrics = trainers.evaluate(run, best=best, effort=Effort(samples, images))
     if as_json:
         print(json.dumps(metrics))
     else:
         Console().print(results_table(f"{metrics['run']}, step {metrics['step']}", metrics))
         if "continual" in metrics:
             Console().print(tasks_table(metrics["continual"]))
+        if "out_of_distribution" in metrics:
+            Console().print(corruptions_table(metrics["out_of_distribution"]))
 
 
 @app.command(name="report")

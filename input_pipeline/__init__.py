@@ -18,6 +18,7 @@ from typing import Any
 from grlu.errors import UserError
 from input_pipeline.data import Data
 from input_pipeline.digits import digits
+from input_pipeline.folder import image_folder
 from input_pipeline.names import nearest
 from input_pipeline.prepare import Prepared, prepare
 from input_pipeline.tfds_images import image_set
@@ -54,7 +55,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
 
 
 def loader(name: str) -> Callable[..., Data]:
-    """Return the loader called `name`, an entry of `DATASETS` or `tfds:NAME`.
+    """Return the loader called `name`, an entry of `DATASETS`, `tfds:NAME` or `folder:PATH`.
 
     Raises:
         UserError: for a name that is neither.
@@ -64,9 +65,11 @@ def loader(name: str) -> Callable[..., Data]:
     if isinstance(name, str) and name.startswith("tfds:") and name != "tfds:":
         tfds_name = name.removeprefix("tfds:")
         return image_set(name, f"TFDS's image set {tfds_name}.", tfds_name=tfds_name)
+    if isinstance(name, str) and name.startswith("folder:") and name != "folder:":
+        return image_folder(name.removeprefix("folder:"))
     raise UserError(
         f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
-        f" {', '.join(DATASETS)}, and tfds:NAME for those of TFDS)."
+        f" {', '.join(DATASETS)}, and tfds:NAME for those of TFDS, folder:PATH for images)."
     )
 
 

@@ -5,6 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from input_pipeline.binarize import (
+    Binarization,
+    drawn_anew,
+    drawn_once,
+    require_binarization,
+)
 from input_pipeline.classes import few, keep, renumbered
 from input_pipeline.preprocess import Moments, preprocess_for
 from input_pipeline.splits import Examples, carve
@@ -18,6 +26,9 @@ class Data:
     with `image` as float32, normalised, of shape `(B, *example_shape)`.
     `validation` is None where training uses every example.
 
+    `augment` makes a training batch of a preprocessed one, anew each time, from a key; None
+    leaves it as it is.
+
     `by_seed`: whether all arrays have a leading axis more, of a set for each seed of a run: the
     features of several seeds' models.
     """
@@ -30,6 +41,12 @@ class Data:
     example_shape: tuple[int, ...]
     num_classes: int
     by_seed: bool = False
+    augment: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the data stay on the disk, and come into memory in parts."""
+        return any(isinstance(array, np.memmap) for array in self.train.values())
 
 
 def image_data(
@@ -48,6 +65,7 @@ def image_data(
     classes: tuple[int, ...] | None = None,
     renumber: bool = False,
     per_class: int | None = None,
+    binarize: Binarization | None = None,
 ) -> Data:
     """Return the `Data` of images with pixels from 0 to `maximum`, under a loader's options.
 
@@ -56,16 +74,24 @@ def image_data(
     the labels to keep in every split, after the validation set and the subset are taken, so that
     no run trains on what another one is validated on; labels stay as they are, and the classes
     as many, unless `renumber` asks for 0, 1, ... in the order of `classes`. `per_class` is the
-    number of training examples to keep of each class.
+    number of training examples to keep of each class. `binarize` draws black and white pixels
+    with the grey ones as probabilities: "static" once, "dynamic" anew each time in training.
 
     Raises:
         UserError: for an option of the wrong type or size.
     """
+    require_binarization(binarize, normalize)
     preprocess = preprocess_for(
         train["image"], normalize=normalize, flatten=flatten, maximum=maximum, moments=moments
     )
     shape = train["image"].shape[1:]
-    train, held_out = carve(train, validation=validation, split_seed=split_seed, subset=subset)
+    sizes: Any = {"validation": validation, "split_seed": split_seed, "subset": subset}
+    grey = train
+    if binarize is not None:
+        train, test = drawn_once(train, maximum, 0), drawn_once(test, maximum, 1)
+    train, held_out = carve(train, **sizes)
+    if binarize == "dynamic":
+        train, _ = carve(grey, **sizes)
     if classes is not None:
         present = range(num_classes)
         train, test = keep(train, classes, present), keep(test, classes, present)
@@ -85,4 +111,5 @@ def image_data(
         preprocess=preprocess,
         example_shape=(math.prod(shape),) if flatten else shape,
         num_classes=num_classes,
+        augment=drawn_anew if binarize == "dynamic" else None,
     )

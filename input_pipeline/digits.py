@@ -5,6 +5,7 @@ E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine L
 
 import numpy as np
 
+from input_pipeline.binarize import Binarization
 from input_pipeline.data import Data, image_data
 
 
@@ -19,6 +20,7 @@ def digits(
     classes: tuple[int, ...] | None = None,
     renumber: bool = False,
     per_class: int | None = None,
+    binarize: Binarization | None = None,
 ) -> Data:
     """1,437 + 360 handwritten digits, 8x8 grey, 10 classes; in scikit-learn, nothing to prepare.
 
@@ -52,5 +54,6 @@ def digits(
         classes=classes,
         renumber=renumber,
         per_class=per_class,
+        binarize=binarize,
         maximum=16.0,
     )

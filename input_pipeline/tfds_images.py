@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grlu.errors import UserError
+from input_pipeline.binarize import Binarization
 from input_pipeline.cache import Arrays, cached
 from input_pipeline.data import Data, image_data
 from input_pipeline.prepared import data_root, find, fingerprint, missing, prepare_command
@@ -37,6 +38,7 @@ def image_set(
         classes: tuple[int, ...] | None = None,
         renumber: bool = False,
         per_class: int | None = None,
+        binarize: Binarization | None = None,
         train_split: str = "train",
         test_split: str = "test",
     ) -> Data:
@@ -71,6 +73,7 @@ def image_set(
             classes=classes,
             renumber=renumber,
             per_class=per_class,
+            binarize=binarize,
             moments=moments,
         )
 

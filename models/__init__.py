@@ -4,17 +4,24 @@ A model is built as `Model(example_shape, outputs, rngs=rngs, **options)`; the o
 config's `model` section. A new model is one file and one line here.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from models.autoencoder import Autoencoder, ConvAutoencoder
 from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
+from models.vae import VAE, ivae, vae_conv, vae_mlp
 
-MODELS = {
+MODELS: dict[str, Callable[..., Any]] = {
     "autoencoder": Autoencoder,
     "conv_autoencoder": ConvAutoencoder,
+    "ivae": ivae,
     "local_mlp": LocalMLP,
     "mlp": MLP,
     "skip_mlp": SkipMLP,
+    "vae_conv": vae_conv,
+    "vae_mlp": vae_mlp,
 }
 
-__all__ = ["MLP", "MODELS", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]
+__all__ = ["MLP", "MODELS", "VAE", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]

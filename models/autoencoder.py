@@ -1,14 +1,14 @@
 """Autoencoders: dense and convolutional, from an example to a latent code and back."""
 
 import itertools
-import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 import grlu
+from models.convolution import Downwards, Upwards
 from models.layers import ActivationName, dense, require_flat
 from models.layers import activation as make_activation
 
@@ -169,53 +169,21 @@ class ConvAutoencoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         del outputs
-        if len(example_shape) != 3:
-            raise grlu.UserError(
-                "conv_autoencoder takes images (height, width, channels), the data's examples have "
-                f"shape {tuple(example_shape)}; set dataset.flatten=false"
-            )
-        if min(channels, default=1) < 1:
-            raise grlu.UserError(f"conv_autoencoder needs positive channels, got {channels}")
         self.code = _Latent(latent_activation, topk, latent)
         self.corrupt = Masking(denoise, rngs=rngs)
-        height, width, depth = example_shape
-        # Sizes before each convolution, to which the decoder's larger results are cut.
-        self.sizes = tuple(
-            (-(-height // 2**i), -(-width // 2**i)) for i in range(len(channels) + 1)
-        )
-        depths = (depth, *channels)
-        self.middle = (*self.sizes[-1], depths[-1])
-        self.convolutions = nnx.List(
-            nnx.Conv(a, b, (3, 3), 2, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            for a, b in itertools.pairwise(depths)
-        )
-        features = math.prod(self.middle)
-        self.to_code, self.from_code = dense(features, latent, rngs), dense(latent, features, rngs)
-        self.transposed = nnx.List(
-            nnx.ConvTranspose(a, b, (3, 3), 2, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            for a, b in itertools.pairwise(depths[::-1])
-        )
-        self.activations = nnx.List(
-            make_activation(activation, topk=topk, topk_mode="hard", rngs=rngs)
-            for _ in 2 * tuple(channels)
-        )
+        name = "conv_autoencoder"
+        options: Any = {"kernel": 3, "activation": activation, "topk": topk, "rngs": rngs}
+        self.down = Downwards(name, example_shape, channels, **options)
+        self.to_code = dense(self.down.features, latent, rngs)
+        self.up = Upwards(name, example_shape, channels, latent, **options)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Maps `x`, shape (B, height, width, channels), to its code, shape (B, latent)."""
-        for layer, activate in zip(self.convolutions, self.activations, strict=False):
-            x = activate(layer(x))
-        return self.code(self.to_code(x.reshape(x.shape[0], -1)))
+        return self.code(self.to_code(self.down(x)))
 
     def decode(self, code: jax.Array) -> jax.Array:
         """Maps a code, shape (B, latent), to means or logits of the images' shape."""
-        h = self.from_code(code).reshape(code.shape[0], *self.middle)
-        count = len(self.transposed)
-        for i, (layer, (height, width)) in enumerate(
-            zip(self.transposed, self.sizes[-2::-1], strict=True)
-        ):
-            # A relu of what the dense layer gives first: two linear layers in a row are one.
-            h = layer(self.activations[count + i](h))[:, :height, :width]
-        return h
+        return self.up(code)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Reconstructs `x`, shape (B, height, width, channels), corrupted in training."""

@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
+from reports.imagined import Imagined, imagined
 from reports.record import Record
+from trainers import generative
 from trainers.features import config_of, open_experiment
 from trainers.gradient import Trainer
 from trainers.loop import open_checkpoints
 from trainers.objectives import Classification, Reconstruction
 from trainers.run_directory import RunDirectory
 
-MOST_FIELDS, MOST_CODES, MOST_EXAMPLES, BATCH = 32, 2000, 10, 500
+MOST_FIELDS, MOST_CODES, MOST_EXAMPLES, MOST_IMAGINED, BATCH = 32, 2000, 10, 128, 500
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Learned:
         codes: latent codes of test images, (images, latent), and `labels`, their classes.
         inputs: test images as the model sees them, and `outputs`, what it makes of them;
             (images, height, width, depth).
+        imagined: what a variational autoencoder imagines.
     """
 
     step: int
@@ -42,6 +46,7 @@ class Learned:
     labels: np.ndarray | None = None
     inputs: np.ndarray | None = None
     outputs: np.ndarray | None = None
+    imagined: Imagined | None = None
 
 
 def learned(record: Record) -> Learned:
@@ -53,7 +58,8 @@ def learned(record: Record) -> Learned:
     run = RunDirectory.open(record.path)
     if not any(run.checkpoints.glob("*/")):
         raise UserError(f"{record.path} has no checkpoint yet")
-    experiment = open_experiment(config_of(run), run, computed=("test",))
+    config = config_of(run)
+    experiment = open_experiment(config, run, computed=("test",))
     trainer = experiment.trainer
     if not isinstance(trainer, Trainer):
         raise UserError(f"{type(trainer).__name__} is a trainer whose model a report can't ask")
@@ -85,12 +91,18 @@ def learned(record: Record) -> Learned:
     if hasattr(asked.model, "encode"):
         found |= _codes(asked)
     if hasattr(asked.model, "encode") and hasattr(asked.model, "decode") and len(shape) == 3:
-        found |= _reconstructions(asked, shape, _output(trainer.objective))
+        found |= _reconstructions(asked, shape, _output(asked.model, trainer.objective))
+    if generative.is_generative(config) and len(shape) == 3:
+        rows = np.unique(np.linspace(0, len(asked.labels) - 1, MOST_IMAGINED).astype(int))
+        images = jnp.asarray(experiment.preprocess(asked.batch(rows))["image"])
+        found["imagined"] = imagined(asked.model, trainer.settings, images, shape)
     return Learned(restored.step, **found)
 
 
-def _output(objective: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _output(model: Any, objective: Any) -> Callable[[np.ndarray], np.ndarray]:
     """From what a model gives to the mean that it stands for."""
+    if hasattr(model, "expected"):
+        return lambda out: np.asarray(model.expected(jnp.asarray(out)))
     if isinstance(objective, Reconstruction) and objective.likelihood == "bernoulli":
         return lambda logits: 1 / (1 + np.exp(-logits))
     return lambda means: means

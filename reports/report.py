@@ -12,6 +12,7 @@ from reports import tables
 from reports.confusion import confusion_matrix
 from reports.continual import accuracy_matrix
 from reports.curves import accuracy_by_passes, learning_curves
+from reports.grids import imagination
 from reports.images import receptive_fields, reconstructions
 from reports.latent import latent_map
 from reports.learned import learned
@@ -158,6 +159,8 @@ class _Report:
             yield receptive_fields(found.fields, found.convolution, of=of)
         if found.inputs is not None and found.outputs is not None:
             yield reconstructions(found.inputs, found.outputs, of=of)
+        if found.imagined is not None:
+            yield from imagination(found.imagined, of=of)
 
     def keep(self, drawn: Picture, suffix: str) -> Picture:
         kept = dataclasses.replace(drawn, name=drawn.name + suffix)

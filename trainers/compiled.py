@@ -13,6 +13,8 @@ from trainers.protocol import Arrays, Experiment, Values
 from trainers.state import TrainState
 
 Where = Seeds | Devices
+# Folded into a step's key for what becomes of its batch; a rule folds in nothing.
+_AUGMENT = 0xA06
 
 
 def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callable:
@@ -41,18 +43,22 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
         # Whole blocks, of which the last is not used to its end.
         rows = jnp.pad(rows, ((0, -len(rows) % trainer.block), (0, 0)))
 
-        def batch_of(rows: jax.Array) -> Arrays:
-            return preprocess(home.batch(jax.tree.map(lambda a: a[rows], arrays)))
+        def batch_of(rows: jax.Array, step: jax.Array) -> Arrays:
+            batch = preprocess(home.batch(jax.tree.map(lambda a: a[rows], arrays)))
+            if experiment.augment is None:
+                return batch
+            key = jax.random.fold_in(jax.random.fold_in(state.key, step), _AUGMENT)
+            return home.batch(experiment.augment(batch, key))
 
         def one(i: jax.Array, carry: Any) -> Any:
             state, folded = carry
             step = state.step
-            state, values = trainer.step(state, batch_of(rows[i]))
+            state, values = trainer.step(state, batch_of(rows[i], step))
             return state, fold(folded, step, values)
 
         def many(i: jax.Array, carry: Any) -> Any:
             block = jax.lax.dynamic_slice_in_dim(rows, i * trainer.block, trainer.block)
-            batches = jax.vmap(batch_of)(block)
+            batches = jax.vmap(batch_of)(block, carry[0].step + jnp.arange(trainer.block))
             left = jnp.minimum(count - i * trainer.block, trainer.block)
             return trainer.steps(carry[0], batches, left, fold, carry[1])
 
@@ -108,6 +114,8 @@ def compile_evaluation(
     over = home.compiled(over, (0, shared, None, None))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
+        if experiment.streamed and experiment.length(arrays) > batch_size:
+            return _in_parts(evaluate, state, arrays, experiment.length(arrays), batch_size)
         length = experiment.length(arrays)
         size = -(-min(batch_size, length) // home.size) * home.size
         batches = -(-length // size)
@@ -117,3 +125,16 @@ def compile_evaluation(
         return over(state, dict(arrays), rows, mask)
 
     return evaluate
+
+
+def _in_parts(
+    evaluate: Callable, state: TrainState, arrays: Arrays, length: int, size: int
+) -> Values:
+    """`evaluate` on one part of a split after the other: means of means, by their lengths."""
+    total: Values = {}
+    for start in range(0, length, size):
+        part = {name: np.asarray(array[start : start + size]) for name, array in arrays.items()}
+        share = min(size, length - start) / length
+        for name, value in evaluate(state, part).items():
+            total[name] = total.get(name, 0.0) + share * value
+    return total

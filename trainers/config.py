@@ -158,7 +158,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    from trainers import yaml_layout
+    from trainers import vae_layout, yaml_layout
 
     try:
         config = yaml.load(_text(path), _Yaml)
@@ -167,7 +167,10 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
-    return yaml_layout.translate(_sections(path, config))
+    sections = _sections(path, config)
+    if vae_layout.is_vae(sections):
+        return vae_layout.translate(sections)
+    return yaml_layout.translate(sections)
 
 
 _READERS = {".py": _read_python, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}

@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 import grlu
 import input_pipeline
 from grlu.errors import UserError
-from models import MODELS
+from models import MODELS, VAE
+from trainers import processes
 from trainers.config import build
 from trainers.devices import MeshSettings, one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
+from trainers.svi import SVI
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
 TRAINERS: dict[str, type[GradientSettings]] = {
@@ -37,6 +39,7 @@ TRAINERS: dict[str, type[GradientSettings]] = {
     "grlu": gradient_settings(
         "GRLU", grlu.NodePerturbation, "Node perturbation: credit from noise and reward."
     ),
+    "svi": SVI,
     "weight_perturbation": gradient_settings(
         "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
     ),
@@ -89,6 +92,13 @@ def make_experiment(
         )
     mesh = build(MeshSettings, config.mesh, "mesh")
     _require_shares(config.trainer.name, settings, run, mesh)
+    if run.patience is not None and data.validation is None:
+        raise UserError("run.patience needs a validation split: give dataset.validation a size")
+    if data.streamed and (run.seeds > 1 or mesh.size > 1 or processes.count() > 1):
+        raise UserError(
+            f"{data.name} is streamed from disk to one run on one device: run.seeds, "
+            "mesh.population and mesh.data must be 1, in one process"
+        )
     _require_fit(config, data, settings, make_model)
     return Experiment(
         seed=config.seed,
@@ -102,6 +112,8 @@ def make_experiment(
         run=run,
         mesh=mesh,
         by_seed=data.by_seed,
+        streamed=data.streamed,
+        augment=data.augment,
         start=start,
     )
 
@@ -143,9 +155,19 @@ def _require_fit(
     """Raises UserError where objective, model and data don't go together."""
 
     def answer(x: Any) -> Any:
-        return make_model(nnx.Rngs(0))(x)
+        model = make_model(nnx.Rngs(0))
+        return model, model(x)
 
-    shape = nnx.eval_shape(answer, jax.ShapeDtypeStruct((1, *data.example_shape), "float32")).shape
+    one = jax.ShapeDtypeStruct((1, *data.example_shape), "float32")
+    model, answered = nnx.eval_shape(answer, one)
+    shape = answered.shape
+    variational = settings.objective in ("elbo", "iwae")
+    if variational and not isinstance(model, VAE):
+        raise UserError(
+            f"trainer.objective={settings.objective} needs a variational autoencoder such as "
+            f"vae_mlp, and model.name is {config.model.name}"
+        )
+    likelihood = model.likelihood if variational else settings.likelihood
     if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
         raise UserError(
             f"trainer.objective=classification needs a model with an answer for each of the "
@@ -158,10 +180,12 @@ def _require_fit(
             f"{data.example_shape}, an autoencoder, and {config.model.name} gives {shape[1:]}"
         )
     unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
-    if (settings.objective, settings.likelihood) == ("reconstruction", "bernoulli") and not unit:
+    rebuilt = variational or settings.objective == "reconstruction"
+    if rebuilt and likelihood == "bernoulli" and not unit:
+        where = "model" if variational else "trainer"
         raise UserError(
-            "trainer.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
-            "or trainer.likelihood=gaussian"
+            f"{where}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
+            f"or {where}.likelihood=gaussian"
         )
     if settings.objective == "fast_learner" and settings.rule_class.local:
         raise UserError(

@@ -2,11 +2,14 @@
 
 A config may link its run to others, by paths relative to its own folder: `features` names the run
 whose trained model encodes the data, which may itself see features; `start` the run with whose
-weights this one begins. A pipeline writes these links between its stages.
+weights this one begins. A pipeline writes these links between its stages. `run.init_from` names a
+run whose weights are taken where they fit, and only at the very beginning.
 """
 
+import dataclasses
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 import input_pipeline
@@ -28,10 +32,13 @@ from trainers.run_directory import RunDirectory
 from trainers.state import TrainState
 from trainers.values import plain
 
+_log = logging.getLogger("grlu")
 SPLITS = ("train", "validation", "test")
 _BATCH = 1000
 # How a model sees the data is the model's own business, not that of the run that uses it.
 _OF_THE_MODEL = ("normalize", "flatten")
+# Features are made of the data themselves, not of a draw that a model learned from.
+_NOT_FOR_FEATURES = ("binarize",)
 
 
 def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -63,7 +70,8 @@ def open_experiment(
     """
     experiment, data = _fresh(config, run, computed)
     if "start" not in config:
-        return experiment
+        begun = any(run.checkpoints.glob("*/"))
+        return experiment if begun or set(computed) != set(SPLITS) else warm_started(experiment)
     other = _linked(run, config.start)
     before, _ = _fresh(config_of(other), other, ())
     expected, found = (
@@ -104,6 +112,33 @@ def restored(
         return checkpoints.restore(experiment.init(), best=best)
 
 
+def warm_started(experiment: Experiment) -> Experiment:
+    """An experiment that begins with the weights of `run.init_from`, where these fit.
+
+    Raises:
+        UserError: if no array of that run has the name and shape of one of this.
+    """
+    if experiment.run.init_from is None:
+        return experiment
+    source = RunDirectory.open(pathlib.Path(experiment.run.init_from))
+    theirs = dict(nnx.to_flat_state(restored(source, best=True).state.params))
+    state = experiment.init()
+    own = nnx.to_flat_state(state.params)
+    taken = {
+        path: theirs[path] if path in theirs and theirs[path].shape == variable.shape else variable
+        for path, variable in own
+    }
+    count = sum(taken[path] is not variable for path, variable in own)
+    if not count:
+        raise UserError(
+            f"run.init_from: none of the {len(own)} arrays of this model has the name and shape of "
+            f"one in {source.path}"
+        )
+    _log.info("%d of %d arrays begin as in %s", count, len(own), source.path)
+    start = state.replace(params=nnx.from_flat_state(taken))
+    return dataclasses.replace(experiment, start=start)
+
+
 def _linked(run: RunDirectory, link: str) -> RunDirectory:
     return RunDirectory(pathlib.Path(run.path, link).resolve())
 
@@ -116,6 +151,7 @@ def _data(
     source = _linked(run, features)
     config = config_of(source)
     own = {k: v for k, v in config.dataset.items() if k in _OF_THE_MODEL and k in section}
+    own |= {k: None for k in _NOT_FOR_FEATURES if k in section}
     data = _data({**section, **own}, config.get("features"), source, computed)
     return _encoded(data, config, source, computed)
 

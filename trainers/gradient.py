@@ -39,9 +39,15 @@ class GradientSettings:
         batch_size: examples per step.
         objective: what is rewarded, one of `trainers.OBJECTIVES`: "classification",
             "reconstruction" (of an autoencoder), or "fast_learner": how well a linear head does
-            that learns on the features of half of the batch by GRLU (for evolution).
+            that learns on the features of half of the batch by GRLU (for evolution); of a
+            variational autoencoder, "elbo" or "iwae" (`trainers.variational`).
         reward: name of an answer's reward, one of `trainers.REWARDS`.
-        likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian".
+        likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian";
+            a variational autoencoder's is its model's.
+        latent_samples: draws of the posterior per example, of "elbo" and of "iwae".
+        beta: of "elbo": weight of the divergence.
+        free_bits: of "elbo": nats of each latent's divergence below which it is not reduced.
+        kl_warmup: of "elbo": share of the run in which the divergence's weight rises from 0.
         fast_samples: pairs of perturbations per example with which a fast learner learns.
         fast_learning_rate: at which it learns.
         optimizer: "sgd", "normalized" (every step as long as the rate), "momentum", "adam" or
@@ -66,6 +72,10 @@ class GradientSettings:
     objective: str = "classification"
     reward: str = "log_likelihood"
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    latent_samples: int = 1
+    beta: float = 1.0
+    free_bits: float = 0.0
+    kl_warmup: float = 0.0
     fast_samples: int = 16
     fast_learning_rate: float = 0.01
     optimizer: OptimizerName = "sgd"
@@ -81,6 +91,7 @@ class GradientSettings:
     online_chunk: int = 64
 
     rule_class: ClassVar[type[Rule]]
+    remedy: ClassVar[str] = "a lower trainer.learning_rate or a trainer.clip"
 
     def __post_init__(self) -> None:
         require("trainer.epochs", self.epochs, 0)
@@ -95,8 +106,12 @@ class GradientSettings:
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"trainer.clip must be positive or null, got {self.clip:g}")
         require("trainer.fast_learning_rate", self.fast_learning_rate, 0)
-        objective_of(self, classes=2)
+        self.make_objective(classes=2)
         self.rule(getattr(self, "sigma", None))
+
+    def make_objective(self, classes: int) -> Any:
+        """What is rewarded, for data of so many classes."""
+        return objective_of(self, classes)
 
     def rule(self, sigma: Any) -> Rule:
         """The learning rule at a noise scale (ignored by rules that have none)."""
@@ -156,6 +171,7 @@ class Trainer:
         evaluated: names of those that `evaluate` gives: the objective's.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
+        remedy: what may help where values are not finite.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
@@ -167,7 +183,7 @@ class Trainer:
         classes: int,
     ):
         self.settings = settings
-        self.objective = objective_of(settings, classes)
+        self.objective = settings.make_objective(classes)
         self.evaluated, self.better = self.objective.metrics, self.objective.better
         monitors = settings.rule(getattr(settings, "sigma", None)).monitors
         self.metrics = (*self.objective.metrics, *monitors)
@@ -201,14 +217,16 @@ class Trainer:
         plain = settings.optimizer == "sgd" and settings.clip is None and settings.rule_class.local
         # A subclass with a step of its own must not be passed over.
         plain = plain and type(self).step is Trainer.step
+        # An objective that changes from step to step is not one for all of a block.
+        plain = plain and not hasattr(self.objective, "at")
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
+        self.remedy = settings.remedy
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         model.train()
-        self._pure = pure_objective(
-            nnx.graphdef(model), self.objective, has_aux=True, update=nnx.BatchStat
-        )
+        self._training = nnx.graphdef(model)
+        self._steps = steps
         model.eval()
         self._evaluating = nnx.graphdef(model)
 
@@ -227,12 +245,22 @@ class Trainer:
             average=None if self.settings.average is None else jax.tree.map(jnp.copy, params),
         )
 
+    def _at(self, step: jax.Array) -> Any:
+        """The objective at a step: what changes in the course of a run has a method `at`."""
+        if not hasattr(self.objective, "at"):
+            return self.objective
+        return self.objective.at(step / self._steps)
+
+    def _pure(self, step: jax.Array) -> Any:
+        """The objective at a step, a function of params, rest and batch."""
+        return pure_objective(self._training, self._at(step), has_aux=True, update=nnx.BatchStat)
+
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         """One update; the values, per example or one for all, are those of the state before it."""
         key = jax.random.fold_in(state.key, state.step)
         rule = self.settings.rule(self.sigma(state.step))
         _, (values, changed), ascent, monitored = rule.estimate(
-            self._pure, state.params, state.rest, batch, key
+            self._pure(state.step), state.params, state.rest, batch, key
         )
         grads = jax.tree.map(jnp.negative, ascent)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -264,7 +292,7 @@ class Trainer:
             fold: `fold(carried, step, values)`, called after every update.
             start: what it carries at first.
         """
-        chunk = Chunk(self._pure, state.params, state.rest, batches)
+        chunk = Chunk(self._pure(state.step), state.params, state.rest, batches)
         shifted, grams = chunk.shifted(), chunk.gram()
 
         def body(t: jax.Array, carry: Any) -> Any:
@@ -350,4 +378,5 @@ class Trainer:
     def scales(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules say at a step, for the log."""
         scales = {"learning_rate": self.learning_rate(step)}
+        scales |= self._at(step).scales() if hasattr(self.objective, "scales") else {}
         return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})

@@ -19,12 +19,21 @@ from grlu.errors import Interrupted, RunError
 from trainers import processes
 from trainers.compiled import compile_chunk, compile_evaluation
 from trainers.devices import placed
+from trainers.early_stopping import exhausted
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
-from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
+from trainers.run_directory import (
+    MetricsTable,
+    RunDirectory,
+    disk_errors,
+    latest_metrics,
+    read_metrics,
+)
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
+# Bytes of the data on disk that are in memory at once.
+_STREAMED = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     trainer, settings = experiment.trainer, experiment.run
     per_epoch, steps = experiment.steps_per_epoch, experiment.steps
     longest = -(-per_epoch // settings.rows_per_epoch)
+    if experiment.streamed:
+        batch = experiment.batch_size * sum(a[0].nbytes for a in experiment.train.values())
+        longest = min(longest, max(1, _STREAMED // batch))
     where = placed(settings.seeds, experiment.mesh)
     fresh = experiment.init()
     state = where.state(fresh)
@@ -69,9 +81,15 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         saved = step or None
         train_chunk = compile_chunk(experiment, where)
         evaluate = compile_evaluation(experiment, where)
-        train = where.data(dict(experiment.train), by_seed=experiment.by_seed)
+        train = dict(experiment.train)
+        if not experiment.streamed:
+            train = where.data(train, by_seed=experiment.by_seed)
         table = MetricsTable(run.metrics, _columns(experiment), step)
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
+        better, direction = trainer.better
+        column = f"validation_{better}"
+        history = [float(row[column]) for row in read_metrics(run.metrics) if row.get(column)]
+        ended = exhausted(history, direction, settings.patience)
 
         with (
             contextlib.closing(table),
@@ -89,7 +107,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 if checkpoints.latest_step is None:
                     checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
             order_of, order = -1, np.zeros(0, np.int32)
-            while step < steps:
+            while step < steps and not ended:
                 epoch, done = divmod(step, per_epoch)
                 if epoch != order_of:
                     order_of, order = epoch, experiment.order(epoch)
@@ -98,11 +116,15 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 rows = np.take(order, range(done, done + count), axis=-2)
                 # Always of one shape: the rows beyond the count are never used.
                 more = [(0, 0)] * (rows.ndim - 2) + [(0, longest - count), (0, 0)]
-                state, averages, broken = train_chunk(state, train, np.pad(rows, more), count)
+                rows, part = np.pad(rows, more), train
+                if experiment.streamed:
+                    part = {name: np.asarray(a[rows.reshape(-1)]) for name, a in train.items()}
+                    rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+                state, averages, broken = train_chunk(state, part, rows, count)
                 step += count
                 if jnp.any(broken >= 0):
                     first_broken = jnp.min(broken, where=broken >= 0, initial=step)
-                    raise RunError(_not_finite(int(first_broken), saved, run.path))
+                    raise RunError(_not_finite(int(first_broken), saved, run.path, trainer.remedy))
 
                 row = _prefixed("train", averages)
                 row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
@@ -115,7 +137,13 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         )
                     before = None
                 if step % per_epoch == 0:
-                    row |= _evaluated(experiment, evaluate, state, test=step == steps)
+                    row |= _evaluated(experiment, evaluate, state, test=False)
+                    history += [row[column]] if column in row else []
+                    ended = exhausted(history, direction, settings.patience)
+                    if ended:
+                        _log.info("ended: %s was best %d epochs ago", column, settings.patience)
+                    if ended or step == steps:
+                        row |= _prefixed("test", evaluate(state, experiment.test))
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))
@@ -123,7 +151,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 if step % per_epoch == 0 or stopping:
                     checkpoints.save(step, state, metrics=row, meta={"epoch": step / per_epoch})
                     saved = step
-                if stopping and step < steps:
+                if stopping and step < steps and not ended:
                     checkpoints.wait()
                     raise Interrupted(
                         f"stopped at step {step} of {steps}, saved; continue with "
@@ -191,11 +219,11 @@ def _same(one: Any, two: Any) -> bool:
     return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
 
 
-def _not_finite(step: int, saved: int | None, path: pathlib.Path) -> str:
+def _not_finite(step: int, saved: int | None, path: pathlib.Path, remedy: str) -> str:
     kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
     return (
         f"a value that is not finite appeared at step {step + 1} of the run in {path}, {kept}; "
-        "a lower trainer.learning_rate or a trainer.clip may help"
+        f"{remedy} may help"
     )
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from grlu.errors import UserError
 from trainers.fast_learner import FastLearner
+from trainers.variational import Elbo, Iwae
 
 # (logits (B, classes), labels (B,)) -> rewards (B,)
 Reward = Callable[[jax.Array, jax.Array], jax.Array]
@@ -129,11 +130,22 @@ class Reconstruction:
 # Name → the objective that a trainer's settings ask for, for a task of so many classes.
 OBJECTIVES: dict[str, Callable[[Any, int], Any]] = {
     "classification": lambda s, classes: Classification(reward_named(s.reward)),
+    "elbo": lambda s, classes: Elbo(s.latent_samples, s.beta, s.free_bits, s.kl_warmup),
     "fast_learner": lambda s, classes: FastLearner(
         reward_named(s.reward), classes, s.fast_samples, s.fast_learning_rate
     ),
+    "iwae": lambda s, classes: _iwae(s),
     "reconstruction": lambda s, classes: Reconstruction(s.likelihood),
 }
+
+
+def _iwae(settings: Any) -> Iwae:
+    if (settings.beta, settings.free_bits, settings.kl_warmup) != (1, 0, 0):
+        raise UserError(
+            "trainer.objective=iwae is a bound as it stands: trainer.beta, trainer.free_bits and "
+            "trainer.kl_warmup are of trainer.objective=elbo"
+        )
+    return Iwae(settings.latent_samples)
 
 
 def objective_of(settings: Any, classes: int) -> Any:

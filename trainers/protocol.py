@@ -24,6 +24,7 @@ class TrainerLike(Protocol):
         evaluated: names of those that `evaluate` gives, per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
+        remedy: what may help where values are not finite.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
@@ -31,6 +32,7 @@ class TrainerLike(Protocol):
     evaluated: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
     block: int
+    remedy: str
     tiny: bool
 
     def init(self, key: jax.Array) -> TrainState: ...
@@ -58,18 +60,24 @@ class RunSettings:
             with `_sd` after their names, standard deviations over the seeds.
         keep_last: newest checkpoints to keep.
         keep_best: checkpoints to keep by the best validation metric.
+        patience: epochs without a better validation metric after which a run ends, or None.
+        init_from: folder of a run whose weights this one begins with, where name and shape are the
+            same, or None.
     """
 
     rows_per_epoch: int = 10
     seeds: int = 1
     keep_last: int = 2
     keep_best: int = 1
+    patience: int | None = None
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         require("run.rows_per_epoch", self.rows_per_epoch, 1)
         require("run.seeds", self.seeds, 1)
         require("run.keep_last", self.keep_last, 1)
         require("run.keep_best", self.keep_best, 0)
+        require("run.patience", self.patience, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +96,8 @@ class Experiment:
         run: the run's settings.
         mesh: the devices that it is to be trained on.
         by_seed: whether all arrays have a leading axis more, of a set for each seed.
+        streamed: whether the data stay on the disk, and come into memory in parts.
+        augment: (batch as the trainer takes it, key) -> the batch to train on, or None.
         start: the state of another run whose weights this one begins with, or None.
     """
 
@@ -102,6 +112,8 @@ class Experiment:
     run: RunSettings
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     by_seed: bool = False
+    streamed: bool = False
+    augment: Callable[[Any, jax.Array], Any] | None = None
     start: TrainState | None = None
 
     @property

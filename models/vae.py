@@ -1,0 +1,424 @@
+"""Variational autoencoders (Kingma & Welling 2014, arXiv:1312.6114): any encoder, any decoder."""
+
+import itertools
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import grlu
+from models.convolution import Downwards, Upwards
+from models.densities import log_bernoulli, log_normal
+from models.layers import ActivationName
+from models.layers import activation as make_activation
+
+LikelihoodName = Literal["bernoulli", "gaussian", "learned"]
+BackboneName = Literal["mlp", "conv"]
+
+LOG_VARIANCES = (-12.0, 8.0)
+"""Bounds of the posterior's log variance: standard deviations from 0.0025 to 55."""
+
+
+class Posterior(NamedTuple):
+    """A Gaussian with diagonal covariance for each example.
+
+    Attributes:
+        mean: shape (B, latent).
+        log_variance: shape (B, latent), within `LOG_VARIANCES`.
+        clamped: how many of an example's log variances were beyond them, shape (B,).
+    """
+
+    mean: jax.Array
+    log_variance: jax.Array
+    clamped: jax.Array
+
+    def draw(self, key: jax.Array, samples: int | None = None) -> jax.Array:
+        """One draw each, shape (B, latent), or several, (B, samples, latent)."""
+        batch, latent = self.mean.shape
+        mean, log_variance = self.mean, self.log_variance
+        shape: tuple[int, ...] = (batch, latent)
+        if samples is not None:
+            mean, log_variance = mean[:, None], log_variance[:, None]
+            shape = (batch, samples, latent)
+        return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, shape)
+
+
+def clamp(log_variance: jax.Array) -> jax.Array:
+    """`log_variance` within `LOG_VARIANCES`; the gradient passes, and leads back from beyond."""
+    inside = jnp.clip(log_variance, *LOG_VARIANCES)
+    return log_variance + jax.lax.stop_gradient(inside - log_variance)
+
+
+class DenseEncoder(nnx.Module):
+    """Dense layers from an example of any shape to the posterior's mean and log variance."""
+
+    def __init__(
+        self,
+        example_shape: tuple[int, ...],
+        latent: int,
+        *,
+        hidden: tuple[int, ...],
+        activation: ActivationName,
+        rngs: nnx.Rngs,
+    ):
+        self.axes = len(example_shape)
+        self.layers, self.activations = _stack(math.prod(example_shape), hidden, activation, rngs)
+        self.heads = _linear((math.prod(example_shape), *hidden)[-1], 2 * latent, rngs)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps `x`, shape (B, *example_shape), to two arrays of shape (B, latent)."""
+        h = x.reshape(*x.shape[: x.ndim - self.axes], -1)
+        for layer, activate in zip(self.layers, self.activations, strict=True):
+            h = activate(layer(h))
+        mean, log_variance = jnp.split(self.heads(h), 2, axis=-1)
+        return mean, log_variance
+
+
+class DenseDecoder(nnx.Module):
+    """Dense layers from a code to logits or means of an example's shape."""
+
+    def __init__(
+        self,
+        example_shape: tuple[int, ...],
+        latent: int,
+        *,
+        hidden: tuple[int, ...],
+        activation: ActivationName,
+        rngs: nnx.Rngs,
+    ):
+        self.example_shape = tuple(example_shape)
+        self.layers, self.activations = _stack(latent, hidden, activation, rngs)
+        self.out = _linear((latent, *hidden)[-1], math.prod(example_shape), rngs)
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Maps `z`, shape (..., latent), to shape (..., *example_shape)."""
+        h = z
+        for layer, activate in zip(self.layers, self.activations, strict=True):
+            h = activate(layer(h))
+        return self.out(h).reshape(*z.shape[:-1], *self.example_shape)
+
+
+class ConvEncoder(nnx.Module):
+    """Convolutions of stride 2 from an image to the posterior's mean and log variance."""
+
+    def __init__(
+        self,
+        example_shape: tuple[int, ...],
+        latent: int,
+        *,
+        channels: tuple[int, ...],
+        activation: ActivationName,
+        rngs: nnx.Rngs,
+    ):
+        self.down = Downwards(
+            "a convolutional encoder",
+            example_shape,
+            channels,
+            kernel=4,
+            activation=activation,
+            topk=0.5,
+            rngs=rngs,
+        )
+        self.heads = _linear(self.down.features, 2 * latent, rngs)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps `x`, shape (B, height, width, channels), to two arrays of shape (B, latent)."""
+        mean, log_variance = jnp.split(self.heads(self.down(x)), 2, axis=-1)
+        return mean, log_variance
+
+
+class ConvDecoder(nnx.Module):
+    """A dense layer and transposed convolutions from a code to logits or means of an image."""
+
+    def __init__(
+        self,
+        example_shape: tuple[int, ...],
+        latent: int,
+        *,
+        channels: tuple[int, ...],
+        activation: ActivationName,
+        rngs: nnx.Rngs,
+    ):
+        self.up = Upwards(
+            "a convolutional decoder",
+            example_shape,
+            channels,
+            latent,
+            kernel=4,
+            activation=activation,
+            topk=0.5,
+            rngs=rngs,
+        )
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Maps `z`, shape (..., latent), to shape (..., height, width, channels)."""
+        return self.up(z)
+
+
+class VAE(nnx.Module):
+    """A Gaussian posterior by an encoder, a standard normal prior, a likelihood by a decoder.
+
+    Args:
+        encoder: examples -> (mean, log variance), each (B, latent).
+        decoder: codes (..., latent) -> logits or means (..., *example_shape).
+        example_shape: shape of one example.
+        latent: units of the code.
+        likelihood: "bernoulli" (the decoder gives logits of pixels in [0, 1]), "gaussian" (means,
+            with the standard deviation `sd`), or "learned": Gaussian with one learned deviation
+            for all features, at first `sd` (Rybkin et al. 2021, arXiv:2006.13202).
+        sd: standard deviation of the Gaussian, in units of the input.
+        rngs: source of the samples in training.
+
+    Raises:
+        UserError: if there are more latents than features, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: nnx.Module,
+        decoder: nnx.Module,
+        example_shape: tuple[int, ...],
+        *,
+        latent: int,
+        likelihood: LikelihoodName,
+        sd: float,
+        rngs: nnx.Rngs,
+    ):
+        if likelihood not in ("bernoulli", "gaussian", "learned"):
+            raise grlu.UserError(
+                f"likelihood must be bernoulli, gaussian or learned; got {likelihood!r}"
+            )
+        if not sd > 0:
+            raise grlu.UserError(f"sd must be positive, got {sd!r}")
+        self.encoder, self.decoder = encoder, decoder
+        self.example_shape, self.latent = tuple(example_shape), latent
+        self.likelihood, self.sd = likelihood, sd
+        self.log_sd = nnx.Param(jnp.full((1,), math.log(sd))) if likelihood == "learned" else None
+        self.deterministic = False  # set by model.eval()
+        self.rngs = rngs.fork()
+
+    def posterior(self, x: jax.Array) -> Posterior:
+        """q(z | x) for `x` of shape (B, *example_shape)."""
+        mean, raw = self.encoder(x)
+        log_variance = clamp(raw)
+        beyond = (raw < LOG_VARIANCES[0]) | (raw > LOG_VARIANCES[1])
+        return Posterior(mean, log_variance, jnp.sum(beyond, -1).astype(mean.dtype))
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """The posterior's mean, shape (B, latent): the features on which others learn."""
+        return self.posterior(x).mean
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Logits or means, shape (..., *example_shape), of codes (..., latent)."""
+        return self.decoder(z)
+
+    def log_likelihood(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        """log p(x | z) in nats, summed over the features.
+
+        Args:
+            x: shape (B, *example_shape).
+            z: one code for each, (B, latent), or several, (B, samples, latent).
+
+        Returns:
+            Shape (B,) or (B, samples).
+        """
+        out = self.decode(z)
+        target = x if z.ndim == 2 else x[:, None]
+        if self.likelihood == "bernoulli":
+            nats = log_bernoulli(target, out)
+        else:
+            nats = log_normal(target, out, self._log_variance(out.ndim))
+        return jnp.sum(nats, tuple(range(z.ndim - 1, out.ndim)))
+
+    def expected(self, out: jax.Array) -> jax.Array:
+        """The mean of an example's features that the decoder's output stands for."""
+        return nnx.sigmoid(out) if self.likelihood == "bernoulli" else out
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits or means at a draw of the posterior in training, at its mean in evaluation."""
+        posterior = self.posterior(x)
+        return self.decode(posterior.mean if self.deterministic else posterior.draw(self.rngs()))
+
+    def reconstruct(self, x: jax.Array) -> jax.Array:
+        """The expected example at the posterior's mean, shape of `x`."""
+        return self.expected(self.decode(self.encode(x)))
+
+    def sample(self, key: jax.Array, count: int) -> jax.Array:
+        """Expected examples at `count` draws of the prior, shape (count, *example_shape)."""
+        return self.expected(self.decode(jax.random.normal(key, (count, self.latent))))
+
+    def interpolate(self, one: jax.Array, other: jax.Array, steps: int) -> jax.Array:
+        """Expected examples on the straight lines between the codes of pairs of examples.
+
+        Args:
+            one: where the lines begin, shape (B, *example_shape).
+            other: where they end.
+            steps: points on each line, both ends among them.
+
+        Returns:
+            Shape (B, steps, *example_shape).
+        """
+        share = jnp.linspace(0, 1, steps)[None, :, None]
+        line = (1 - share) * self.encode(one)[:, None] + share * self.encode(other)[:, None]
+        return self.expected(self.decode(line))
+
+    def _log_variance(self, ndim: int) -> jax.Array:
+        if self.log_sd is None:
+            return jnp.full((1,) * ndim, 2 * math.log(self.sd))
+        return 2 * self.log_sd[...].reshape((1,) * ndim)
+
+
+def vae_mlp(
+    example_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    latent: int = 15,
+    encoder_hidden: tuple[int, ...] = (512, 256),
+    decoder_hidden: tuple[int, ...] = (256, 512),
+    encoder_activation: ActivationName = "tanh",
+    decoder_activation: ActivationName = "relu",
+    likelihood: LikelihoodName = "bernoulli",
+    sd: float = 1.0,
+    rngs: nnx.Rngs,
+) -> VAE:
+    """A variational autoencoder of dense layers."""
+    return ivae(
+        example_shape,
+        outputs,
+        latent=latent,
+        encoder_hidden=encoder_hidden,
+        decoder_hidden=decoder_hidden,
+        encoder_activation=encoder_activation,
+        decoder_activation=decoder_activation,
+        likelihood=likelihood,
+        sd=sd,
+        rngs=rngs,
+    )
+
+
+def vae_conv(
+    example_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    latent: int = 15,
+    encoder_channels: tuple[int, ...] = (32, 64),
+    decoder_channels: tuple[int, ...] = (64, 32),
+    encoder_activation: ActivationName = "relu",
+    decoder_activation: ActivationName = "relu",
+    likelihood: LikelihoodName = "bernoulli",
+    sd: float = 1.0,
+    rngs: nnx.Rngs,
+) -> VAE:
+    """A variational autoencoder of 4x4 convolutions of stride 2."""
+    return ivae(
+        example_shape,
+        outputs,
+        encoder="conv",
+        decoder="conv",
+        latent=latent,
+        encoder_channels=encoder_channels,
+        decoder_channels=decoder_channels,
+        encoder_activation=encoder_activation,
+        decoder_activation=decoder_activation,
+        likelihood=likelihood,
+        sd=sd,
+        rngs=rngs,
+    )
+
+
+def ivae(
+    example_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    encoder: BackboneName = "mlp",
+    decoder: BackboneName = "mlp",
+    latent: int = 15,
+    encoder_hidden: tuple[int, ...] = (512, 256),
+    decoder_hidden: tuple[int, ...] = (256, 512),
+    encoder_channels: tuple[int, ...] = (32, 64),
+    decoder_channels: tuple[int, ...] = (64, 32),
+    encoder_activation: ActivationName = "tanh",
+    decoder_activation: ActivationName = "relu",
+    likelihood: LikelihoodName = "bernoulli",
+    sd: float = 1.0,
+    rngs: nnx.Rngs,
+) -> VAE:
+    """A variational autoencoder for iterative inference (trainer svi), of either backbone.
+
+    Args:
+        example_shape: shape of one example; of an image for a convolutional backbone.
+        outputs: not used: an autoencoder's output is its input.
+        encoder: "mlp" or "conv".
+        decoder: "mlp" or "conv", whatever the encoder is.
+        latent: units of the code.
+        encoder_hidden: widths of a dense encoder's hidden layers; may be empty.
+        decoder_hidden: widths of a dense decoder's, from the code to the example.
+        encoder_channels: of a convolutional encoder's convolutions.
+        decoder_channels: of a convolutional decoder's, from the code to the image.
+        encoder_activation: "relu", "tanh", "gelu" or "topk" (the larger half).
+        decoder_activation: the same for the decoder.
+        likelihood: "bernoulli", "gaussian" or "learned", as in `VAE`.
+        sd: standard deviation of a Gaussian likelihood, at first where it is learned.
+        rngs: source of the initial weights and of the samples.
+
+    Raises:
+        UserError: if there are more latents than features, or sizes that are not positive.
+    """
+    del outputs
+    features = math.prod(example_shape)
+    if not 1 <= latent <= features:
+        raise grlu.UserError(
+            f"latent must be between 1 and the {features} features of an example, got {latent}"
+        )
+    for name, sizes in (("encoder_hidden", encoder_hidden), ("decoder_hidden", decoder_hidden)):
+        if min(sizes, default=1) < 1:
+            raise grlu.UserError(f"{name} must be positive layer sizes, got {sizes}")
+    down: nnx.Module
+    up: nnx.Module
+    if encoder == "mlp":
+        down = DenseEncoder(
+            example_shape, latent, hidden=encoder_hidden, activation=encoder_activation, rngs=rngs
+        )
+    else:
+        down = ConvEncoder(
+            example_shape,
+            latent,
+            channels=encoder_channels,
+            activation=encoder_activation,
+            rngs=rngs,
+        )
+    if decoder == "mlp":
+        up = DenseDecoder(
+            example_shape, latent, hidden=decoder_hidden, activation=decoder_activation, rngs=rngs
+        )
+    else:
+        up = ConvDecoder(
+            example_shape,
+            latent,
+            channels=decoder_channels[::-1],
+            activation=decoder_activation,
+            rngs=rngs,
+        )
+    return VAE(down, up, example_shape, latent=latent, likelihood=likelihood, sd=sd, rngs=rngs)
+
+
+def _linear(fan_in: int, units: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A layer that no activation follows: weights keep the variance (LeCun), biases zero."""
+    return nnx.Linear(fan_in, units, rngs=rngs)
+
+
+def _stack(
+    features: int, hidden: tuple[int, ...], activation: ActivationName, rngs: nnx.Rngs
+) -> tuple[nnx.List, nnx.List]:
+    """Dense layers and their activations; he-normal weights, LeCun's before a tanh."""
+    init = nnx.initializers.lecun_normal() if activation == "tanh" else nnx.initializers.he_normal()
+    layers = nnx.List(
+        nnx.Linear(a, b, kernel_init=init, rngs=rngs)
+        for a, b in itertools.pairwise((features, *hidden))
+    )
+    activations = nnx.List(
+        make_activation(activation, topk=0.5, topk_mode="hard", rngs=rngs) for _ in hidden
+    )
+    return layers, activations

@@ -1,0 +1,74 @@
+"""Runs that end early, and runs that begin with another's weights."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import trainers
+from grlu.errors import UserError
+from trainers.early_stopping import exhausted
+from trainers.run_directory import read_metrics
+
+
+def test_the_best_must_not_be_too_long_ago():
+    values = [0.1, 0.5, 0.3, 0.5, 0.4]
+    assert exhausted(values, "max", 3)  # The first of two equals is the best.
+    assert not exhausted(values, "max", 4)
+    assert exhausted(values, "min", 4)
+    assert not exhausted(values, "min", 5)
+    assert not exhausted(values, "max", None)
+    assert not exhausted([], "max", 1)
+
+
+@pytest.fixture
+def stalled(small):
+    """With a rate of almost nothing, no epoch is better than the first."""
+    small["trainer"] |= {"learning_rate": 1e-12, "average": None}
+    small["run"]["patience"] = 2
+    return small
+
+
+def test_a_run_ends_early_is_tested_and_stays_ended(stalled, tmp_path):
+    result = trainers.train(stalled, tmp_path / "run", progress=False)
+    assert result.step == 3 * (1257 // 8)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [bool(row["test_accuracy"]) for row in rows] == [False] * 11 + [True]
+    assert (
+        "ended: validation_accuracy was best 2 epochs ago"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert trainers.resume(tmp_path / "run", progress=False).step == result.step
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+def test_early_stopping_needs_a_validation_split(stalled, tmp_path):
+    stalled["dataset"]["validation"] = 0
+    with pytest.raises(UserError, match=r"run\.patience needs a validation split"):
+        trainers.train(stalled, tmp_path / "run", progress=False)
+
+
+def test_a_run_begins_with_the_weights_that_fit(small, tmp_path, caplog):
+    small["trainer"]["epochs"] = 1
+    first = trainers.train(small, tmp_path / "first", progress=False)
+    again = small | {"run": {**small["run"], "init_from": str(tmp_path / "first")}}
+    again["trainer"] = small["trainer"] | {"epochs": 0}
+    with caplog.at_level(logging.INFO, "grlu"):
+        same = trainers.train(again, tmp_path / "same", progress=False)
+        assert "4 of 4 arrays begin as in" in caplog.text
+        # The best is the only checkpoint; evaluation of both is by the running average or weights.
+        assert same.metrics["test_accuracy"] == pytest.approx(
+            first.metrics["test_accuracy"], abs=0.05
+        )
+        deeper = again | {"model": small["model"] | {"hidden": (24, 9)}}
+        trainers.train(deeper, tmp_path / "deeper", progress=False)
+        assert "2 of 6 arrays begin as in" in caplog.text
+    assert np.isfinite(same.metrics["test_reward"])
+    with pytest.raises(UserError, match="none of the 6 arrays of this model"):
+        trainers.train(
+            again | {"model": small["model"] | {"hidden": (23, 11)}},
+            tmp_path / "none",
+            progress=False,
+        )
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,236 @@
+"""What `grlu evaluate` asks a variational autoencoder, beyond the metrics of its objective."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.vae import VAE, Posterior
+from trainers.corruptions import CORRUPTIONS
+from trainers.protocol import Experiment
+from trainers.refinement import Refinement
+from trainers.state import TrainState
+from trainers.svi import SVI
+from trainers.variational import log_weights, terms
+
+ACTIVE = 0.01
+"""Variance of a unit's posterior mean over the data from which it counts as active (Burda 2016)."""
+
+_log = logging.getLogger("grlu")
+# Images at once, and samples of each at once: what bounds the memory.
+_IMAGES, _SAMPLES = 100, 50
+_VALUES = 2**27  # Pixels of the test images that are encoded, as many as fit: 170,000 of MNIST.
+_PROBED, _REFINED, _CORRUPTED, _DRAWS = 5000, 500, 128, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is asked.
+
+    Attributes:
+        samples: k of the importance-weighted bound; 5,000 for a figure to publish.
+        images: test images on which it is taken, spread over the split.
+    """
+
+    samples: int = 500
+    images: int = 1000
+
+
+def is_generative(config: Mapping[str, Any]) -> bool:
+    """Whether a run of this config trains a variational autoencoder by its bound."""
+    return config["trainer"].get("objective") in ("elbo", "iwae")
+
+
+def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[str, Any]:
+    """The test split's metrics of a trained model; of several seeds, those of the first.
+
+    Returns:
+        "test_nll": minus the bound of `effort.samples` importance weights, in nats an example;
+        "test_active_units"; "test_amortisation_gap": the ELBO that refinement adds to the
+        encoder's, in nats; "test_probe_accuracy": of a linear classifier on the posterior's means;
+        "iterative" and "out_of_distribution": `corrupted` of the images as they are, and by
+        corruption.
+    """
+    trainer: Any = experiment.trainer
+    train, test = experiment.train, experiment.test
+    if experiment.run.seeds > 1:
+        state = jax.tree.map(lambda leaf: leaf[0], state)
+    if experiment.by_seed:
+        train, test = ({k: v[0] for k, v in each.items()} for each in (train, test))
+    model: VAE = trainer.model(state)
+
+    def images(arrays: Mapping[str, Any], count: int) -> tuple[jax.Array, np.ndarray]:
+        rows = np.unique(np.linspace(0, len(arrays["label"]) - 1, count).astype(int))
+        batch = experiment.preprocess({k: a[rows] for k, a in arrays.items()})
+        return jnp.asarray(batch["image"]), np.asarray(arrays["label"])[rows]
+
+    x, _ = images(test, effort.images)
+    found: dict[str, Any] = {"test_nll": -float(np.mean(bound(model, x, effort.samples)))}
+    size = test["image"][0].size
+    everything, labels = images(test, min(len(test["label"]), max(1, _VALUES // size)))
+    codes = _encoded(model, everything)
+    found["test_active_units"] = active_units(codes)
+    seen, seen_labels = images(train, min(_PROBED, max(1, _VALUES // size)))
+    found["test_probe_accuracy"] = probe(_encoded(model, seen), seen_labels, codes, labels)
+    found["test_amortisation_gap"] = amortisation_gap(model, images(test, _REFINED)[0])
+    settings = trainer.settings
+    refine = settings.refinement() if isinstance(settings, SVI) else LONG
+    x, _ = images(test, _CORRUPTED)
+    shape = tuple(test["image"].shape[1:])
+    if len(shape) == 3 and int(np.prod(shape)) == int(np.prod(x.shape[1:])):
+        found["out_of_distribution"] = corrupted(model, x, shape, refine)
+        found["iterative"] = found["out_of_distribution"]["identity"]
+    _warn(found, model.latent)
+    return found
+
+
+LONG = Refinement(steps=50, learning_rate=0.2, natural=True, draws=8)
+"""Refinement to where there is little left to gain, whatever the model."""
+
+
+def bound(model: VAE, x: jax.Array, samples: int) -> np.ndarray:
+    """The importance-weighted bound of each image, in chunks of images and of samples."""
+    graphdef, state = nnx.split(model)
+    chunks = -(-samples // _SAMPLES)
+
+    @jax.jit
+    def of(state: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        posterior = nnx.merge(graphdef, state, copy=True).posterior(x)
+
+        def more(total: jax.Array, chunk: jax.Array) -> tuple[jax.Array, None]:
+            alike = nnx.merge(graphdef, state, copy=True)
+            z = posterior.draw(jax.random.fold_in(key, chunk), _SAMPLES)
+            weights = log_weights(alike, x, posterior, z)
+            counted = chunk * _SAMPLES + jnp.arange(_SAMPLES) < samples
+            weights = jnp.where(counted[None], weights, -jnp.inf)
+            return jnp.logaddexp(total, jax.nn.logsumexp(weights, -1)), None
+
+        start = jnp.full(len(x), -jnp.inf)
+        return jax.lax.scan(more, start, jnp.arange(chunks))[0] - jnp.log(samples)
+
+    return _in_parts(functools.partial(of, state), x)
+
+
+def active_units(codes: np.ndarray) -> int:
+    """How many of the latents vary with the data, of means of shape (images, latent)."""
+    return int((codes.var(0) > ACTIVE).sum())
+
+
+def probe(
+    codes: np.ndarray, labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
+) -> float:
+    """Test accuracy of logistic regression on standardised codes."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, sd = codes.mean(0), codes.std(0) + 1e-8
+    classifier = LogisticRegression(max_iter=300).fit((codes - mean) / sd, labels)
+    return float(classifier.score((test_codes - mean) / sd, test_labels))
+
+
+def amortisation_gap(model: VAE, x: jax.Array, refine: Refinement = LONG) -> float:
+    """What refinement adds to the ELBO of the encoder's posterior, in nats an example."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def gap(state: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        alike = nnx.merge(graphdef, state, copy=True)
+        guess, (loop, judge) = alike.posterior(x), jax.random.split(key)
+        refined, _ = refine(alike, x, guess, loop)
+        return _elbo(alike, x, refined, judge) - _elbo(alike, x, guess, judge)
+
+    return float(np.mean(_in_parts(functools.partial(gap, state), x)))
+
+
+def corrupted(
+    model: VAE, x: jax.Array, shape: tuple[int, ...], refine: Refinement
+) -> dict[str, dict[str, list[float]]]:
+    """What iterative inference makes of corrupted images, before each step and at the end.
+
+    Returns:
+        By corruption, means over the images, each a list of `refine.steps` + 1 numbers of which the
+        first is the encoder's: "elbo" of the corrupted image, in nats, always by the same draws;
+        "clean" and "corrupted", the mean squared error by feature of the expected image at the
+        posterior's mean to the image as it was and to what the model was shown.
+    """
+    graphdef, state = nnx.split(model)
+    key, loop, judge = jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def of(state: Any, x: jax.Array, shown: jax.Array) -> Any:
+        alike = nnx.merge(graphdef, state, copy=True)
+        guess = alike.posterior(shown)
+        last, path = refine(alike, shown, guess, loop)
+        whole = tuple(
+            jnp.concatenate([path[each], getattr(last, each)[None]])
+            for each in ("mean", "log_variance")
+        )
+
+        def judged(where: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            model = nnx.merge(graphdef, state, copy=True)
+            posterior = Posterior(*where, guess.clamped)
+            made = model.expected(model.decode(posterior.mean))
+            return {
+                "elbo": jnp.mean(_elbo(model, shown, posterior, judge)),
+                "clean": jnp.mean(jnp.square(made - x)),
+                "corrupted": jnp.mean(jnp.square(made - shown)),
+            }
+
+        return jax.lax.map(judged, whole)
+
+    found = {}
+    for name, corruption in CORRUPTIONS.items():
+        shown = corruption(x.reshape(len(x), *shape), key).reshape(x.shape)
+        curves = of(state, x, shown)
+        found[name] = {k: np.asarray(v, np.float64).tolist() for k, v in curves.items()}
+    return found
+
+
+def _elbo(model: VAE, x: jax.Array, posterior: Posterior, key: jax.Array) -> jax.Array:
+    return terms(model, x, posterior, posterior.draw(key, _DRAWS))["elbo"]
+
+
+def _encoded(model: VAE, x: jax.Array) -> np.ndarray:
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def of(state: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        del key
+        return nnx.merge(graphdef, state, copy=True).encode(x)
+
+    return _in_parts(functools.partial(of, state), x)
+
+
+def _in_parts(fn: Any, x: jax.Array) -> np.ndarray:
+    """`fn(images, key)` over parts of one size, the last filled up with the first images."""
+    size = min(_IMAGES, len(x))
+    parts = []
+    for i, start in enumerate(range(0, len(x), size)):
+        rows = np.arange(start, start + size) % len(x)
+        parts.append(np.asarray(fn(x[rows], jax.random.fold_in(jax.random.key(0), i))))
+    return np.concatenate(parts)[: len(x)]
+
+
+def _warn(found: Mapping[str, Any], latent: int) -> None:
+    active = found["test_active_units"]
+    if active < 0.1 * latent:
+        _log.warning(
+            "the posterior has collapsed: only %d of %d latents vary with the data; a trainer."
+            "kl_warmup, trainer.free_bits or a lower trainer.beta may help",
+            active,
+            latent,
+        )
+    curve = found.get("iterative", {}).get("elbo", [0.0])
+    if not np.isfinite(curve[-1]) or curve[-1] < curve[0]:
+        _log.warning(
+            "the inner loop diverges: in %d steps it takes the ELBO from %.2f to %.2f nats; "
+            "a lower trainer.svi_learning_rate or a trainer.svi_clip may help",
+            len(curve) - 1,
+            curve[0],
+            curve[-1],
+        )

@@ -1,0 +1,114 @@
+"""Iterative inference: gradient steps on each example's own posterior (SVI).
+
+Hoffman et al. 2013, arXiv:1206.7051; with an encoder's guess to begin with: Kim et al. 2018,
+arXiv:1802.02550.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grlu.errors import UserError
+from models.vae import LOG_VARIANCES, VAE, Posterior
+from trainers.schedules import require
+from trainers.variational import Values, terms
+
+# (terms of the bound, posterior) -> what is raised, (B,)
+Reward = Callable[[Values, Posterior], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """Ascent on the ELBO in a posterior's mean and log variance, with a fresh draw every step.
+
+    The rate is for the gradient of an example's own ELBO, not of the batch's mean.
+
+    Attributes:
+        steps: number of steps.
+        learning_rate: their size.
+        momentum: share of the last step that is kept.
+        clip: largest norm of an example's gradient, or None.
+        natural: whether gradients are natural ones, scaled by the posterior's own variance: stable
+            at one rate, below 1, for narrow posteriors and wide.
+        draws: samples of a posterior in each step.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+
+    steps: int = 20
+    learning_rate: float = 1e-2
+    momentum: float = 0.0
+    clip: float | None = None
+    natural: bool = False
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        require("trainer.svi_steps", self.steps, 1)
+        require("trainer.svi_learning_rate", self.learning_rate, 0)
+        require("trainer.svi_momentum", self.momentum, 0, 1)
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"trainer.svi_clip must be positive or null, got {self.clip:g}")
+
+    def __call__(
+        self,
+        model: VAE,
+        x: jax.Array,
+        begin: Posterior,
+        key: jax.Array,
+        reward: Reward | None = None,
+    ) -> tuple[Posterior, Values]:
+        """Refines the posteriors of `x`, one scan; differentiable in the model and in `begin`.
+
+        Args:
+            model: whose likelihood counts; its encoder is not asked.
+            x: examples, shape (B, *example_shape).
+            begin: the first guess.
+            key: of the draws.
+            reward: what to raise, by default the ELBO.
+
+        Returns:
+            The last posterior, and, with a leading axis of steps, what was before each: "elbo",
+            (steps, B), "mean" and "log_variance", (steps, B, latent).
+        """
+        graphdef, state = nnx.split(model)
+        draws = self.draws if self.draws > 1 else None
+
+        def raised(where: tuple[jax.Array, jax.Array], key: jax.Array) -> Any:
+            posterior = begin._replace(mean=where[0], log_variance=where[1])
+            alike = nnx.merge(graphdef, state, copy=True)
+            found = terms(alike, x, posterior, posterior.draw(key, draws))
+            return jnp.sum(reward(found, posterior) if reward else found["elbo"]), found["elbo"]
+
+        def step(carry: Any, key: jax.Array) -> Any:
+            where, velocity = carry
+            slope, elbo = jax.grad(raised, has_aux=True)(where, key)
+            velocity = jax.tree.map(
+                lambda v, g: self.momentum * v + g, velocity, self._scaled(slope, where)
+            )
+            mean, log_variance = jax.tree.map(
+                lambda w, v: w + self.learning_rate * v, where, velocity
+            )
+            moved = mean, jnp.clip(log_variance, *LOG_VARIANCES)
+            return (moved, velocity), {"elbo": elbo, "mean": where[0], "log_variance": where[1]}
+
+        where = begin.mean, begin.log_variance
+        start = where, jax.tree.map(jnp.zeros_like, where)
+        ((mean, log_variance), _), path = jax.lax.scan(
+            step, start, jax.random.split(key, self.steps)
+        )
+        return begin._replace(mean=mean, log_variance=log_variance), path
+
+    def _scaled(self, slope: Any, where: Any) -> Any:
+        if self.natural:
+            # The inverse Fisher information of a Gaussian in its mean and in its log variance.
+            slope = slope[0] * jnp.exp(where[1]), 2 * slope[1]
+        if self.clip is None:
+            return slope
+        square = sum(jnp.sum(jnp.square(each), -1, keepdims=True) for each in slope)
+        shrink = jnp.minimum(1.0, self.clip / jnp.sqrt(jnp.maximum(square, 1e-30)))
+        return jax.tree.map(lambda each: each * shrink, slope)
