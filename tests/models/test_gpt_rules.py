@@ -51,7 +51,7 @@ def test_the_local_update_of_exact_credit_is_the_gradient(attention, batch):
 
 @ATTENTIONS
 def test_orthogonal_perturbation_finds_the_gradient_of_the_tied_embedding(attention, batch):
-    rule = grlu.NodePerturbation(samples=512, sigma=0.01, noise="orthogonal")
+    rule = grlu.NodePerturbation(samples=256, sigma=0.01, noise="orthogonal")
     found = grlu.alignment(rule, mean_log_prob, sharpened(attention), batch, jax.random.key(3))
     assert found.cosine > 0.99, str(found)
     cosine, ratio = found.parameters["tokens.embedding"]
