@@ -298,7 +298,7 @@ main()
 
 
 def test_sample_prints_a_text(grlu, tmp_path):
-    sizes = ["dataset.length=16", "dataset.stride=64", "model.layers=1", "model.width=16"]
+    sizes = ["dataset.length=16", "model.layers=1", "model.width=16"]
     done = grlu(
         "train", "sonnets_lm", "--run", tmp_path / "run", "--quiet", "trainer.epochs=1", *sizes
     )
