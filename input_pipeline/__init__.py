@@ -21,6 +21,9 @@ from input_pipeline.digits import digits
 from input_pipeline.folder import image_folder
 from input_pipeline.names import nearest
 from input_pipeline.prepare import Prepared, prepare
+from input_pipeline.sonnets import SONNETS
+from input_pipeline.tasks import TASKS
+from input_pipeline.text import read_shakespeare, text_file, text_set
 from input_pipeline.tfds_images import image_set
 
 __all__ = ["DATASETS", "Data", "Prepared", "load", "loader", "prepare"]
@@ -51,14 +54,26 @@ DATASETS: dict[str, Callable[..., Data]] = {
         held_out=5000,
         moments=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ),
+    "sonnets": text_set(
+        "sonnets",
+        "Text: eight of Shakespeare's sonnets, 5,000 characters; nothing to prepare.",
+        lambda root: SONNETS,
+        length=32,
+    ),
+    "shakespeare": text_set(
+        "shakespeare",
+        "Text: tiny-shakespeare, 1,115,394 characters, 65 different ones.",
+        read_shakespeare,
+    ),
+    **TASKS,
 }
 
 
 def loader(name: str) -> Callable[..., Data]:
-    """Return the loader called `name`, an entry of `DATASETS`, `tfds:NAME` or `folder:PATH`.
+    """Return the loader called `name`, of `DATASETS`, `tfds:NAME`, `folder:PATH` or `text:PATH`.
 
     Raises:
-        UserError: for a name that is neither.
+        UserError: for a name that is none of them.
     """
     if isinstance(name, str) and name in DATASETS:
         return DATASETS[name]
@@ -67,9 +82,12 @@ def loader(name: str) -> Callable[..., Data]:
         return image_set(name, f"TFDS's image set {tfds_name}.", tfds_name=tfds_name)
     if isinstance(name, str) and name.startswith("folder:") and name != "folder:":
         return image_folder(name.removeprefix("folder:"))
+    if isinstance(name, str) and name.startswith("text:") and name != "text:":
+        return text_file(name.removeprefix("text:"))
     raise UserError(
         f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
-        f" {', '.join(DATASETS)}, and tfds:NAME for those of TFDS, folder:PATH for images)."
+        f" {', '.join(DATASETS)}, tfds:NAME for images of TFDS, folder:PATH for images of your own,"
+        " and text:PATH for a text)."
     )
 
 

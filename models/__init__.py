@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from models.autoencoder import Autoencoder, ConvAutoencoder
+from models.gpt import GPT
 from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
@@ -16,6 +17,7 @@ from models.vae import VAE, ivae, vae_conv, vae_mlp
 MODELS: dict[str, Callable[..., Any]] = {
     "autoencoder": Autoencoder,
     "conv_autoencoder": ConvAutoencoder,
+    "gpt": GPT,
     "ivae": ivae,
     "local_mlp": LocalMLP,
     "mlp": MLP,
@@ -24,4 +26,4 @@ MODELS: dict[str, Callable[..., Any]] = {
     "vae_mlp": vae_mlp,
 }
 
-__all__ = ["MLP", "MODELS", "VAE", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]
+__all__ = ["GPT", "MLP", "MODELS", "VAE", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]

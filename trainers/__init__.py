@@ -1,6 +1,7 @@
 """What a run does: objective, rule and optimizer; the loop, evaluation and logging."""
 
 from trainers.experiment import TRAINERS, make_experiment
+from trainers.generate import generate
 from trainers.gradient import gradient_settings
 from trainers.loop import Result
 from trainers.objectives import OBJECTIVES, REWARDS
@@ -12,6 +13,7 @@ __all__ = [
     "TRAINERS",
     "Result",
     "evaluate",
+    "generate",
     "gradient_settings",
     "make_experiment",
     "resolve",

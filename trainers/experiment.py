@@ -79,7 +79,7 @@ def make_experiment(
         return settings.prepare(made, data.num_classes)
 
     run = build(RunSettings, config.run, "run")
-    examples = data.train["label"].shape[-1]
+    examples = data.examples
     if settings.batch_size > examples:
         raise UserError(
             f"trainer.batch_size is {settings.batch_size}, but {data.name} has only {examples} "
@@ -153,14 +153,24 @@ def _require_fit(
     config: ConfigDict, data: input_pipeline.Data, settings: GradientSettings, make_model: Any
 ) -> None:
     """Raises UserError where objective, model and data don't go together."""
+    text = data.tokenizer is not None
+    if text != (settings.objective in ("lm", "denoising")):
+        kind, fitting = ("text", "lm or denoising") if text else ("images", "classification")
+        raise UserError(
+            f"trainer.objective={settings.objective} does not go with {data.name}, which is {kind}:"
+            f" use trainer.objective={fitting}"
+        )
 
     def answer(x: Any) -> Any:
         model = make_model(nnx.Rngs(0))
         return model, model(x)
 
-    one = jax.ShapeDtypeStruct((1, *data.example_shape), "float32")
-    model, answered = nnx.eval_shape(answer, one)
+    example = jax.ShapeDtypeStruct((1, *data.example_shape), "int32" if text else "float32")
+    model, answered = nnx.eval_shape(answer, example)
     shape = answered.shape
+    if text:
+        _require_language_model(config, data, settings, shape)
+        return
     variational = settings.objective in ("elbo", "iwae")
     if variational and not isinstance(model, VAE):
         raise UserError(
@@ -191,4 +201,26 @@ def _require_fit(
         raise UserError(
             "trainer.objective=fast_learner rewards a batch as a whole, so that no credit goes to "
             "single examples: use trainer.name=evolution or weight_perturbation"
+        )
+
+
+def _require_language_model(
+    config: ConfigDict,
+    data: input_pipeline.Data,
+    settings: GradientSettings,
+    shape: tuple[int, ...],
+) -> None:
+    wanted = (*data.example_shape, data.num_classes)
+    if shape[1:] != wanted:
+        raise UserError(
+            f"trainer.objective={settings.objective} needs a model with an answer for each of the "
+            f"{data.num_classes} tokens at each of the {data.example_shape[0]} places, such as gpt,"
+            f" and {config.model.name} gives one of shape {shape[1:]}"
+        )
+    causal = settings.objective == "lm"
+    if config.model.get("causal", causal) != causal:
+        raise UserError(
+            f"trainer.objective={settings.objective} needs a model that sees "
+            f"{'only what comes before' if causal else 'the whole text'}: set "
+            f"model.causal={str(causal).lower()}"
         )

@@ -68,12 +68,12 @@ def open_experiment(
     Raises:
         UserError: if parts don't fit each other, or a run that is linked to isn't trained.
     """
-    experiment, data = _fresh(config, run, computed)
+    experiment, data = fresh(config, run, computed)
     if "start" not in config:
         begun = any(run.checkpoints.glob("*/"))
         return experiment if begun or set(computed) != set(SPLITS) else warm_started(experiment)
     other = _linked(run, config.start)
-    before, _ = _fresh(config_of(other), other, ())
+    before, _ = fresh(config_of(other), other, ())
     expected, found = (
         jax.tree.map(jnp.shape, jax.eval_shape(e.init).params) for e in (experiment, before)
     )
@@ -87,10 +87,10 @@ def open_experiment(
     return make_experiment(config, data, start=restored(other, best=False, seen=before).state)
 
 
-def _fresh(
+def fresh(
     config: ConfigDict, run: RunDirectory, computed: Collection[str]
 ) -> tuple[Experiment, Data]:
-    """The experiment of a run, with new weights, and its data."""
+    """The experiment of a run, with new weights, and its data; `computed` as above."""
     data = _data(plain(config.dataset), config.get("features"), run, computed)
     return make_experiment(config, data), data
 
@@ -103,7 +103,7 @@ def restored(
     Raises:
         UserError: if there is none.
     """
-    experiment = seen or _fresh(config_of(run), run, ())[0]
+    experiment = seen or fresh(config_of(run), run, ())[0]
     with open_checkpoints(experiment, run) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(
@@ -169,7 +169,12 @@ def _encoded(
     Each is standardised, by its mean and deviation over the data on which the model was trained: a
     constant that all examples share would drown what tells them apart.
     """
-    experiment, _ = _fresh(config, source, ("train",) if computed else ())
+    if data.tokenizer is not None:
+        raise UserError(
+            f"features: {source.path} is a run on text, whose model gives no features of an "
+            "example; a stage builds on another one's language model by `start`"
+        )
+    experiment, _ = fresh(config, source, ("train",) if computed else ())
     shape = _example_shape(experiment)
     if shape != data.example_shape:
         raise UserError(

@@ -11,6 +11,7 @@ from flax import nnx
 
 from grlu.errors import UserError
 from trainers.fast_learner import FastLearner
+from trainers.language import Denoising, LanguageModelling
 from trainers.variational import Elbo, Iwae
 
 # (logits (B, classes), labels (B,)) -> rewards (B,)
@@ -130,11 +131,13 @@ class Reconstruction:
 # Name → the objective that a trainer's settings ask for, for a task of so many classes.
 OBJECTIVES: dict[str, Callable[[Any, int], Any]] = {
     "classification": lambda s, classes: Classification(reward_named(s.reward)),
+    "denoising": lambda s, classes: Denoising(),
     "elbo": lambda s, classes: Elbo(s.latent_samples, s.beta, s.free_bits, s.kl_warmup),
     "fast_learner": lambda s, classes: FastLearner(
         reward_named(s.reward), classes, s.fast_samples, s.fast_learning_rate
     ),
     "iwae": lambda s, classes: _iwae(s),
+    "lm": lambda s, classes: LanguageModelling(),
     "reconstruction": lambda s, classes: Reconstruction(s.likelihood),
 }
 
