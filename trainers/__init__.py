@@ -1,5 +1,6 @@
 """What a run does: objective, rule and optimizer; the loop, evaluation and logging."""
 
+from trainers.completion_rewards import COMPLETION_REWARDS, in_python
 from trainers.experiment import TRAINERS, make_experiment
 from trainers.gradient import gradient_settings
 from trainers.loop import Result
@@ -7,12 +8,14 @@ from trainers.objectives import OBJECTIVES, REWARDS
 from trainers.runs import evaluate, resolve, resume, train
 
 __all__ = [
+    "COMPLETION_REWARDS",
     "OBJECTIVES",
     "REWARDS",
     "TRAINERS",
     "Result",
     "evaluate",
     "gradient_settings",
+    "in_python",
     "make_experiment",
     "resolve",
     "resume",
