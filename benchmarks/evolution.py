@@ -28,7 +28,8 @@ from rich.table import Table
 from benchmarks.report import environment
 from benchmarks.speed import mlp, synthetic
 from trainers import TRAINERS
-from trainers.loop import Experiment, RunSettings, compile_chunk
+from trainers.compiled import compile_chunk
+from trainers.protocol import Experiment, RunSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,10 @@ from grlu.errors import UserError
 from input_pipeline.data import Data
 from input_pipeline.preprocess import Preprocess
 from trainers import TRAINERS
+from trainers.compiled import compile_chunk
 from trainers.devices import Seeds
 from trainers.gradient import GradientSettings
-from trainers.loop import Experiment, RunSettings, compile_chunk
+from trainers.protocol import Experiment, RunSettings
 
 FEATURES, HIDDEN, CLASSES = 784, 256, 10
 SIGMA, ORIGINAL_RATE, RATE = 0.1, 0.1, 1e-3

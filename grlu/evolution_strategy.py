@@ -50,7 +50,7 @@ class EvolutionStrategy(Rule):
         batches: whether all pairs see the "same" whole batch, or each its "own" slice of it.
         nan: what a member with a reward that is not finite does: "stop" makes the estimate nan, at
             which a run stops; "drop" leaves out its pair, and only if none is left is it nan.
-        chunk: members that are held in memory at once, by default 256 with a rank and 64 without;
+        chunk: members that are held in memory at once, by default 128 with a rank and 64 without;
             it changes the speed and, but for rounding, not the result.
 
     Raises:
@@ -124,7 +124,7 @@ class EvolutionStrategy(Rule):
         return rewards, aux, noise.restore(ascent)
 
     def _ascent(self, noise: ParameterNoise, draw: Any, score: Any) -> list[jax.Array]:
-        chunk = self.chunk or (64 if self.rank is None else 256)
+        chunk = self.chunk or (64 if self.rank is None else 128)
         groups = -(-self.pairs // (chunk // 2))
         each = -(-self.pairs // groups)
         if groups == 1:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from trainers.compiled import compile_evaluation
 from trainers.features import config_of, open_experiment, restored
-from trainers.loop import compile_evaluation
 from trainers.run_directory import RunDirectory
 
 

@@ -13,7 +13,7 @@ from models import MODELS
 from trainers.config import build
 from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
-from trainers.loop import Experiment, RunSettings
+from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.

@@ -22,7 +22,8 @@ from grlu.errors import UserError
 from input_pipeline import Data
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
-from trainers.loop import Experiment, open_checkpoints
+from trainers.loop import open_checkpoints
+from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
 from trainers.state import TrainState
 from trainers.values import plain
@@ -111,7 +112,7 @@ def _data(
     section: dict[str, Any], features: str | None, run: RunDirectory, computed: Collection[str]
 ) -> Data:
     if features is None:
-        return _loaded(json.dumps(section))
+        return _loaded(json.dumps(section, sort_keys=True))
     source = _linked(run, features)
     config = config_of(source)
     own = {k: v for k, v in config.dataset.items() if k in _OF_THE_MODEL and k in section}
@@ -168,7 +169,9 @@ def _encoded(
                 "image": np.broadcast_to(np.float32(0), (*labels.shape, units)),
                 "label": labels,
             }
-        codes = _codes(experiment, state, arrays, data.preprocess)
+        # What the model was trained on is often what is asked for.
+        seen = arrays is experiment.train and data.preprocess is experiment.preprocess
+        codes = own if seen else _codes(experiment, state, arrays, data.preprocess)
         return {"image": ((codes - mean) / sd).astype(np.float32), "label": labels}
 
     return Data(

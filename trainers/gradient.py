@@ -26,6 +26,9 @@ Batch = Mapping[str, jax.Array]
 Values = dict[str, jax.Array]
 Fold = Callable[[Any, jax.Array, Values], Any]
 
+# Examples of a step, times the members that see them, from which its operations feed threads.
+_LARGE = 32
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientSettings:
@@ -152,6 +155,7 @@ class Trainer:
         metrics: names of the values that `step` and `evaluate` give per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
+        tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class Trainer:
         # A subclass with a step of its own must not be passed over.
         plain = plain and type(self).step is Trainer.step
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
+        self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         model.train()

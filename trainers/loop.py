@@ -7,7 +7,7 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,131 +16,14 @@ from flax import nnx
 
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
+from trainers.compiled import compile_chunk, compile_evaluation
 from trainers.devices import Seeds
-from trainers.measure import gather, means
+from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
-
-Arrays = Mapping[str, Any]
-Values = dict[str, jax.Array]
-
-
-class TrainerLike(Protocol):
-    """What the loop asks of a trainer: pure functions, and the names of its metrics."""
-
-    metrics: tuple[str, ...]
-    better: tuple[str, Literal["min", "max"]]
-    block: int
-
-    def init(self, key: jax.Array) -> TrainState: ...
-    def step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Values]: ...
-    def steps(
-        self,
-        state: TrainState,
-        batches: Arrays,
-        count: jax.Array,
-        fold: Callable[[Any, jax.Array, Values], Any],
-        start: Any,
-    ) -> tuple[TrainState, Any]: ...
-    def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
-    def encode(self, state: TrainState, batch: Arrays) -> jax.Array: ...
-    def scales(self, step: jax.Array) -> Values: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """The config's `run` section.
-
-    Attributes:
-        rows_per_epoch: rows of metrics an epoch; also how often a run can be stopped.
-        seeds: runs trained at once, with the seeds seed, seed + 1, ...; metrics are then means and,
-            with `_sd` after their names, standard deviations over the seeds.
-        keep_last: newest checkpoints to keep.
-        keep_best: checkpoints to keep by the best validation metric.
-    """
-
-    rows_per_epoch: int = 10
-    seeds: int = 1
-    keep_last: int = 2
-    keep_best: int = 1
-
-    def __post_init__(self) -> None:
-        from trainers.schedules import require
-
-        require("run.rows_per_epoch", self.rows_per_epoch, 1)
-        require("run.seeds", self.seeds, 1)
-        require("run.keep_last", self.keep_last, 1)
-        require("run.keep_best", self.keep_best, 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Everything a run is made of, built from its config.
-
-    Attributes:
-        seed: of the initial weights, the order of the data and the noise.
-        trainer: the trainer.
-        train: arrays of the training split.
-        validation: arrays of the validation split, or None.
-        test: arrays of the test split.
-        preprocess: batch as stored -> batch as the trainer takes it.
-        epochs: passes over the training split.
-        batch_size: examples a step; a last, smaller batch of an epoch is left out.
-        run: the run's settings.
-        by_seed: whether all arrays have a leading axis more, of a set for each seed.
-        start: the state of another run whose weights this one begins with, or None.
-    """
-
-    seed: int
-    trainer: TrainerLike
-    train: Arrays
-    validation: Arrays | None
-    test: Arrays
-    preprocess: Callable[[Any], Any]
-    epochs: int
-    batch_size: int
-    run: RunSettings
-    by_seed: bool = False
-    start: TrainState | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.length(self.train) // self.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
-
-    def length(self, arrays: Arrays) -> int:
-        """The number of examples of a split."""
-        return next(iter(arrays.values())).shape[1 if self.by_seed else 0]
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Indices of the training examples, by seed and epoch alone.
-
-        Of shape (steps, batch), or (seeds, steps, batch) with several seeds.
-        """
-
-        def of(seed: int) -> np.ndarray:
-            generator = np.random.default_rng((seed, epoch))
-            chosen = generator.permutation(self.length(self.train)).astype(np.int32)
-            return chosen[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
-
-        orders = [of(self.seed + i) for i in range(self.run.seeds)]
-        return orders[0] if self.run.seeds == 1 else np.stack(orders)
-
-    def init(self) -> TrainState:
-        """The state before the first step, with a leading axis of seeds if there are several."""
-        if self.run.seeds == 1:
-            state = self.trainer.init(jax.random.key(self.seed))
-        else:
-            keys = jnp.stack([jax.random.key(self.seed + i) for i in range(self.run.seeds)])
-            state = jax.vmap(self.trainer.init)(keys)
-        return state if self.start is None else state.begun_from(self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,99 +144,6 @@ def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
 def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:
     """The trainer's metrics on a split, each the mean over its examples, `_sd` over seeds."""
     return _prefixed("test", compile_evaluation(experiment)(state, arrays))
-
-
-def compile_chunk(experiment: Experiment) -> Callable:
-    """Compiles many steps into one dispatch.
-
-    Returns:
-        `chunk(state, arrays, rows, count) -> (state, metrics, broken)`: trains on the first `count`
-        of the batches whose examples `rows`, shape (steps, batch), name; `broken` is the first step
-        with a value that is not finite, or -1. With several seeds, `state`, `rows` and what comes
-        back have a leading axis of seeds. `state` is donated.
-    """
-    trainer, preprocess = experiment.trainer, experiment.preprocess
-
-    def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
-        def fold(carry: Any, step: jax.Array, values: Values) -> Any:
-            collection, broken = carry
-            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values.values()]))
-            broken = jnp.where((broken < 0) & ~finite, step, broken)
-            return gather(collection, values), broken
-
-        # Whole blocks, of which the last is not used to its end.
-        rows = jnp.pad(rows, ((0, -len(rows) % trainer.block), (0, 0)))
-
-        def batch_of(rows: jax.Array) -> Arrays:
-            return preprocess(jax.tree.map(lambda a: a[rows], arrays))
-
-        def one(i: jax.Array, carry: Any) -> Any:
-            state, folded = carry
-            step = state.step
-            state, values = trainer.step(state, batch_of(rows[i]))
-            return state, fold(folded, step, values)
-
-        def many(i: jax.Array, carry: Any) -> Any:
-            block = jax.lax.dynamic_slice_in_dim(rows, i * trainer.block, trainer.block)
-            batches = jax.vmap(batch_of)(block)
-            left = jnp.minimum(count - i * trainer.block, trainer.block)
-            return trainer.steps(carry[0], batches, left, fold, carry[1])
-
-        start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32)))
-        # A bound that is data: one compilation serves the shorter last chunk, too.
-        if trainer.block == 1:
-            state, (collection, broken) = jax.lax.fori_loop(0, count, one, start)
-        else:
-            blocks = -(-count // trainer.block)
-            state, (collection, broken) = jax.lax.fori_loop(0, blocks, many, start)
-        weights = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.params)]
-        broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
-        return state, collection.compute(), broken
-
-    shared = 0 if experiment.by_seed else None
-    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, shared, 0, None))
-    return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options())
-
-
-def _compiler_options() -> dict[str, bool | int | str] | None:
-    # The steps of a loop over single examples are many operations of a microsecond each: waking
-    # threads for one costs more than it saves, and products of matrices have threads of their own.
-    if jax.default_backend() != "cpu":
-        return None
-    return {
-        "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
-        "xla_cpu_prefer_vector_width": 512,
-    }
-
-
-def compile_evaluation(
-    experiment: Experiment, batch_size: int = 1000
-) -> Callable[[TrainState, Arrays], Values]:
-    """Compiles the trainer's metrics on a split: means over its examples, by seed if several."""
-    trainer, preprocess = experiment.trainer, experiment.preprocess
-
-    def over(state: TrainState, arrays: Arrays, rows: jax.Array, mask: jax.Array) -> Any:
-        def body(collection: Any, batch: Any) -> Any:
-            chosen, mask = batch
-            batch = preprocess(jax.tree.map(lambda a: a[chosen], arrays))
-            return gather(collection, trainer.evaluate(state, batch), mask), None
-
-        empty = means(trainer.metrics).empty()
-        return jax.lax.scan(body, empty, (rows, mask))[0].compute()
-
-    shared = 0 if experiment.by_seed else None
-    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, shared, None, None)))
-
-    def evaluate(state: TrainState, arrays: Arrays) -> Values:
-        length = experiment.length(arrays)
-        size = min(batch_size, length)
-        batches = -(-length // size)
-        rows = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
-        mask = rows < length
-        rows = rows % length
-        return over(state, dict(arrays), jnp.asarray(rows), jnp.asarray(mask))
-
-    return evaluate
 
 
 def _columns(experiment: Experiment) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import trainers
 from grlu.network import trace
 from grlu.online import first_layers
-from trainers.loop import compile_chunk
+from trainers.compiled import compile_chunk
 
 
 def trained(overrides, examples=1000):

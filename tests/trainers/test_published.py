@@ -7,7 +7,7 @@ from grlu.errors import UserError
 from models import MODELS
 from trainers import TRAINERS
 from trainers.config import load_config, validate
-from trainers.loop import RunSettings
+from trainers.protocol import RunSettings
 
 SECTIONS = {
     "dataset": input_pipeline.loader,

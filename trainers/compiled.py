@@ -1,0 +1,106 @@
+"""What the loop compiles: many steps in one dispatch, and the evaluation of a whole split."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainers.devices import Seeds
+from trainers.measure import gather, means
+from trainers.protocol import Arrays, Experiment, Values
+from trainers.state import TrainState
+
+
+def compile_chunk(experiment: Experiment) -> Callable:
+    """Compiles many steps into one dispatch.
+
+    Returns:
+        `chunk(state, arrays, rows, count) -> (state, metrics, broken)`: trains on the first `count`
+        of the batches whose examples `rows`, shape (steps, batch), name; `broken` is the first step
+        with a value that is not finite, or -1. With several seeds, `state`, `rows` and what comes
+        back have a leading axis of seeds. `state` is donated.
+    """
+    trainer, preprocess = experiment.trainer, experiment.preprocess
+
+    def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
+        def fold(carry: Any, step: jax.Array, values: Values) -> Any:
+            collection, broken = carry
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values.values()]))
+            broken = jnp.where((broken < 0) & ~finite, step, broken)
+            return gather(collection, values), broken
+
+        # Whole blocks, of which the last is not used to its end.
+        rows = jnp.pad(rows, ((0, -len(rows) % trainer.block), (0, 0)))
+
+        def batch_of(rows: jax.Array) -> Arrays:
+            return preprocess(jax.tree.map(lambda a: a[rows], arrays))
+
+        def one(i: jax.Array, carry: Any) -> Any:
+            state, folded = carry
+            step = state.step
+            state, values = trainer.step(state, batch_of(rows[i]))
+            return state, fold(folded, step, values)
+
+        def many(i: jax.Array, carry: Any) -> Any:
+            block = jax.lax.dynamic_slice_in_dim(rows, i * trainer.block, trainer.block)
+            batches = jax.vmap(batch_of)(block)
+            left = jnp.minimum(count - i * trainer.block, trainer.block)
+            return trainer.steps(carry[0], batches, left, fold, carry[1])
+
+        start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32)))
+        # A bound that is data: one compilation serves the shorter last chunk, too.
+        if trainer.block == 1:
+            state, (collection, broken) = jax.lax.fori_loop(0, count, one, start)
+        else:
+            blocks = -(-count // trainer.block)
+            state, (collection, broken) = jax.lax.fori_loop(0, blocks, many, start)
+        weights = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.params)]
+        broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
+        return state, collection.compute(), broken
+
+    shared = 0 if experiment.by_seed else None
+    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, shared, 0, None))
+    return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options(trainer.tiny))
+
+
+def _compiler_options(tiny: bool) -> dict[str, bool | int | str] | None:
+    if jax.default_backend() != "cpu":
+        return None
+    options: dict[str, bool | int | str] = {"xla_cpu_prefer_vector_width": 512}
+    if tiny:
+        # Waking threads for an operation of a microsecond costs more than it saves, and products
+        # of matrices have threads of their own.
+        options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner"
+    return options
+
+
+def compile_evaluation(
+    experiment: Experiment, batch_size: int = 1000
+) -> Callable[[TrainState, Arrays], Values]:
+    """Compiles the trainer's metrics on a split: means over its examples, by seed if several."""
+    trainer, preprocess = experiment.trainer, experiment.preprocess
+
+    def over(state: TrainState, arrays: Arrays, rows: jax.Array, mask: jax.Array) -> Any:
+        def body(collection: Any, batch: Any) -> Any:
+            chosen, mask = batch
+            batch = preprocess(jax.tree.map(lambda a: a[chosen], arrays))
+            return gather(collection, trainer.evaluate(state, batch), mask), None
+
+        empty = means(trainer.metrics).empty()
+        return jax.lax.scan(body, empty, (rows, mask))[0].compute()
+
+    shared = 0 if experiment.by_seed else None
+    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, shared, None, None)))
+
+    def evaluate(state: TrainState, arrays: Arrays) -> Values:
+        length = experiment.length(arrays)
+        size = min(batch_size, length)
+        batches = -(-length // size)
+        rows = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
+        mask = rows < length
+        rows = rows % length
+        return over(state, dict(arrays), jnp.asarray(rows), jnp.asarray(mask))
+
+    return evaluate

@@ -1,0 +1,136 @@
+"""What a run is made of: what the loop asks of a trainer, the run's settings, and all together."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainers.schedules import require
+from trainers.state import TrainState
+
+Arrays = Mapping[str, Any]
+Values = dict[str, jax.Array]
+
+
+class TrainerLike(Protocol):
+    """What the loop asks of a trainer: pure functions, and what it must know to run them.
+
+    Attributes:
+        metrics: names of the values that `step` and `evaluate` give per example.
+        better: the metric that chooses checkpoints, and its direction.
+        block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
+        tiny: whether a step is operations of a microsecond each, as those on one example are.
+    """
+
+    metrics: tuple[str, ...]
+    better: tuple[str, Literal["min", "max"]]
+    block: int
+    tiny: bool
+
+    def init(self, key: jax.Array) -> TrainState: ...
+    def step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Values]: ...
+    def steps(
+        self,
+        state: TrainState,
+        batches: Arrays,
+        count: jax.Array,
+        fold: Callable[[Any, jax.Array, Values], Any],
+        start: Any,
+    ) -> tuple[TrainState, Any]: ...
+    def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
+    def encode(self, state: TrainState, batch: Arrays) -> jax.Array: ...
+    def scales(self, step: jax.Array) -> Values: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The config's `run` section.
+
+    Attributes:
+        rows_per_epoch: rows of metrics an epoch; also how often a run can be stopped.
+        seeds: runs trained at once, with the seeds seed, seed + 1, ...; metrics are then means and,
+            with `_sd` after their names, standard deviations over the seeds.
+        keep_last: newest checkpoints to keep.
+        keep_best: checkpoints to keep by the best validation metric.
+    """
+
+    rows_per_epoch: int = 10
+    seeds: int = 1
+    keep_last: int = 2
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        require("run.rows_per_epoch", self.rows_per_epoch, 1)
+        require("run.seeds", self.seeds, 1)
+        require("run.keep_last", self.keep_last, 1)
+        require("run.keep_best", self.keep_best, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run is made of, built from its config.
+
+    Attributes:
+        seed: of the initial weights, the order of the data and the noise.
+        trainer: the trainer.
+        train: arrays of the training split.
+        validation: arrays of the validation split, or None.
+        test: arrays of the test split.
+        preprocess: batch as stored -> batch as the trainer takes it.
+        epochs: passes over the training split.
+        batch_size: examples a step; a last, smaller batch of an epoch is left out.
+        run: the run's settings.
+        by_seed: whether all arrays have a leading axis more, of a set for each seed.
+        start: the state of another run whose weights this one begins with, or None.
+    """
+
+    seed: int
+    trainer: TrainerLike
+    train: Arrays
+    validation: Arrays | None
+    test: Arrays
+    preprocess: Callable[[Any], Any]
+    epochs: int
+    batch_size: int
+    run: RunSettings
+    by_seed: bool = False
+    start: TrainState | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.length(self.train) // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def length(self, arrays: Arrays) -> int:
+        """The number of examples of a split."""
+        return next(iter(arrays.values())).shape[1 if self.by_seed else 0]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the training examples, by seed and epoch alone.
+
+        Of shape (steps, batch), or (seeds, steps, batch) with several seeds.
+        """
+
+        def of(seed: int) -> np.ndarray:
+            generator = np.random.default_rng((seed, epoch))
+            chosen = generator.permutation(self.length(self.train)).astype(np.int32)
+            return chosen[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
+
+        orders = [of(self.seed + i) for i in range(self.run.seeds)]
+        return orders[0] if self.run.seeds == 1 else np.stack(orders)
+
+    def init(self) -> TrainState:
+        """The state before the first step, with a leading axis of seeds if there are several."""
+        if self.run.seeds == 1:
+            state = self.trainer.init(jax.random.key(self.seed))
+        else:
+            keys = jnp.stack([jax.random.key(self.seed + i) for i in range(self.run.seeds)])
+            state = jax.vmap(self.trainer.init)(keys)
+        return state if self.start is None else state.begun_from(self.start)
