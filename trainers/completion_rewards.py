@@ -15,7 +15,7 @@ import pathlib
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,23 @@ def in_python(function: Reward, *, per_token: bool = False) -> Reward:
     return reward
 
 
+class Paid(NamedTuple):
+    """What N completions are paid.
+
+    Attributes:
+        whole: weighted sum of the rewards per completion, (N,).
+        each: that of the rewards per token, (N, T), 0 outside the mask.
+        singles: of each function, its reward, summed over the tokens, (N,).
+        fault: the number of the first reward that is not finite, and that of its completion, int32
+            of shape (2,); -1 if there is none.
+    """
+
+    whole: jax.Array
+    each: jax.Array
+    singles: tuple[jax.Array, ...]
+    fault: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rewards:
     """A weighted sum of rewards.
@@ -107,20 +124,15 @@ class Rewards:
     functions: Mapping[str, Reward]
     weights: tuple[float, ...]
 
-    def __call__(
-        self, prompts: jax.Array, completions: jax.Array, **columns: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Sums of the rewards per completion, (N,), and per token, (N, T), 0 outside the mask.
-
-        Third comes the first fault, int32 of shape (2,): the number of the reward that is not
-        finite, and of its completion; -1 if there is none.
+    def __call__(self, prompts: jax.Array, completions: jax.Array, **columns: Any) -> Paid:
+        """Pays completions.
 
         Raises:
             UserError: on a function that raises, or gives another shape than it must.
         """
         mask = columns["mask"]
         whole, each = jnp.zeros(len(completions)), jnp.zeros(completions.shape)
-        fault = jnp.full(2, -1, jnp.int32)
+        singles, fault = [], jnp.full(2, -1, jnp.int32)
         for i, (name, function) in enumerate(self.functions.items()):
             found = _called(name, function, prompts, completions, columns)
             if found.ndim == 2:
@@ -128,10 +140,12 @@ class Rewards:
                 each = each + self.weights[i] * found
             else:
                 whole = whole + self.weights[i] * found
-            bad = ~jnp.isfinite(found.reshape(len(found), -1)).all(1)
-            first = jnp.array([i, jnp.argmax(bad)], jnp.int32)
+            by_completion = found.reshape(len(found), -1)
+            singles.append(by_completion.sum(1))
+            bad = ~jnp.isfinite(by_completion).all(1)
+            first = jnp.stack([jnp.full((), i), jnp.argmax(bad)]).astype(jnp.int32)
             fault = jnp.where(bad.any() & (fault[0] < 0), first, fault)
-        return whole, each, fault
+        return Paid(whole, each, tuple(singles), fault)
 
     def why(self, reward: int, prompt: str, completion: str) -> str:
         """A sentence on the fault of a reward, by its number, at a completion."""

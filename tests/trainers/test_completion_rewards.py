@@ -17,11 +17,9 @@ COLUMNS = {"mask": MASK, "target": TARGET}
 
 
 def paid(*names, weights=None, wrong=0.0):
-    whole, each, fault = jax.jit(rewards_of(names, weights))(
-        PROMPTS, COMPLETIONS, wrong=wrong, **COLUMNS
-    )
-    assert (fault == -1).all()
-    return whole, each
+    found = jax.jit(rewards_of(names, weights))(PROMPTS, COMPLETIONS, wrong=wrong, **COLUMNS)
+    assert (found.fault == -1).all()
+    return found.whole, found.each
 
 
 def test_what_is_paid():
@@ -64,7 +62,7 @@ def test_plain_python(monkeypatch):
 
 def faulty(function, **columns):
     rewards = Rewards({"good": COMPLETION_REWARDS["share"], "mine": function}, (1.0, 1.0))
-    *_, fault = jax.jit(rewards)(PROMPTS, COMPLETIONS, **COLUMNS)
+    fault = jax.jit(rewards)(PROMPTS, COMPLETIONS, **COLUMNS).fault
     return rewards, np.asarray(fault)
 
 
