@@ -58,7 +58,9 @@ class FeedbackAlignment(Rule):
             def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
                 if site.dense is not None and site.upstream:
                     # The value is z, its derivative by x that of x B.
-                    back = site.dense.x @ self._weights(site, site.dense.x.shape[1], z.shape[1])
+                    x = site.dense.x
+                    units = z.size // (x.size // x.shape[-1])
+                    back = (x @ self._weights(site, x.shape[-1], units)).reshape(z.shape)
                     z = jax.lax.stop_gradient(z - back) + back
                 return fn(z + shifts[site.index])
 

@@ -45,7 +45,10 @@ def first_layers(network: Network) -> list[FirstLayer]:
     found = []
     for info in network.sites:
         dense = info.site.dense
-        if dense is None or not info.site.first or any(uses.count(i) > 1 for i in info.site.params):
+        # A layer that an example passes at several places moves by more than one outer product.
+        if dense is None or not info.site.first or len(info.shape) != 2:
+            continue
+        if any(uses.count(i) > 1 for i in info.site.params):
             continue
         layer = FirstLayer(info.name, info.site.index, dense.kernel, dense.bias)
         if set(layer.leaves) == info.site.params:

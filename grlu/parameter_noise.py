@@ -90,18 +90,19 @@ class ParameterNoise:
         self, direction: Direction, step: jax.Array | float, rest: Any, batch: Any
     ) -> jax.Array:
         """The rewards, shape (B,), of the parameters moved by `step` along a direction."""
-        moved = [
+        leaves = [
             leaf if e is None or isinstance(e, Factors) else leaf + (step * e).astype(leaf.dtype)
             for leaf, e in zip(self._leaves, direction, strict=True)
         ]
-        params = jax.tree.unflatten(self._tree, moved)
+        params = jax.tree.unflatten(self._tree, leaves)
         if self._network is None:
             return self._run(params, rest, batch)[0]
 
         def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
             factors = None if site.dense is None else direction[site.dense.kernel]
             if site.dense is not None and isinstance(factors, Factors):
-                z = z + (step * _product(site.dense.x, factors)).astype(z.dtype)
+                moved = step * _product(site.dense.x, factors)
+                z = z + moved.reshape(z.shape).astype(z.dtype)
             return fn(z)
 
         return self._network.run(params, rest, batch, visit)[0]
@@ -130,7 +131,7 @@ def dense_kernels(network: Network) -> frozenset[int]:
 
 
 def _product(x: jax.Array, factors: Factors) -> jax.Array:
-    """x (A Bᵀ) / √r, shape (B, units)."""
+    """x (A Bᵀ) / √r, shape (B, ..., units)."""
     inner = x @ (factors.a / math.sqrt(factors.a.shape[-1])).astype(x.dtype)
     return inner @ factors.b.T.astype(x.dtype)
 

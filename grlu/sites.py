@@ -87,8 +87,10 @@ def reads(jaxpr: jex.Jaxpr, var: Any) -> int:
 class Dense:
     """A site of the form `x @ kernel + bias`, with whole parameters of rank 2 and 1.
 
+    The units may be spread over several axes afterwards, such as those of heads.
+
     Attributes:
-        x: the layer's input, shape (B, fan_in).
+        x: the layer's input, shape (B, fan_in), perhaps with more axes between the two.
         kernel: index of the parameter leaf of shape (fan_in, units).
         bias: index of the one of shape (units,), or None.
     """
@@ -367,8 +369,9 @@ def _dense(eqn: Any, inputs: list[_Value]) -> Dense | None:
     if eqn.primitive.name != "dot_general" or inputs[0].kind is not Kind.DATA:
         return None
     x, kernel = inputs
-    plain = eqn.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
-    if not (plain and kernel.whole and jnp.ndim(x.value) == jnp.ndim(kernel.value) == 2):
+    last = jnp.ndim(x.value) - 1
+    plain = last >= 1 and eqn.params["dimension_numbers"] == (((last,), (0,)), ((), ()))
+    if not (plain and kernel.whole and jnp.ndim(kernel.value) == 2):
         return None
     return Dense(x.value, *kernel.params)
 
@@ -376,11 +379,13 @@ def _dense(eqn: Any, inputs: list[_Value]) -> Dense | None:
 def _with_bias(eqn: Any, inputs: list[_Value]) -> Dense | None:
     """The dense site that an equation extends by its bias; None if it becomes something else."""
     dense = next((v.dense for v in inputs if v.dense), None)
+    if eqn.primitive.name == "reshape":
+        return dense
     bias = next((v for v in inputs if v.kind is Kind.PARAM), None)
     if dense is None or dense.bias is not None or eqn.primitive.name != "add" or bias is None:
         return None
-    units = jnp.shape(eqn.outvars[0].aval)[-1:]
-    if not bias.whole or jnp.shape(bias.value) != (1, *units):
+    *lead, units = jnp.shape(eqn.outvars[0].aval)
+    if not bias.whole or jnp.shape(bias.value) != (*(1 for _ in lead), units):
         return None
     return dataclasses.replace(dense, bias=next(iter(bias.params)))
 

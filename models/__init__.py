@@ -5,6 +5,7 @@ config's `model` section. A new model is one file and one line here.
 """
 
 from models.autoencoder import Autoencoder, ConvAutoencoder
+from models.gpt import GPT
 from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
@@ -12,9 +13,10 @@ from models.skip_mlp import SkipMLP
 MODELS = {
     "autoencoder": Autoencoder,
     "conv_autoencoder": ConvAutoencoder,
+    "gpt": GPT,
     "local_mlp": LocalMLP,
     "mlp": MLP,
     "skip_mlp": SkipMLP,
 }
 
-__all__ = ["MLP", "MODELS", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]
+__all__ = ["GPT", "MLP", "MODELS", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]

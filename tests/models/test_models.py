@@ -13,10 +13,14 @@ import models
 @pytest.mark.parametrize("name", models.MODELS)
 def test_shapes_gradients_and_determinism(name):
     shape = (6, 5, 1) if name == "conv_autoencoder" else (12,)
-    model = models.MODELS[name](shape, 5, rngs=nnx.Rngs(0))
+    options = {"layers": 2, "heads": 2, "width": 16} if name == "gpt" else {}
+    model = models.MODELS[name](shape, 5, rngs=nnx.Rngs(0), **options)
     x = jax.random.normal(jax.random.key(0), (3, *shape))
+    out = x.shape if hasattr(model, "decode") else (3, 5)
+    if name == "gpt":
+        x, out = jax.random.randint(jax.random.key(0), (3, 12), 0, 5), (3, 12, 5)
     model.eval()
-    assert model(x).shape == (x.shape if hasattr(model, "decode") else (3, 5))
+    assert model(x).shape == out
     np.testing.assert_array_equal(model(x), model(x))
     np.testing.assert_allclose(model(x)[:1], model(x[:1]), rtol=1e-5, atol=1e-6)
 

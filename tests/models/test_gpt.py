@@ -1,0 +1,155 @@
+"""GPT-2's architecture, both attentions, and what a cache promises."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+
+ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
+
+
+def make(attention="multi_head", **options):
+    options = {"layers": 2, "heads": 2, "width": 16, "block": 12} | options
+    return models.GPT((12,), 7, attention=attention, rngs=nnx.Rngs(0), **options)
+
+
+def sharpened(model):
+    """The model with larger weights: at the initial ones all logits are nearly the same."""
+    params = nnx.state(model, nnx.Param)
+    nnx.update(model, jax.tree.map(lambda p: 8 * p if p.ndim > 1 else p + 0.1, params))
+    return model
+
+
+def tokens(rows=3, length=12, key=1):
+    return jax.random.randint(jax.random.key(key), (rows, length), 0, 7)
+
+
+@ATTENTIONS
+def test_changing_a_token_leaves_the_logits_before_it_untouched(attention):
+    model, given = sharpened(make(attention)), tokens()
+    before = model(given)
+    for j in (0, 5, 11):
+        after = model(given.at[:, j].set((given[:, j] + 1) % 7))
+        np.testing.assert_array_equal(before[:, :j], after[:, :j])
+        assert jnp.abs(before[:, j:] - after[:, j:]).max(axis=(0, 2)).min() > 1e-4
+
+
+@ATTENTIONS
+def test_a_model_that_is_not_causal_sees_everything(attention):
+    model, given = sharpened(make(attention, causal=False)), tokens()
+    after = model(given.at[:, 11].set((given[:, 11] + 1) % 7))
+    assert jnp.abs(model(given) - after).max(axis=(0, 2)).min() > 1e-5
+
+
+@ATTENTIONS
+@pytest.mark.parametrize("parts", [(12,), (1,) * 12, (5, 1, 1, 3, 2)])
+def test_the_cache_gives_the_logits_of_the_whole_pass(attention, parts):
+    model, given = sharpened(make(attention)), tokens()
+    cache, found = model.empty_cache(3, 12), []
+    ends = list(itertools.accumulate(parts))
+    for start, end in zip([0, *ends], ends, strict=False):
+        logits, cache = model.cached(given[:, start:end], cache)
+        found.append(logits)
+    assert int(cache.length) == 12
+    np.testing.assert_allclose(jnp.concatenate(found, 1), model(given), rtol=1e-4, atol=1e-5)
+
+
+@ATTENTIONS
+def test_a_repeated_cache_continues_each_copy(attention):
+    model, given = sharpened(make(attention)), tokens()
+    _, cache = model.cached(given[:, :4], model.empty_cache(3, 8))
+    more = tokens(6, 2, key=2)
+    logits, _ = model.cached(more, cache.repeated(2))
+    whole = model(jnp.concatenate([jnp.repeat(given[:, :4], 2, axis=0), more], 1))
+    np.testing.assert_allclose(logits, whole[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_latent_is_all_that_its_cache_holds():
+    def size(attention):
+        cache = make(attention).empty_cache(3, 12)
+        return sum(leaf.size for leaf in jax.tree.leaves(cache.layers))
+
+    assert size("multi_head") == 2 * 2 * 3 * 12 * 16
+    assert size("latent") == size("multi_head") / 4
+
+
+def test_the_initial_weights_are_gpt_2s():
+    model = models.GPT((32,), 500, layers=8, heads=4, width=128, rngs=nnx.Rngs(0))
+    for kernel, std in [
+        (model.tokens.embedding, 0.02),
+        (model.positions, 0.02),
+        (model.layers[3].up.kernel, 0.02),
+        (model.layers[3].attention.project.kernel, 0.02),
+        (model.layers[3].attention.out.kernel, 0.02 / 4),
+        (model.layers[3].down.kernel, 0.02 / 4),
+    ]:
+        assert abs(float(kernel[...].std()) / std - 1) < 0.05
+    assert not model.layers[0].up.bias[...].any()
+    assert model.block == 32
+    # No head of its own: 12 width² a layer and the embeddings, but for biases and norms.
+    count = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert count == 8 * (12 * 128**2 + 13 * 128) + (500 + 32) * 128 + 2 * 128
+
+
+@ATTENTIONS
+def test_a_new_model_does_not_just_repeat_its_input(attention):
+    """With a tied embedding of N(0, 1), as was once tried, it would with probability 1."""
+    sizes = {"layers": 4, "heads": 4, "width": 128, "block": 32}
+    model = models.GPT((32,), 65, attention=attention, rngs=nnx.Rngs(0), **sizes)
+    p = nnx.softmax(model(jax.random.randint(jax.random.key(0), (4, 32), 0, 65)))
+    assert p.max() < 0.2
+
+
+def test_the_mask_is_read_and_not_predicted():
+    model = make(causal=False)
+    assert model(jnp.full((2, 12), 7)).shape == (2, 12, 7)
+    assert make().tokens.embedding.shape[0] == 7
+
+
+def test_the_value_head_sees_what_the_logits_see():
+    model = make(value_head=True)
+    logits, values = model.with_values(tokens())
+    np.testing.assert_array_equal(logits, model(tokens()))
+    assert values.shape == (3, 12)
+    with pytest.raises(grlu.UserError, match="value_head=true"):
+        make().with_values(tokens())
+
+
+@ATTENTIONS
+def test_dropout_silences_in_training_alone(attention):
+    model = make(attention, dropout=0.5)
+    assert jnp.any(model(tokens()) != model(tokens()))
+    model.eval()
+    np.testing.assert_array_equal(model(tokens()), model(tokens()))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"width": 15}, "width must be a multiple of heads"),
+        ({"layers": 0}, "positive layers"),
+        ({"dropout": 1.0}, "dropout must lie"),
+        ({"attention": "local"}, "attention must be one of multi_head, latent"),
+        ({"attention": "latent", "latent": 0}, "latent and query_latent must be positive"),
+    ],
+)
+def test_wrong_sizes_are_refused(options, sentence):
+    with pytest.raises(grlu.UserError, match=sentence):
+        make(**options)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(grlu.UserError, match="13 tokens are more than the 12"):
+        make()(tokens(length=13))
+    with pytest.raises(grlu.UserError, match="13 tokens are more than the 12"):
+        make().empty_cache(1, 13)
+    with pytest.raises(grlu.UserError, match="causal=false has no cache"):
+        make(causal=False).empty_cache(1, 12)
+    with pytest.raises(grlu.UserError, match="takes sequences of tokens"):
+        models.GPT((8, 8, 1), 7, rngs=nnx.Rngs(0))

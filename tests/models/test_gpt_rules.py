@@ -1,0 +1,101 @@
+"""The perturbation rules on language models: tied weights and attention through the same door."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+from grlu.parameter_noise import ParameterNoise
+from grlu.rule import pure_objective
+
+ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
+
+
+def make(attention):
+    return models.GPT(
+        (6,), 5, layers=1, heads=2, width=8, attention=attention, value_head=True, rngs=nnx.Rngs(0)
+    )
+
+
+def sharpened(attention):
+    """With larger weights: at the initial ones little depends on the attention."""
+    model = make(attention)
+    params = nnx.state(model, nnx.Param)
+    nnx.update(model, jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p + 0.1, params))
+    return model
+
+
+def mean_log_prob(model, batch):
+    tokens = batch["tokens"]
+    logits, values = model.with_values(tokens[:, :-1])
+    chosen = jnp.take_along_axis(nnx.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+    return chosen.mean(axis=(1, 2)) - 0.1 * (values**2).mean(1)
+
+
+@pytest.fixture
+def batch():
+    return {"tokens": jax.random.randint(jax.random.key(3), (6, 7), 0, 5)}
+
+
+@ATTENTIONS
+def test_the_local_update_of_exact_credit_is_the_gradient(attention, batch):
+    model, key = sharpened(attention), jax.random.key(2)
+    _, local = grlu.ExactCredit()(mean_log_prob)(model, batch, key)
+    _, exact = grlu.Backprop()(mean_log_prob)(model, batch, key)
+    for a, b in zip(jax.tree.leaves(local), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+@ATTENTIONS
+def test_orthogonal_perturbation_finds_the_gradient_of_the_tied_embedding(attention, batch):
+    rule = grlu.NodePerturbation(samples=1024, sigma=0.01, noise="orthogonal")
+    found = grlu.alignment(rule, mean_log_prob, sharpened(attention), batch, jax.random.key(3))
+    assert found.cosine > 0.99, str(found)
+    cosine, ratio = found.parameters["tokens.embedding"]
+    assert cosine > 0.99, str(found)
+    assert 0.9 < ratio < 1.1, str(found)
+
+
+@ATTENTIONS
+def test_low_rank_noise_is_on_every_kernel_and_moves_as_its_materialised_twin(attention, batch):
+    graphdef, params, rest = nnx.split(sharpened(attention), nnx.Param, ...)
+    objective = pure_objective(graphdef, mean_log_prob)
+    noise = ParameterNoise(objective, params, rest, batch, 1)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert {i for i, p in enumerate(paths) if "kernel" in p} == set(noise.low)
+    direction = noise.draw(jax.random.key(1))
+    epsilon = noise.restore(noise.weighted(jax.tree.map(lambda e: e[None], direction), jnp.ones(1)))
+    for step in (0.1, -0.1):
+        moved = jax.tree.map(lambda p, e: p + step * e, params, epsilon)  # noqa: B023
+        expected, _ = objective(moved, rest, batch)
+        found = noise.rewards(direction, step, rest, batch)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "rate"),
+    [
+        (grlu.NodePerturbation(samples=64, sigma=0.02, noise="orthogonal"), 0.01),
+        (grlu.EvolutionStrategy(population=64, sigma=0.05, rank=1), 0.03),
+    ],
+)
+@ATTENTIONS
+def test_a_tiny_text_is_learned(attention, rule, rate, batch):
+    import optax
+
+    model = make(attention)
+    optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    estimate = rule(mean_log_prob)
+
+    @nnx.jit
+    def step(model, optimizer, key):
+        reward, grads = estimate(model, batch, key)
+        optimizer.update(model, grads)
+        return reward
+
+    rewards = [float(step(model, optimizer, jax.random.key(i))) for i in range(80)]
+    assert np.mean(rewards[:3]) < -1.5
+    assert np.mean(rewards[-10:]) > -1.3
