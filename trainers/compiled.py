@@ -88,7 +88,7 @@ def compile_evaluation(
             batch = preprocess(jax.tree.map(lambda a: a[chosen], arrays))
             return gather(collection, trainer.evaluate(state, batch), mask), None
 
-        empty = means(trainer.metrics).empty()
+        empty = means(trainer.evaluated).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
     shared = 0 if experiment.by_seed else None

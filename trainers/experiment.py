@@ -13,11 +13,12 @@ from models import MODELS
 from trainers.config import build
 from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
+from trainers.policy_settings import GRPO, PPO, Reinforce
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
-TRAINERS: dict[str, type[GradientSettings]] = {
+TRAINERS: dict[str, Any] = {
     "backprop": gradient_settings("Backprop", grlu.Backprop, "The exact gradient, the yardstick."),
     "evolution": gradient_settings(
         "Evolution",
@@ -34,9 +35,12 @@ TRAINERS: dict[str, type[GradientSettings]] = {
         grlu.ForwardGradient,
         "Exact slopes along random directions, by forward-mode AD.",
     ),
+    "grpo": GRPO,
     "grlu": gradient_settings(
         "GRLU", grlu.NodePerturbation, "Node perturbation: credit from noise and reward."
     ),
+    "ppo": PPO,
+    "reinforce": Reinforce,
     "weight_perturbation": gradient_settings(
         "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
     ),
@@ -75,7 +79,7 @@ def make_experiment(
         return settings.prepare(made, data.num_classes)
 
     run = build(RunSettings, config.run, "run")
-    examples = data.train["label"].shape[-1]
+    examples = next(iter(data.train.values())).shape[1 if data.by_seed else 0]
     if settings.batch_size > examples:
         raise UserError(
             f"trainer.batch_size is {settings.batch_size}, but {data.name} has only {examples} "
@@ -86,10 +90,13 @@ def make_experiment(
             f"run.seeds is {run.seeds}, but {data.name} are those of {len(data.train['label'])} "
             "seeds: it must be the same, or 1 for the model whose features they are"
         )
-    _require_fit(config, data, settings, make_model)
+    about: Any = data
+    if isinstance(settings, GradientSettings):
+        _require_fit(config, data, settings, make_model)
+        about = data.num_classes
     return Experiment(
         seed=config.seed,
-        trainer=settings.build(make_model, examples // settings.batch_size, data.num_classes),
+        trainer=settings.build(make_model, examples // settings.batch_size, about),
         train=data.train,
         validation=data.validation,
         test=data.test,

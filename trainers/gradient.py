@@ -152,7 +152,8 @@ class Trainer:
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:
-        metrics: names of the values that `step` and `evaluate` give per example.
+        metrics: names of the values that `step` gives per example.
+        evaluated: names of those that `evaluate` gives: the same.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
@@ -168,6 +169,7 @@ class Trainer:
         self.settings = settings
         self.objective = objective_of(settings, classes)
         self.metrics, self.better = self.objective.metrics, self.objective.better
+        self.evaluated = self.metrics
         steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
         warmup = round(settings.warmup * steps)
@@ -346,3 +348,7 @@ class Trainer:
         """What the schedules say at a step, for the log."""
         scales = {"learning_rate": self.learning_rate(step)}
         return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})
+
+    def reason(self, state: TrainState) -> str | None:
+        """Why a value was not finite, where the trainer knows more than that it was not."""
+        return None

@@ -100,7 +100,8 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 step += count
                 if jnp.any(broken >= 0):
                     first_broken = jnp.min(broken, where=broken >= 0, initial=step)
-                    raise RunError(_not_finite(int(first_broken), saved, run.path))
+                    reason = trainer.reason(_broken_one(state, broken))
+                    raise RunError(_not_finite(int(first_broken), saved, run.path, reason))
 
                 row = _prefixed("train", averages)
                 row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
@@ -150,10 +151,11 @@ def _columns(experiment: Experiment) -> list[str]:
     scales = experiment.trainer.scales(jnp.zeros((), jnp.int32))
     splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
     ends = ["", "_sd"] if experiment.run.seeds > 1 else [""]
+    trainer = experiment.trainer
     names = [
         f"{split}_{name}{end}"
         for split in splits
-        for name in experiment.trainer.metrics
+        for name in (trainer.metrics if split == "train" else trainer.evaluated)
         for end in ends
     ]
     return ["step", "epoch", *scales, *names]
@@ -186,11 +188,19 @@ def _same(one: Any, two: Any) -> bool:
     return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
 
 
-def _not_finite(step: int, saved: int | None, path: pathlib.Path) -> str:
+def _broken_one(state: TrainState, broken: jax.Array) -> TrainState:
+    """The state of the first seed in which something is not finite."""
+    if broken.ndim == 0:
+        return state
+    seed = int(jnp.argmax(broken >= 0))
+    return jax.tree.map(lambda a: a[seed], state)
+
+
+def _not_finite(step: int, saved: int | None, path: pathlib.Path, reason: str | None) -> str:
     kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
     return (
         f"a value that is not finite appeared at step {step + 1} of the run in {path}, {kept}; "
-        "a lower trainer.learning_rate or a trainer.clip may help"
+        f"{reason or 'a lower trainer.learning_rate or a trainer.clip may help'}"
     )
 
 

@@ -49,7 +49,7 @@ class PolicyState(TrainState):
 
     def begun_from(self, other: TrainState) -> "PolicyState":
         """This state with the weights of another run's, to which the reference may be held."""
-        state = super().begun_from(other)
+        state: Any = super().begun_from(other)
         if not self.follows:
             return state
         return state.replace(reference=jax.tree.map(jnp.copy, (state.params, state.rest)))
@@ -132,11 +132,11 @@ class PolicyTrainer:
         model = self._make_model(nnx.Rngs(init_key))
         model.eval()
         _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-        critic = None
+        critic: Any = None
         if self._critic_graphdef is not None:
             made = self._make_critic(nnx.Rngs(jax.random.fold_in(init_key, 1)))
             made.eval()
-            critic = nnx.split(made, nnx.Param, ...)[1:]  # type: ignore[misc]
+            critic = nnx.split(made, nnx.Param, ...)[1:]
         reference = None
         if self._reference is not None:
             reference = self._reference.init(jax.random.fold_in(init_key, 2), params, rest)
@@ -334,7 +334,7 @@ class PolicyTrainer:
             def draw(key: jax.Array) -> Any:
                 model = self._make_model(nnx.Rngs(key))
                 model.eval()
-                return nnx.split(model, nnx.Param, ...)[1:]  # type: ignore[misc]
+                return nnx.split(model, nnx.Param, ...)[1:]
 
             return frozen(self._graphdef, temperature, draw)
         return of_run(name, self.prompts.vocabulary, temperature)

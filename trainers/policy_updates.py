@@ -150,7 +150,7 @@ class Learner:
             trained = (params, None if critic is None else critic[0])
             grads, sums = self._gradient(state, trained, critic, part, beta)
             changes, opt = self.optimizer.update(grads[0], opt, params)
-            sums["gradient"] = optax.global_norm(grads[0])
+            sums["gradient"] = optax.tree.norm(grads[0])
             params = optax.apply_updates(params, changes)
             if critic is not None:
                 changes, critic_opt = self.critic_optimizer.update(grads[1], critic_opt, critic[0])
@@ -172,10 +172,13 @@ class Learner:
         plain = token_weights(part.mask, "token")
         rest = () if critic is None else critic[1:]
 
-        def loss(trained: Any, micro: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss(
+            trained: Any, micro: tuple[Drawn, jax.Array, jax.Array]
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
             params, own = trained
             full = None if own is None else (own, *rest)
-            return self._loss(state, params, full, *micro, beta)
+            drawn, weights, plain = micro
+            return self._loss(state, params, full, drawn, weights, plain, beta)
 
         gradient = jax.grad(loss, has_aux=True)
         if self.settings.micro_batches == 1:

@@ -19,13 +19,15 @@ class TrainerLike(Protocol):
     """What the loop asks of a trainer: pure functions, and what it must know to run them.
 
     Attributes:
-        metrics: names of the values that `step` and `evaluate` give per example.
+        metrics: names of the values that `step` gives per example.
+        evaluated: names of those that `evaluate` gives.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
     metrics: tuple[str, ...]
+    evaluated: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
     block: int
     tiny: bool
@@ -43,6 +45,7 @@ class TrainerLike(Protocol):
     def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
     def encode(self, state: TrainState, batch: Arrays) -> jax.Array: ...
     def scales(self, step: jax.Array) -> Values: ...
+    def reason(self, state: TrainState) -> str | None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
