@@ -83,7 +83,10 @@ def list_() -> None:
         "trainers": {name: summary(t) for name, t in trainers.TRAINERS.items()},
         "rules": {f"grlu.{r.__name__}": summary(r) for r in rules},
         "data sets": {name: summary(d) for name, d in input_pipeline.DATASETS.items()}
-        | {"tfds:NAME": "Any image-classification set of TFDS."},
+        | {
+            "tfds:NAME": "Any image-classification set of TFDS.",
+            "text:PATH": "Any text in a file.",
+        },
     }
     width = max(len(name) for entries in sections.values() for name in entries)
     for title, entries in sections.items():
@@ -167,10 +170,15 @@ def report_(
 @data_app.command()
 @_in_one_sentence
 def prepare(
-    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist, kmnist, cifar10, tfds:NAME.")],
+    name: Annotated[
+        str, typer.Argument(help="mnist, fashion_mnist, kmnist, cifar10, shakespeare, tfds:NAME.")
+    ],
     source: Annotated[
         pathlib.Path | None,
-        typer.Option("--from", help="Folder with IDX .gz files, instead of a download."),
+        typer.Option(
+            "--from",
+            help="Folder with IDX .gz files, or with tinyshakespeare.txt, instead of a download.",
+        ),
     ] = None,
     data_dir: Annotated[
         pathlib.Path | None,

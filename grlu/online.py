@@ -46,7 +46,7 @@ def first_layers(network: Network) -> list[FirstLayer]:
     for info in network.sites:
         dense = info.site.dense
         # A layer that an example passes at several places moves by more than one outer product.
-        if dense is None or not info.site.first or len(info.shape) != 2:
+        if dense is None or not info.site.first or not len(info.shape) == jnp.ndim(dense.x) == 2:
             continue
         if any(uses.count(i) > 1 for i in info.site.params):
             continue

@@ -87,7 +87,8 @@ def reads(jaxpr: jex.Jaxpr, var: Any) -> int:
 class Dense:
     """A site of the form `x @ kernel + bias`, with whole parameters of rank 2 and 1.
 
-    The units may be spread over several axes afterwards, such as those of heads.
+    The units may be spread over several axes afterwards, such as those of heads, or be a single
+    one without an axis.
 
     Attributes:
         x: the layer's input, shape (B, fan_in), perhaps with more axes between the two.
@@ -379,7 +380,7 @@ def _dense(eqn: Any, inputs: list[_Value]) -> Dense | None:
 def _with_bias(eqn: Any, inputs: list[_Value]) -> Dense | None:
     """The dense site that an equation extends by its bias; None if it becomes something else."""
     dense = next((v.dense for v in inputs if v.dense), None)
-    if eqn.primitive.name == "reshape":
+    if eqn.primitive.name in {"reshape", "squeeze"}:
         return dense
     bias = next((v for v in inputs if v.kind is Kind.PARAM), None)
     if dense is None or dense.bias is not None or eqn.primitive.name != "add" or bias is None:

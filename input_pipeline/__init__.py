@@ -20,6 +20,9 @@ from input_pipeline.data import Data
 from input_pipeline.digits import digits
 from input_pipeline.names import nearest
 from input_pipeline.prepare import Prepared, prepare
+from input_pipeline.sonnets import SONNETS
+from input_pipeline.tasks import TASKS
+from input_pipeline.text import read_shakespeare, text_file, text_set
 from input_pipeline.tfds_images import image_set
 
 __all__ = ["DATASETS", "Data", "Prepared", "load", "loader", "prepare"]
@@ -50,23 +53,37 @@ DATASETS: dict[str, Callable[..., Data]] = {
         held_out=5000,
         moments=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ),
+    "sonnets": text_set(
+        "sonnets",
+        "Text: eight of Shakespeare's sonnets, 5,000 characters; nothing to prepare.",
+        lambda root: SONNETS,
+        length=32,
+    ),
+    "shakespeare": text_set(
+        "shakespeare",
+        "Text: tiny-shakespeare, 1,115,394 characters, 65 different ones.",
+        read_shakespeare,
+    ),
+    **TASKS,
 }
 
 
 def loader(name: str) -> Callable[..., Data]:
-    """Return the loader called `name`, an entry of `DATASETS` or `tfds:NAME`.
+    """Return the loader called `name`, an entry of `DATASETS`, `tfds:NAME`, or `text:PATH`.
 
     Raises:
-        UserError: for a name that is neither.
+        UserError: for a name that is none of them.
     """
     if isinstance(name, str) and name in DATASETS:
         return DATASETS[name]
     if isinstance(name, str) and name.startswith("tfds:") and name != "tfds:":
         tfds_name = name.removeprefix("tfds:")
         return image_set(name, f"TFDS's image set {tfds_name}.", tfds_name=tfds_name)
+    if isinstance(name, str) and name.startswith("text:") and name != "text:":
+        return text_file(name.removeprefix("text:"))
     raise UserError(
         f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
-        f" {', '.join(DATASETS)}, and tfds:NAME for those of TFDS)."
+        f" {', '.join(DATASETS)}, tfds:NAME for images of TFDS, and text:PATH for a text)."
     )
 
 

@@ -8,15 +8,23 @@ from typing import Any
 from input_pipeline.classes import few, keep, renumbered
 from input_pipeline.preprocess import Moments, preprocess_for
 from input_pipeline.splits import Examples, carve
+from input_pipeline.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The splits of one data set, stored as read: `image` (N, H, W, C) uint8, `label` (N,) int32.
+    """The splits of one data set, stored as read: arrays with one row an example.
+
+    Images: `image` (N, H, W, C) uint8 and `label` (N,) int32. Text and tasks: `tokens` (N, T + 1),
+    the T of `example_shape` and the one that follows; the first `prompt` of them are given, those
+    after are what a model is to say.
 
     `preprocess` takes a batch of any split, in numpy or in JAX, inside `jit` or not, and returns it
-    with `image` as float32, normalised, of shape `(B, *example_shape)`.
+    with `image` as float32, normalised, of shape `(B, *example_shape)`; or with `tokens` as int32
+    and `scored` (B, T), 1 for each of the last T tokens that is to be said and 0 for the others.
     `validation` is None where training uses every example.
+
+    `num_classes` is the number of labels, or of different tokens, those of `tokenizer`.
 
     `by_seed`: whether all arrays have a leading axis more, of a set for each seed of a run: the
     features of several seeds' models.
@@ -30,6 +38,13 @@ class Data:
     example_shape: tuple[int, ...]
     num_classes: int
     by_seed: bool = False
+    tokenizer: Tokenizer | None = None
+    prompt: int = 0
+
+    @property
+    def examples(self) -> int:
+        """The number of training examples."""
+        return next(iter(self.train.values())).shape[1 if self.by_seed else 0]
 
 
 def image_data(

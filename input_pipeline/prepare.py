@@ -23,6 +23,8 @@ from grlu.errors import UserError
 from input_pipeline.idx import read_labelled_images
 from input_pipeline.names import nearest
 from input_pipeline.prepared import data_root, find
+from input_pipeline.tasks import TASKS
+from input_pipeline.text import prepare_shakespeare
 
 _IDX_SETS = ("mnist", "fashion_mnist", "kmnist")
 _IDX_FILES = {
@@ -43,20 +45,22 @@ def prepare(
     source: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Prepared:
-    """Prepare TFDS's set `name` (`mnist`, `tfds:cifar100`) as array_record, unless it is there.
+    """Prepare TFDS's set `name` (`mnist`, `tfds:cifar100`) as array_record, or the text
+    `shakespeare`, unless it is there.
 
-    `source` is a folder with the four gzipped IDX files of mnist, fashion_mnist or kmnist; without
-    it the set is downloaded. It goes to `data_dir`, else TFDS_DATA_DIR, else TFDS's default.
+    `source` is a folder with the four gzipped IDX files of mnist, fashion_mnist or kmnist, or with
+    tinyshakespeare.txt; without it the set is downloaded. It goes
+    to `data_dir`, else TFDS_DATA_DIR, else TFDS's default.
 
     Raises:
         UserError: for an unknown set, a missing or damaged source, a set that needs TensorFlow
             where there is none, a failed download, and a folder that cannot be written.
     """
-    if name == "digits":
-        raise UserError(
-            "the data set 'digits' comes with scikit-learn: there is nothing to prepare."
-        )
+    if name in ("digits", "sonnets", *TASKS):
+        raise UserError(f"the data set {name!r} needs no files: there is nothing to prepare.")
     root = data_root(data_dir)
+    if name == "shakespeare":
+        return Prepared(root, written=prepare_shakespeare(source, root))
     tfds_name = name.removeprefix("tfds:")
     if source is not None and tfds_name not in _IDX_SETS:
         raise UserError(

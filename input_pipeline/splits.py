@@ -10,19 +10,25 @@ Examples = dict[str, np.ndarray]
 
 
 def carve(
-    examples: Examples, *, validation: int | float, split_seed: int, subset: int | None
+    examples: Examples,
+    *,
+    validation: int | float,
+    split_seed: int,
+    subset: int | None,
+    option: str = "validation",
 ) -> tuple[Examples, Examples | None]:
     """Return (train, validation): disjoint, each in the stored order.
 
     One permutation, drawn from `split_seed`, serves both: its first `validation` entries are the
     validation set and the next `subset` ones the training set, so that a smaller subset is part of
-    every larger one. With `validation=0` and no subset the arrays come back as they are.
+    every larger one. With `validation=0` and no subset the arrays come back as they are. `option`
+    is what errors call the size of the part that is held out.
 
     Raises:
         UserError: for a size or seed of the wrong type, negative, or larger than the data.
     """
-    total = len(examples["label"])
-    held_out = _validation_size(validation, total)
+    total = len(next(iter(examples.values())))
+    held_out = _held_out_size(validation, total, option)
     kept = _subset_size(subset, total - held_out)
     if isinstance(split_seed, bool) or not isinstance(split_seed, Integral) or split_seed < 0:
         raise UserError(f"dataset.split_seed must be an integer of at least 0, not {split_seed!r}.")
@@ -38,25 +44,25 @@ def _take(examples: Examples, indices: np.ndarray) -> Examples:
     return {key: array[indices] for key, array in examples.items()}
 
 
-def _validation_size(validation: int | float, total: int) -> int:
+def _held_out_size(validation: int | float, total: int, option: str) -> int:
     whole = isinstance(validation, Integral) or (
         isinstance(validation, Real) and float(validation).is_integer()
     )
     fraction = isinstance(validation, Real) and 0 < validation < 1
     if isinstance(validation, bool) or not (whole or fraction) or validation < 0:
         raise UserError(
-            "dataset.validation must be a number of examples (0 trains on all of them) or a"
+            f"dataset.{option} must be a number of examples (0 trains on all of them) or a"
             f" fraction between 0 and 1, not {validation!r}."
         )
     size = round(validation * total) if fraction else int(validation)
     if size >= total:
         raise UserError(
-            f"dataset.validation={validation!r} leaves nothing to train on: the training set has"
+            f"dataset.{option}={validation!r} leaves nothing to train on: the training set has"
             f" {total} examples, so give less than that."
         )
     if fraction and size == 0:
         raise UserError(
-            f"dataset.validation={validation!r} of {total} examples is none at all: give a larger"
+            f"dataset.{option}={validation!r} of {total} examples is none at all: give a larger"
             " fraction, or 0 to train on all of them."
         )
     return size

@@ -68,7 +68,8 @@ class GPT(nnx.Module):
     there are two a layer, from N(0, .02² / 2 layers); biases are zero.
 
     A model that is not causal sees the whole sequence, and has one row of the embedding more: the
-    mask, token number `outputs`, which it reads but never predicts.
+    mask, token number `outputs`, which it reads but never predicts; and a stream of random numbers
+    from which an objective may draw what to mask.
 
     Args:
         example_shape: shape of one example, `(tokens,)`.
@@ -110,7 +111,7 @@ class GPT(nnx.Module):
         if len(example_shape) != 1:
             raise grlu.UserError(
                 f"gpt takes sequences of tokens, the data's examples have shape "
-                f"{tuple(example_shape)}; use a data set of text, such as dataset.name=limericks"
+                f"{tuple(example_shape)}; use a data set of text, such as dataset.name=sonnets"
             )
         block = example_shape[0] if block is None else block
         if min(layers, block, outputs) < 1:
@@ -127,6 +128,7 @@ class GPT(nnx.Module):
         self.vocabulary, self.block, self.causal = outputs, block, causal
         init = nnx.initializers.normal(0.02)
         rows = outputs if causal else outputs + 1
+        self.rngs = None if causal else rngs.fork()
         self.tokens = nnx.Embed(rows, width, embedding_init=init, rngs=rngs)
         self.positions = nnx.Param(init(rngs.params(), (block, width)))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
@@ -150,12 +152,17 @@ class GPT(nnx.Module):
         In a model that is not causal: of the token that stands at each place.
 
         Raises:
-            UserError: on more tokens than `block`.
+            UserError: on more tokens than `block`, or what is no tokens.
         """
         return self._logits(self.encode(tokens))
 
     def encode(self, tokens: jax.Array) -> jax.Array:
         """Features of each position, shape (B, T, width), before the output layer."""
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise grlu.UserError(
+                f"gpt takes tokens, integers of shape (batch, tokens), not {tokens.dtype} of shape "
+                f"{tokens.shape}; use a data set of text, such as dataset.name=sonnets"
+            )
         self._require_room(tokens.shape[1])
         x = self._embedded(tokens, self.positions[: tokens.shape[1]])
         for layer in self.layers:

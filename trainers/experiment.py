@@ -79,7 +79,7 @@ def make_experiment(
         return settings.prepare(made, data.num_classes)
 
     run = build(RunSettings, config.run, "run")
-    examples = next(iter(data.train.values())).shape[1 if data.by_seed else 0]
+    examples = data.examples
     if settings.batch_size > examples:
         raise UserError(
             f"trainer.batch_size is {settings.batch_size}, but {data.name} has only {examples} "
@@ -113,11 +113,22 @@ def _require_fit(
     config: ConfigDict, data: input_pipeline.Data, settings: GradientSettings, make_model: Any
 ) -> None:
     """Raises UserError where objective, model and data don't go together."""
+    text = data.tokenizer is not None
+    if text != (settings.objective in ("lm", "denoising")):
+        kind, fitting = ("text", "lm or denoising") if text else ("images", "classification")
+        raise UserError(
+            f"trainer.objective={settings.objective} does not go with {data.name}, which is {kind}:"
+            f" use trainer.objective={fitting}"
+        )
 
     def answer(x: Any) -> Any:
         return make_model(nnx.Rngs(0))(x)
 
-    shape = nnx.eval_shape(answer, jax.ShapeDtypeStruct((1, *data.example_shape), "float32")).shape
+    example = jax.ShapeDtypeStruct((1, *data.example_shape), "int32" if text else "float32")
+    shape = nnx.eval_shape(answer, example).shape
+    if text:
+        _require_language_model(config, data, settings, shape)
+        return
     if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
         raise UserError(
             f"trainer.objective=classification needs a model with an answer for each of the "
@@ -139,4 +150,26 @@ def _require_fit(
         raise UserError(
             "trainer.objective=fast_learner rewards a batch as a whole, so that no credit goes to "
             "single examples: use trainer.name=evolution or weight_perturbation"
+        )
+
+
+def _require_language_model(
+    config: ConfigDict,
+    data: input_pipeline.Data,
+    settings: GradientSettings,
+    shape: tuple[int, ...],
+) -> None:
+    wanted = (*data.example_shape, data.num_classes)
+    if shape[1:] != wanted:
+        raise UserError(
+            f"trainer.objective={settings.objective} needs a model with an answer for each of the "
+            f"{data.num_classes} tokens at each of the {data.example_shape[0]} places, such as gpt,"
+            f" and {config.model.name} gives one of shape {shape[1:]}"
+        )
+    causal = settings.objective == "lm"
+    if config.model.get("causal", causal) != causal:
+        raise UserError(
+            f"trainer.objective={settings.objective} needs a model that sees "
+            f"{'only what comes before' if causal else 'the whole text'}: set "
+            f"model.causal={str(causal).lower()}"
         )

@@ -38,8 +38,9 @@ class GradientSettings:
         epochs: passes over the training split; 0 leaves the model as it was drawn, for a control.
         batch_size: examples per step.
         objective: what is rewarded, one of `trainers.OBJECTIVES`: "classification",
-            "reconstruction" (of an autoencoder), or "fast_learner": how well a linear head does
-            that learns on the features of half of the batch by GRLU (for evolution).
+            "reconstruction" (of an autoencoder), "lm" (the next token), "denoising" (masked
+            tokens), or "fast_learner": how well a linear head does that learns on the features of
+            half of the batch by GRLU (for evolution).
         reward: name of an answer's reward, one of `trainers.REWARDS`.
         likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian".
         fast_samples: pairs of perturbations per example with which a fast learner learns.

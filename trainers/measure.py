@@ -4,12 +4,31 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from clu import metrics
+from flax import struct
+
+
+@struct.dataclass
+class _GeometricMean(metrics.Average):
+    """exp(mean(log value))."""
+
+    @classmethod
+    def from_model_output(cls, values: jax.Array, mask: Any = None, **_: Any) -> "_GeometricMean":
+        return super().from_model_output(jnp.log(values), mask)
+
+    def compute(self) -> Any:
+        return jnp.exp(super().compute())
+
+
+# A perplexity is exp of a mean: that of a text is the geometric mean of its parts'.
+_KINDS: dict[str, type[metrics.Average]] = {"perplexity": _GeometricMean}
 
 
 def means(names: Iterable[str]) -> type[metrics.Collection]:
-    """A collection of `clu.metrics` with the mean of each value."""
-    return metrics.Collection.create(**{n: metrics.Average.from_output(n) for n in names})
+    """A collection of `clu.metrics` with the mean of each value; a perplexity's is geometric."""
+    kinds = {n: _KINDS.get(n, metrics.Average).from_output(n) for n in names}
+    return metrics.Collection.create(**kinds)
 
 
 def gather(

@@ -11,6 +11,7 @@ from flax import nnx
 
 from grlu.errors import UserError
 from trainers.fast_learner import FastLearner
+from trainers.language import Denoising, LanguageModelling
 
 # (logits (B, classes), labels (B,)) -> rewards (B,)
 Reward = Callable[[jax.Array, jax.Array], jax.Array]
@@ -129,9 +130,11 @@ class Reconstruction:
 # Name → the objective that a trainer's settings ask for, for a task of so many classes.
 OBJECTIVES: dict[str, Callable[[Any, int], Any]] = {
     "classification": lambda s, classes: Classification(reward_named(s.reward)),
+    "denoising": lambda s, classes: Denoising(),
     "fast_learner": lambda s, classes: FastLearner(
         reward_named(s.reward), classes, s.fast_samples, s.fast_learning_rate
     ),
+    "lm": lambda s, classes: LanguageModelling(),
     "reconstruction": lambda s, classes: Reconstruction(s.likelihood),
 }
 

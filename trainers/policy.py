@@ -90,7 +90,7 @@ class PolicyTrainer:
         data: Any,
     ):
         self.settings = settings
-        self.prompts = Prompts.of(data, settings.prompt, settings.horizon)
+        self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
         self.rewards = rewards_of(settings.rewards, settings.reward_weights)
         self.learning_rate = settings.rate(steps_per_epoch)
         self._make_model = make_model
@@ -122,9 +122,10 @@ class PolicyTrainer:
             "length",
             "repetition",
         )
-        self.evaluated = ("reward", *(["kl"] if self._reference else []), "length")
-        if self.prompts.has_target:
-            self.evaluated += ("nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k")
+        self.evaluated = (
+            *("reward", "nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k", "length"),
+            *(["kl"] if self._reference else []),
+        )
 
     def init(self, key: jax.Array) -> PolicyState:
         """The state before the first step; the model is drawn from `key`."""
@@ -171,7 +172,7 @@ class PolicyTrainer:
             sequences=jnp.concatenate([rows["prompt"], found.tokens], axis=1),
             mask=mask,
             sampled=found.log_probs,
-            target=rows.get("target", found.tokens),
+            target=rows["target"],
             old=found.log_probs,
             advantages=mask,
             values=mask,
@@ -221,19 +222,16 @@ class PolicyTrainer:
             log_p, _ = self._learner.log_policy(state.params, state.rest, sequences)
             log_q = self._reference.log_probs(state.reference, sequences, self.prompts.length)
             values["kl"] = per_prompt((kl.exact(log_p, log_q) * mask).sum(1)).mean(1)
-        if self.prompts.has_target:
-            target = batch["target"]
-            right = per_prompt((found.tokens == rows["target"]).all(1))
-            values |= {"pass_1": right.mean(1), "pass_k": right.max(1)}
-            greedy = self._sampled(state, batch["prompt"], key, 1, 1.0, greedy=True).tokens
-            counted = self.prompts.counted(target)
-            hits = (greedy == target) * counted
-            values["greedy_accuracy"] = hits.sum(1) / counted.sum(1)
-            values["greedy_exact"] = (greedy == target).all(1).astype(jnp.float32)
-            told = jnp.concatenate([batch["prompt"], target], axis=1)
-            log_p, _ = self._learner.log_policy(state.params, state.rest, told, 1.0)
-            chosen = jnp.take_along_axis(log_p, target[..., None], -1)[..., 0]
-            values["nll"] = -(chosen * counted).sum(1) / counted.sum(1)
+        target, counted = batch["target"], self.prompts.counted(batch["target"])
+        right = per_prompt((found.tokens == rows["target"]).all(1))
+        values |= {"pass_1": right.mean(1), "pass_k": right.max(1)}
+        greedy = self._sampled(state, batch["prompt"], key, 1, 1.0, greedy=True).tokens
+        values["greedy_accuracy"] = ((greedy == target) * counted).sum(1) / counted.sum(1)
+        values["greedy_exact"] = (greedy == target).all(1).astype(jnp.float32)
+        told = jnp.concatenate([batch["prompt"], target], axis=1)
+        log_p, _ = self._learner.log_policy(state.params, state.rest, told, 1.0)
+        chosen = jnp.take_along_axis(log_p, target[..., None], -1)[..., 0]
+        values["nll"] = -(chosen * counted).sum(1) / counted.sum(1)
         return values
 
     def model(self, state: PolicyState) -> Any:

@@ -1,4 +1,4 @@
-"""Prompts and the continuations that the data give them, whatever the data set."""
+"""Prompts and the continuations that the data give them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,82 +9,77 @@ import jax.numpy as jnp
 import numpy as np
 
 from grlu.errors import UserError
+from input_pipeline import Data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
-    """How batches of a data set are read by a policy.
+    """How a policy reads a data set of text: an example is a prompt and its target.
 
     Attributes:
         vocabulary: V.
         length: P, tokens of a prompt.
         horizon: T, most tokens of a completion.
         end_token: the token that ends a completion, or None.
-        has_target: whether the data have a continuation of each prompt.
-        columns: batch -> `prompt` (B, P), `target` (B, T) if there is one, and the rest.
         decode: tokens -> text.
-        preprocess: batch as stored -> batch as the loop gives it.
     """
 
     vocabulary: int
     length: int
     horizon: int
     end_token: int | None
-    has_target: bool
-    columns: Callable[[Any], dict[str, jax.Array]]
     decode: Callable[[Sequence[int]], str]
-    preprocess: Callable[[Any], Any]
 
     @classmethod
-    def of(cls, data: Any, prompt: int, horizon: int | None) -> "Prompts":
-        """The reading of `data`; `prompt` and `horizon` cut texts that have none of their own.
+    def of(cls, data: Data, prompt: int | None, horizon: int | None, end: str | None) -> "Prompts":
+        """The reading of `data`.
+
+        Args:
+            data: of text, or of a task.
+            prompt: P, by default what the data give.
+            horizon: T, by default the rest of an example.
+            end: the text of the end token, or None.
 
         Raises:
-            UserError: on data that are no text, or shorter than asked for.
+            UserError: on data that are no text, or shorter than asked for, or an `end` that is not
+                one token.
         """
-        one = {name: array[:1] for name, array in data.train.items()}
-        shapes = {k: v.shape for k, v in jax.eval_shape(data.preprocess, one).items()}
-        ends, decode = getattr(data, "end_token", None), getattr(data, "decode", str)
-        if "prompt" not in shapes and "tokens" not in shapes:
+        if data.tokenizer is None:
             raise UserError(
-                f"a policy answers prompts of tokens, and {data.name} has neither prompts nor text"
+                f"a policy continues text, and {data.name} is none: use a data set of text, such "
+                "as dataset.name=copy"
             )
-        if "prompt" in shapes:
-            length, has_target = shapes["prompt"][1], "target" in shapes
-            most = shapes["target"][1] if has_target else horizon
-            if most is None:
-                raise UserError(f"{data.name} has prompts alone: set trainer.horizon")
-        else:
-            length, has_target, most = prompt, True, shapes["tokens"][1] - prompt
-            if most < 1 or (horizon or 1) > most:
-                raise UserError(
-                    f"trainer.prompt {prompt} and trainer.horizon {horizon or 1} are more than the "
-                    f"{shapes['tokens'][1]} tokens of an example of {data.name}"
-                )
-        if has_target and (horizon or 1) > most:
+        tokens = data.example_shape[0] + 1
+        length = data.prompt if prompt is None else prompt
+        steps = tokens - length if horizon is None else horizon
+        if length + steps > tokens or steps < 1:
             raise UserError(
-                f"trainer.horizon is {horizon}, and the targets of {data.name} have {most} tokens"
+                f"an example of {data.name} has {tokens} tokens, too few for a trainer.prompt of "
+                f"{length} and a trainer.horizon of {max(steps, 1)}"
             )
-        steps = horizon or most
+        end_token = None
+        if end is not None:
+            found = data.tokenizer.encode(end)
+            if len(found) != 1:
+                raise UserError(f"trainer.end must be one token, and {end!r} is {len(found)}")
+            end_token = int(found[0])
+        return cls(data.num_classes, length, steps, end_token, data.tokenizer.decode)
 
-        def columns(batch: Any) -> dict[str, jax.Array]:
-            if "prompt" in batch:
-                cut = {"target": batch["target"][:, :steps]} if has_target else {}
-                return {**batch, **cut}
-            tokens = batch["tokens"]
-            rest = {k: v for k, v in batch.items() if k != "tokens"}
-            target = tokens[:, length : length + steps]
-            return {"prompt": tokens[:, :length], "target": target, **rest}
+    def columns(self, batch: Any) -> dict[str, jax.Array]:
+        """A batch's `prompt` (B, P) and `target` (B, T), and what it has besides.
 
-        return cls(
-            data.num_classes, length, steps, ends, has_target, columns, decode, data.preprocess
-        )
+        A target ends with its end token: all that follows are end tokens.
+        """
+        tokens = batch["tokens"]
+        target = tokens[:, self.length : self.length + self.horizon]
+        if self.end_token is not None:
+            target = jnp.where(self.counted(target) > 0, target, self.end_token)
+        rest = {k: v for k, v in batch.items() if k not in ("tokens", "scored")}
+        return {**rest, "prompt": tokens[:, : self.length], "target": target}
 
-    def sequences(self, data: Any) -> np.ndarray:
-        """The training split's prompts with their continuations, (N, P + T)."""
-        batch = self.columns(self.preprocess(dict(data.train)))
-        parts = [batch["prompt"], *([batch["target"]] if self.has_target else [])]
-        return np.concatenate([np.asarray(part) for part in parts], axis=1)
+    def sequences(self, data: Data) -> np.ndarray:
+        """The training split's prompts with their targets, (N, P + T)."""
+        return np.asarray(data.train["tokens"])[:, : self.length + self.horizon]
 
     def counted(self, target: jax.Array) -> jax.Array:
         """1 at a target's tokens, to its end token, (B, T)."""

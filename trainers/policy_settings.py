@@ -25,8 +25,9 @@ class PolicySettings(OptimizerSettings):
 
     Attributes:
         samples: K, completions of each prompt.
-        prompt: tokens of a prompt, of texts that have none of their own.
-        horizon: most tokens of a completion; by default those of the data set's target.
+        prompt: tokens of a prompt; by default the data set's, which of a text is 1.
+        horizon: most tokens of a completion; by default the rest of an example.
+        end: the text of the token that ends a completion, or None.
         temperature: of the policy, in sampling and in training.
         rewards: names of `trainers.COMPLETION_REWARDS`, or `FILE.py:FUNCTION`.
         reward_weights: of each; by default 1.
@@ -63,8 +64,9 @@ class PolicySettings(OptimizerSettings):
     """
 
     samples: int = 8
-    prompt: int = 32
+    prompt: int | None = None
     horizon: int | None = None
+    end: str | None = None
     temperature: float = 1.0
     rewards: tuple[str, ...] = ("exact",)
     reward_weights: tuple[float, ...] | None = None

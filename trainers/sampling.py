@@ -81,7 +81,7 @@ def sample(
         UserError: on a value outside its range, or prompts that leave no room for `steps` tokens.
     """
     _require(model, prompts, steps, samples, temperature, top_k, top_p)
-    rows, longest = prompts.shape[0] * samples, prompts.shape[1] + steps
+    rows, longest = prompts.shape[0] * samples, prompts.shape[1] + steps - 1
     graphdef, state = nnx.split(model)
     # A model must be put together anew inside the loop: NNX guards against crossing traces.
     evaluating = nnx.merge(graphdef, state, copy=True)
@@ -170,7 +170,8 @@ def _require(
         )
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must lie in (0, 1], got {top_p!r}")
-    if prompts.shape[1] + steps > model.block:
+    # The last token is drawn, and not read.
+    if prompts.shape[1] + steps - 1 > model.block:
         raise UserError(
             f"a prompt of {prompts.shape[1]} tokens and {steps} new ones don't fit the model's "
             f"block of {model.block}: shorten the prompt or take fewer steps"

@@ -228,7 +228,7 @@ def test_a_set_that_needs_tensorflow(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
-        ("digits", None, "'digits' comes with scikit-learn"),
+        ("digits", None, "'digits' needs no files"),
         ("cifar10", "idx", "'cifar10' cannot be built .* only mnist, fashion_mnist, kmnist"),
         ("mnits", None, "knows no data set 'mnits': its nearest is 'mnist'"),
         ("tfds:cifar_100", None, "'cifar_100': its nearest is 'cifar100'"),

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import input_pipeline
 import trainers
 from grlu.errors import RunError, UserError
-from input_pipeline import DATASETS, Data
 from models import GPT
 from trainers.completion_rewards import COMPLETION_REWARDS
 from trainers.policy import PolicyTrainer
@@ -18,31 +18,16 @@ from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
 from trainers.references import bigram_table
 
 KINDS = {"reinforce": Reinforce, "ppo": PPO, "grpo": GRPO}
-DIGITS, V, SEPARATOR = 2, 6, 5
+DIGITS = 2
 
 
-def copying(**options):
-    """Prompts of two digits below 5 and a separator, to be answered by the digits."""
-    digits = np.stack(np.divmod(np.arange(25), 5), 1)
-    prompt = np.concatenate([digits, np.full((25, 1), SEPARATOR)], 1).astype(np.int32)
-    rows = np.random.default_rng(0).permutation(np.tile(prompt, (4, 1)))
-    split = {"prompt": rows, "target": rows[:, :DIGITS]}
-    return Data(
-        name="copying",
-        train={k: v[:80] for k, v in split.items()},
-        validation={k: v[80:] for k, v in split.items()},
-        test={k: v[80:] for k, v in split.items()},
-        preprocess=lambda batch: batch,
-        example_shape=(5,),
-        num_classes=V,
-    )
+@functools.cache
+def copying():
+    """Prompts such as "\\n21=", to be answered by the two digits."""
+    return input_pipeline.load("copy", digits=DIGITS, test=0.2)
 
 
-def copying_loader(*, data_dir: str | None = None) -> Data:
-    """Two digits."""
-    return copying()
-
-
+@functools.cache
 def made(kind="grpo", attention="multi_head", value_head=False, **changes):
     """A trainer of a small model, its compiled step, and a state."""
     settings = {"rewards": ("match",), "batch_size": 8, "samples": 4, "optimizer": "adam"}
@@ -50,17 +35,28 @@ def made(kind="grpo", attention="multi_head", value_head=False, **changes):
 
     def model(rngs):
         return GPT(
-            (5,), V, layers=1, heads=2, width=16, attention=attention,
+            (6,), 12, layers=1, heads=2, width=16, attention=attention,
             value_head=value_head, rngs=rngs,
         )  # fmt: skip
 
     trainer = PolicyTrainer(KINDS[kind](**settings), model, 10, copying())
-    return trainer, jax.jit(trainer.step), trainer.init(jax.random.key(0))
+    return trainer, compiled(trainer.step), jax.jit(trainer.init)(jax.random.key(0))
+
+
+def compiled(function):
+    """Compiled in half the time: what is so small need not be fast."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def batch(i=0, size=8):
-    rows = np.random.default_rng(i).integers(0, 80, size)
-    return {k: jnp.asarray(v[rows]) for k, v in copying().train.items()}
+    data = copying()
+    rows = np.random.default_rng(i).integers(0, data.examples, size)
+    return data.preprocess({k: jnp.asarray(v[rows]) for k, v in data.train.items()})
+
+
+def evaluated(trainer, state):
+    found = compiled(trainer.evaluate)(state, copying().preprocess(dict(copying().test)))
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def run(step, state, count, start=0):
@@ -69,8 +65,9 @@ def run(step, state, count, start=0):
     return state, {k: np.asarray(v) for k, v in values.items()}
 
 
-@pytest.mark.parametrize("attention", ["multi_head", "latent"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("grpo", "multi_head"), ("grpo", "latent"), ("ppo", "latent")]
+)
 def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
     _, step, state = made(kind, attention)
     for i in range(2):
@@ -84,8 +81,7 @@ def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
     assert values["kl"].mean() > 0
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "aggregation"), [("grpo", "token"), ("ppo", "sequence")])
 def test_micro_batches_change_nothing(kind, aggregation):
     options = {"aggregation": aggregation, "beta_kl": 0.1, "entropy": 0.01, "reference": "bigram"}
     options |= {"optimizer": "sgd", "learning_rate": 0.1, "critic": "apart"}
@@ -97,12 +93,13 @@ def test_micro_batches_change_nothing(kind, aggregation):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_from_reward_alone(kind):
     trainer, step, state = made(kind, discount=0.0, samples=8, learning_rate=1e-2)
-    before = trainer.evaluate(state, copying().test)
+    before = evaluated(trainer, state)
     state, _ = run(step, state, 60)
-    after = trainer.evaluate(state, copying().test)
+    after = evaluated(trainer, state)
     assert before["greedy_exact"].mean() < 0.3
     assert after["greedy_exact"].mean() > 0.8
     assert after["reward"].mean() > 1.5
@@ -116,17 +113,17 @@ def rolled(prompts, completions, *, target, **columns):
     return jnp.roll(earned.reshape(-1, 8, DIGITS), 1, axis=1).reshape(earned.shape)
 
 
+@pytest.mark.slow
 def test_shuffled_rewards_do_not_learn(monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "shuffled", rolled)
     options = {"discount": 0.0, "samples": 8, "learning_rate": 3e-3}
     trainer, step, state = made(rewards=("shuffled",), **options)
     state, _ = run(step, state, 60)
-    assert trainer.evaluate(state, copying().test)["reward"].mean() < 0.7  # .4 by chance, of 2
+    assert evaluated(trainer, state)["reward"].mean() < 0.7  # .4 by chance, of 2
 
 
 @pytest.mark.parametrize(
-    ("kind", "advantage"),
-    [("reinforce", "leave_one_out"), ("reinforce", "mean"), ("grpo", "group_mean_std")],
+    ("kind", "advantage"), [("reinforce", "leave_one_out"), ("grpo", "group_mean_std")]
 )
 def test_equal_rewards_give_no_gradient(kind, advantage, monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.full(len(c), 0.7))
@@ -138,9 +135,8 @@ def test_equal_rewards_give_no_gradient(kind, advantage, monkeypatch):
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "place"), [("exact", "loss"), ("k2", "loss"), ("k3", "loss"), ("k1", "reward")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("estimator", "place"), [("exact", "loss"), ("k1", "reward")])
 def test_a_large_beta_pulls_to_the_reference(estimator, place):
     options = {"beta_kl": 10.0, "reference": "bigram", "learning_rate": 1e-2, "batch_size": 16}
     _, step, state = made("reinforce", kl=estimator, kl_in=place, **options)
@@ -188,8 +184,9 @@ def test_the_bigram_is_counted():
     np.testing.assert_allclose(np.exp(state.reference).sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_critic_comes_to_know_what_is_to_come():
-    for critic in ("apart", "shared"):
+    for critic in ("shared",):
         options = {"critic": critic, "value_head": critic == "shared", "value_learning_rate": 1e-2}
         _, step, state = made("ppo", **options, value_clip=None, learning_rate=1e-3, samples=8)
         _, before = step(state, batch())
@@ -197,30 +194,26 @@ def test_the_critic_comes_to_know_what_is_to_come():
         assert after["value_loss"].mean() < 0.7 * before["value_loss"].mean()
 
 
+@pytest.mark.slow
 def test_partial_credit_is_for_the_targets_token_after_what_the_policy_wrote(monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "none", lambda p, c, **columns: jnp.zeros(len(c)))
     options = {"rewards": ("none",), "partial_logprob": 1.0, "learning_rate": 1e-2}
     trainer, step, state = made(**options)
-    before = trainer.evaluate(state, copying().test)["nll"].mean()
+    before = evaluated(trainer, state)["nll"].mean()
     state, _ = run(step, state, 30)
-    assert trainer.evaluate(state, copying().test)["nll"].mean() < before / 2
+    assert evaluated(trainer, state)["nll"].mean() < before / 2
 
 
 CONFIG = {
-    "dataset": {"name": "copying"},
+    "dataset": {"name": "copy", "digits": 2},
     "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 16},
     "trainer": {"rewards": ["match"], "batch_size": 8, "samples": 4, "beta_kl": 0.01},
     "run": {"rows_per_epoch": 1, "keep_last": 10},
 }
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    monkeypatch.setitem(DATASETS, "copying", copying_loader)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_is_the_same_to_the_bit(kind, registered, tmp_path):
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
     options = {"name": kind, "epochs": 2, "kl_warmup_tokens": 1000}
     config = CONFIG | {"trainer": CONFIG["trainer"] | options}
     whole = trainers.train(config, tmp_path / "whole", progress=False)
@@ -243,7 +236,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind, registered, tmp_path):
     assert "test_pass_k" in trainers.evaluate(half)
 
 
-def test_a_reference_can_be_a_run(registered, tmp_path):
+def test_a_reference_can_be_a_run(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
     trainers.train(config, tmp_path / "first", progress=False)
     held = config["trainer"] | {"reference": str(tmp_path / "first")}
@@ -251,15 +244,15 @@ def test_a_reference_can_be_a_run(registered, tmp_path):
     assert result.metrics["test_kl"] > 0
 
 
-def test_a_reward_that_is_not_finite_is_named_with_the_completion(
-    registered, tmp_path, monkeypatch
-):
+def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monkeypatch):
     def sometimes(prompts, completions, **columns):
-        return jnp.where(completions[:, 0] == 3, jnp.nan, 1.0)
+        return jnp.where(completions[:, 0] == 5, jnp.nan, 1.0)
 
     monkeypatch.setitem(COMPLETION_REWARDS, "sometimes", sometimes)
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo", "rewards": ["sometimes"]}}
-    said = r"step 1 of .* the reward 'sometimes' gave a value that is not finite for .*'\[3, "
+    said = (
+        r"step 1 of .* the reward 'sometimes' gave a value that is not finite for the completion '3"
+    )
     with pytest.raises(RunError, match=said):
         trainers.train(config, tmp_path / "run", progress=False)
 
@@ -267,7 +260,9 @@ def test_a_reward_that_is_not_finite_is_named_with_the_completion(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"horizon": 3}, "trainer.horizon is 3, and the targets of copying have 2 tokens"),
+        ({"horizon": 3}, "example of copy has 6 tokens, too few for a trainer.prompt of 4 and"),
+        ({"end": "=" + "1"}, "trainer.end must be one token, and '=1' is 2"),
+        ({"end": "x"}, "'x' at position 0 of the text is not in the vocabulary"),
         ({"samples": 1}, "trainer.samples must be at least 2, got 1"),
         ({"minibatches": 3}, "must divide the 32 completions"),
         ({"kl": "k1"}, "zero on average"),
@@ -279,18 +274,18 @@ def test_a_reward_that_is_not_finite_is_named_with_the_completion(
         ({"temperature": 0.0}, "trainer.temperature must be positive"),
     ],
 )
-def test_a_mistake_is_said_at_once(change, said, registered, tmp_path):
+def test_a_mistake_is_said_at_once(change, said, tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"} | change}
     with pytest.raises(UserError, match=said):
         trainers.train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_block_that_is_too_small_and_data_without_prompts(registered, tmp_path):
+def test_a_block_that_is_too_small_and_data_without_prompts(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
     with pytest.raises(UserError, match="block of 4"):
         trainers.train(config | {"model": CONFIG["model"] | {"block": 4}}, tmp_path / "run")
-    with pytest.raises(UserError, match="digits has neither prompts nor text"):
+    with pytest.raises(UserError, match="a policy continues text, and digits is none"):
         trainers.train(config | {"dataset": {"name": "digits"}}, tmp_path / "run")
 
 

@@ -40,9 +40,9 @@ def taught(model, prompts, completions, temperature=1.0):
 def test_log_probs_are_the_teacher_forced_ones(attention, temperature, prompts):
     model = make(attention)
     found = sample(
-        model, prompts, steps=8, key=jax.random.key(0), samples=5, temperature=temperature
+        model, prompts, steps=9, key=jax.random.key(0), samples=5, temperature=temperature
     )
-    assert found.tokens.shape == (15, 8)
+    assert found.tokens.shape == (15, 9)
     assert found.mask.all()
     assert (found.log_probs < 0).all()
     expected = taught(model, prompts, found, temperature)
@@ -142,7 +142,7 @@ def test_it_compiles_once_and_gives_the_same_compiled(prompts):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"steps": 9}, "4 tokens and 9 new ones don't fit the model's block of 12"),
+        ({"steps": 10}, "4 tokens and 10 new ones don't fit the model's block of 12"),
         ({"steps": 0}, "steps must be a positive number"),
         ({"samples": 0}, "samples must be a positive number"),
         ({"temperature": 0.0}, "temperature must be positive"),

@@ -1,0 +1,30 @@
+"""A small GPT on eight sonnets of Shakespeare, by backprop: a language model that needs no files.
+
+    grlu train sonnets_lm
+
+Not yet trained to its end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "sonnets", "stride": 4},
+            "model": {"name": "gpt", "layers": 2, "heads": 4, "width": 64, "dropout": 0.1},
+            "trainer": {
+                "name": "backprop",
+                "objective": "lm",
+                "epochs": 6,
+                "batch_size": 16,
+                "optimizer": "adamw",
+                "learning_rate": 3e-3,
+                "schedule": "warmup_cosine",
+                "weight_decay": 0.1,
+                "clip": 1.0,
+            },
+            "run": {"rows_per_epoch": 1},
+        }
+    )

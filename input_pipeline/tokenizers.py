@@ -1,0 +1,137 @@
+"""Tokenizers: from text to numbers and back."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from grlu.errors import UserError
+
+TokenizerName = Literal["char", "byte", "gpt2"]
+
+# How GPT-2 cuts a text before its pairs are merged, as published with it.
+_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class Tokenizer(Protocol):
+    """What a data set of text is read by.
+
+    Attributes:
+        size: V, of the vocabulary: tokens are 0 to V - 1.
+    """
+
+    size: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, shape (T,), int32."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens."""
+
+
+class Characters:
+    """One token a character, numbered in the order of a string of different characters.
+
+    >>> tokenizer = Characters("abc")
+    >>> tokenizer.encode("cab").tolist(), tokenizer.decode([2, 0, 1])
+    ([2, 0, 1], 'cab')
+    """
+
+    def __init__(self, characters: str):
+        self.characters, self.size = characters, len(characters)
+        self._numbers = {c: i for i, c in enumerate(characters)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, shape (T,), int32.
+
+        Raises:
+            UserError: for a character that is not in the vocabulary.
+        """
+        try:
+            return np.fromiter((self._numbers[c] for c in text), np.int32, len(text))
+        except KeyError as error:
+            known = self.characters if self.size <= 100 else f"{self.characters[:100]}..."
+            raise UserError(
+                f"the character {error.args[0]!r} at position {text.index(error.args[0])} of the "
+                f"text is not in the vocabulary of {self.size}: {known!r}"
+            ) from error
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens."""
+        return "".join(self.characters[int(token)] for token in tokens)
+
+
+class Bytes:
+    """One token a byte of the text's UTF-8: any text, and 256 tokens.
+
+    >>> Bytes().decode(Bytes().encode("naïve"))
+    'naïve'
+    """
+
+    size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, shape (T,), int32."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens; bytes that are no UTF-8 become U+FFFD."""
+        return bytes(int(token) for token in tokens).decode(errors="replace")
+
+
+class GPT2:
+    """GPT-2's byte-pair encoding, 50,257 tokens, by tiktoken, from the two published files.
+
+    Args:
+        folder: where `vocab.bpe` and `encoder.json` lie.
+
+    Raises:
+        UserError: if a file or tiktoken is missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        files = [Path(folder).expanduser() / name for name in ("vocab.bpe", "encoder.json")]
+        for file in files:
+            if not file.is_file():
+                raise UserError(
+                    f"{file} is missing: give dataset.bpe the folder with GPT-2's vocab.bpe and "
+                    "encoder.json"
+                )
+        try:
+            import tiktoken
+            from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+        except ImportError as error:
+            raise UserError("GPT-2's tokens need tiktoken: run `pip install grlu[text]`") from error
+        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, files))
+        self._encoding: Any = tiktoken.Encoding(
+            "gpt2",
+            pat_str=_GPT2_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={"<|endoftext|>": len(ranks)},
+        )
+        self.size = self._encoding.n_vocab
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text, shape (T,), int32; there are no special ones in it."""
+        return np.array(self._encoding.encode_ordinary(text), np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens."""
+        return self._encoding.decode([int(token) for token in tokens])
+
+
+def tokenizer_for(name: TokenizerName, text: str, bpe: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of that name for a text, whose characters are those that "char" knows.
+
+    Raises:
+        UserError: if there is none, or its files are missing.
+    """
+    if name == "char":
+        return Characters("".join(sorted(set(text))))
+    if name == "byte":
+        return Bytes()
+    if name == "gpt2":
+        return GPT2(bpe)
+    raise UserError(f"dataset.tokenizer must be one of char, byte, gpt2; got {name!r}")
