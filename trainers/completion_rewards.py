@@ -57,6 +57,17 @@ def share(
     return (completions == target).mean(1)
 
 
+def token(number: int) -> Reward:
+    """Per token: 1 where it is that one, whatever the data say, else `wrong`."""
+
+    def reward(
+        prompts: jax.Array, completions: jax.Array, *, wrong: float, **columns: Any
+    ) -> jax.Array:
+        return jnp.where(completions == number, 1.0, wrong)
+
+    return reward
+
+
 # Add your own: `trainers.COMPLETION_REWARDS["brief"] = lambda prompts, completions, **columns: ...`
 COMPLETION_REWARDS: dict[str, Reward] = {"exact": exact, "match": match, "share": share}
 
@@ -156,7 +167,8 @@ class Rewards:
 
 
 def rewards_of(names: Sequence[str], weights: Sequence[float] | None) -> Rewards:
-    """The rewards of these names: entries of `COMPLETION_REWARDS`, or `FILE.py:FUNCTION`.
+    """The rewards of these names: entries of `COMPLETION_REWARDS`, `token:NUMBER`, or
+    `FILE.py:FUNCTION`.
 
     Raises:
         UserError: if there is none of that name, or not a weight for each.
@@ -177,6 +189,8 @@ def reward_named(name: str) -> Reward:
     """The reward of that name; raises UserError if there is none."""
     if name in COMPLETION_REWARDS:
         return COMPLETION_REWARDS[name]
+    if found := re.fullmatch(r"token:(\d+)", name):
+        return token(int(found[1]))
     if not (found := re.fullmatch(r"(.+\.py):(\w+)", name)):
         raise unknown(f"there is no reward {name!r}", name, COMPLETION_REWARDS)
     path, function = pathlib.Path(found[1]), found[2]

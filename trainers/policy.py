@@ -112,6 +112,7 @@ class PolicyTrainer:
             self._critic_graphdef,
             None if self._reference is None else self._reference.log_probs,
             self.prompts.length,
+            self.prompts.horizon,
             self.learning_rate,
         )
         self.metrics = (

@@ -29,7 +29,7 @@ class PolicySettings(OptimizerSettings):
         horizon: most tokens of a completion; by default the rest of an example.
         end: the text of the token that ends a completion, or None.
         temperature: of the policy, in sampling and in training.
-        rewards: names of `trainers.COMPLETION_REWARDS`, or `FILE.py:FUNCTION`.
+        rewards: names of `trainers.COMPLETION_REWARDS`, `token:NUMBER`, or `FILE.py:FUNCTION`.
         reward_weights: of each; by default 1.
         reward_mode: what a wrong answer is paid, where a right one is paid 1: "+1" nothing, "±1"
             minus 1.

@@ -62,12 +62,16 @@ class Learner:
         critic_graphdef: Any,
         reference: LogProbs | None,
         prompt: int,
+        horizon: int,
         learning_rate: Schedule,
     ):
         self.settings = settings
         self._graphdef, self._critic_graphdef = graphdef, critic_graphdef
         self._reference, self._prompt = reference, prompt
         updates = settings.updates * settings.minibatches
+        # Of one token, all samples of a prompt are foretold by the same distribution.
+        together = updates == 1 and settings.batch_size % settings.micro_batches == 0
+        self._copies = settings.samples if horizon == 1 and together else 1
 
         def transformation(scale: float) -> optax.GradientTransformation:
             # Schedules move by the step, which is several updates.
@@ -89,21 +93,32 @@ class Learner:
         )
 
     def log_policy(
-        self, params: Any, rest: Any, sequences: jax.Array, temperature: float | None = None
+        self,
+        params: Any,
+        rest: Any,
+        sequences: jax.Array,
+        temperature: float | None = None,
+        copies: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of all tokens (N, T, V), and values (N, T), before each token.
 
-        The last token of the prompt gives those of the first of the completion.
+        The last token of the prompt gives those of the first of the completion. `copies` is how
+        often each row comes, one after the other, but for its last token.
         """
         model = nnx.merge(self._graphdef, params, rest, copy=True)
-        seen, values = sequences[:, :-1], jnp.zeros(())
+        seen, values = sequences[::copies, :-1], jnp.zeros(())
         if self._gae and self._critic_graphdef is None:
             logits, values = model.with_values(seen)
             values = values[:, self._prompt - 1 :]
         else:
             logits = model(seen)
         temperature = self.settings.temperature if temperature is None else temperature
-        return nnx.log_softmax(logits[:, self._prompt - 1 :] / temperature), values
+        log_p = nnx.log_softmax(logits[:, self._prompt - 1 :] / temperature)
+        if copies == 1:
+            return log_p, values
+        return jnp.repeat(log_p, copies, 0), jnp.repeat(
+            values, copies, 0
+        ) if values.ndim else values
 
     def scored(self, state: Any, drawn: Drawn) -> Drawn:
         """What was drawn, with the values and log-probabilities of before the updates."""
@@ -226,7 +241,9 @@ class Learner:
             "mismatch": jnp.abs((new - part.sampled) * part.mask).max(),
         }
         if self._reference is not None:
-            log_q = self._reference(state.reference, part.sequences, self._prompt)
+            once = part.sequences[:: self._copies]
+            log_q = self._reference(state.reference, once, self._prompt)
+            log_q = jnp.repeat(log_q, self._copies, 0)
             if settings.kl_in == "loss" and settings.beta_kl:
                 each = each + beta * kl.divergence(settings.kl, log_p, log_q, tokens)
             length = part.mask.sum() / len(part.mask)
@@ -241,7 +258,7 @@ class Learner:
     def _values(
         self, params: Any, rest: Any, critic: Any, sequences: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        log_p, values = self.log_policy(params, rest, sequences)
+        log_p, values = self.log_policy(params, rest, sequences, copies=self._copies)
         if critic is not None:
             model = nnx.merge(self._critic_graphdef, *critic, copy=True)
             values = model(sequences[:, :-1])[:, self._prompt - 1 :]
