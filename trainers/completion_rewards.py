@@ -57,6 +57,17 @@ def share(
     return (completions == target).mean(1)
 
 
+def taste(
+    prompts: jax.Array, completions: jax.Array, *, mask: jax.Array, **columns: Any
+) -> jax.Array:
+    """Per completion: the sum of what its tokens are worth, each drawn from N(0, 1) once for all.
+
+    A known utility, for a judge who prefers the one of two completions that has more of it.
+    """
+    worth = jax.random.normal(jax.random.key(7), (2**16,))
+    return (worth[completions] * mask).sum(1)
+
+
 def token(number: int) -> Reward:
     """Per token: 1 where it is that one, whatever the data say, else `wrong`."""
 
@@ -69,7 +80,12 @@ def token(number: int) -> Reward:
 
 
 # Add your own: `trainers.COMPLETION_REWARDS["brief"] = lambda prompts, completions, **columns: ...`
-COMPLETION_REWARDS: dict[str, Reward] = {"exact": exact, "match": match, "share": share}
+COMPLETION_REWARDS: dict[str, Reward] = {
+    "exact": exact,
+    "match": match,
+    "share": share,
+    "taste": taste,
+}
 
 
 def in_python(function: Reward, *, per_token: bool = False) -> Reward:

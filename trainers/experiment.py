@@ -13,6 +13,7 @@ from models import MODELS
 from trainers.config import build
 from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
+from trainers.pairs import DPO, RewardModel
 from trainers.policy_settings import GRPO, PPO, Reinforce
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
@@ -20,6 +21,7 @@ from trainers.state import TrainState
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
 TRAINERS: dict[str, Any] = {
     "backprop": gradient_settings("Backprop", grlu.Backprop, "The exact gradient, the yardstick."),
+    "dpo": DPO,
     "evolution": gradient_settings(
         "Evolution",
         grlu.EvolutionStrategy,
@@ -41,6 +43,7 @@ TRAINERS: dict[str, Any] = {
     ),
     "ppo": PPO,
     "reinforce": Reinforce,
+    "reward_model": RewardModel,
     "weight_perturbation": gradient_settings(
         "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
     ),

@@ -66,9 +66,8 @@ def open_experiment(
         return experiment
     other = _linked(run, config.start)
     before, _ = _fresh(config_of(other), other, ())
-    expected, found = (
-        jax.tree.map(jnp.shape, jax.eval_shape(e.init).params) for e in (experiment, before)
-    )
+    expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
+    found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
     if expected != found:
         raise UserError(
             f"start: the weights of {other.path} don't fit: this run must have the same model, "

@@ -16,6 +16,7 @@ from grlu import kl
 from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
 from grlu.errors import UserError
 from trainers.completion_rewards import rewards_of
+from trainers.critic import Critic, critic_of
 from trainers.policy_data import Prompts
 from trainers.policy_settings import PolicySettings
 from trainers.policy_updates import Drawn, Learner
@@ -53,18 +54,6 @@ class PolicyState(TrainState):
         if not self.follows:
             return state
         return state.replace(reference=jax.tree.map(jnp.copy, (state.params, state.rest)))
-
-
-class Critic(nnx.Module):
-    """Values of states: a model of the policy's kind, and a dense layer that starts at zero."""
-
-    def __init__(self, body: Any, width: int, rngs: nnx.Rngs):
-        self.body = body
-        self.out = nnx.Linear(width, 1, kernel_init=nnx.initializers.zeros, rngs=rngs)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """The value of the state after each token, (N, T)."""
-        return self.out(self.body.encode(tokens))[..., 0]
 
 
 class PolicyTrainer:
@@ -339,10 +328,7 @@ class PolicyTrainer:
         return of_run(name, self.prompts.vocabulary, temperature)
 
     def _make_critic(self, rngs: nnx.Rngs) -> Critic:
-        body = self._make_model(rngs)
-        tokens = jax.ShapeDtypeStruct((1, self.prompts.length), jnp.int32)
-        width = nnx.eval_shape(lambda m, x: m.encode(x), body, tokens).shape[-1]
-        return Critic(body, width, rngs)
+        return critic_of(self._make_model(rngs), self.prompts.length, rngs)
 
 
 def _repetition(found: Completions) -> jax.Array:
