@@ -17,7 +17,7 @@ from rich.console import Console
 from grlu.errors import Interrupted, RunError, UserError
 
 app = typer.Typer(
-    help="Networks that learn from a global reward: train, resume, evaluate.",
+    help="Networks that learn from a global reward: train, resume, evaluate, sample.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -150,6 +150,44 @@ def evaluate(
         Console().print(results_table(f"{metrics['run']}, step {metrics['step']}", metrics))
         if "continual" in metrics:
             Console().print(tasks_table(metrics["continual"]))
+
+
+@app.command()
+@_in_one_sentence
+def sample(
+    run: Run,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
+    tokens: Annotated[
+        int | None, typer.Option(help="New tokens; default what fits the model's block.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Texts, with an empty line between them.")] = 1,
+    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the most likely tokens that together reach p.")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the most likely token.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    best: Annotated[
+        bool, typer.Option(help="The best checkpoint by validation, not the newest.")
+    ] = False,
+) -> None:
+    """Print text by the language model of a run."""
+    import trainers
+
+    texts = trainers.generate(
+        run,
+        prompt,
+        tokens=tokens,
+        samples=samples,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        greedy=greedy,
+        seed=seed,
+        best=best,
+    )
+    print("\n\n".join(texts))
 
 
 @app.command(name="report")

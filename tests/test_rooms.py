@@ -33,7 +33,7 @@ ROOMS = {
 # Room → the packages that it may import besides, where that is part of its promise.
 LIBRARIES = {
     "grlu": {"jax", "flax", "optax", "numpy"},
-    "models": {"jax", "flax", "optax", "numpy"},
+    "models": {"jax", "flax", "optax", "numpy", "safetensors"},
     "configs": {"ml_collections"},
 }
 

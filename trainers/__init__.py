@@ -2,6 +2,7 @@
 
 from trainers.completion_rewards import COMPLETION_REWARDS, in_python
 from trainers.experiment import TRAINERS, make_experiment
+from trainers.generate import generate
 from trainers.gradient import gradient_settings
 from trainers.loop import Result
 from trainers.objectives import OBJECTIVES, REWARDS
@@ -14,6 +15,7 @@ __all__ = [
     "TRAINERS",
     "Result",
     "evaluate",
+    "generate",
     "gradient_settings",
     "in_python",
     "make_experiment",

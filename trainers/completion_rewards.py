@@ -182,9 +182,11 @@ class Rewards:
         return f"the reward {name!r} {what} for the completion {completion!r} of {prompt!r}"
 
 
-def rewards_of(names: Sequence[str], weights: Sequence[float] | None) -> Rewards:
+def rewards_of(
+    names: Sequence[str], weights: Sequence[float] | None, judge: Reward | None = None
+) -> Rewards:
     """The rewards of these names: entries of `COMPLETION_REWARDS`, `token:NUMBER`, or
-    `FILE.py:FUNCTION`.
+    `FILE.py:FUNCTION`; "judge" is what a reward model pays.
 
     Raises:
         UserError: if there is none of that name, or not a weight for each.
@@ -198,7 +200,17 @@ def rewards_of(names: Sequence[str], weights: Sequence[float] | None) -> Rewards
             f"trainer.reward_weights must have a weight for each of the {len(names)} rewards, "
             f"got {len(weights)}"
         )
-    return Rewards({name: reward_named(name) for name in names}, tuple(weights))
+    found = {n: judge or no_judge if n == "judge" else reward_named(n) for n in names}
+    return Rewards(found, tuple(weights))
+
+
+def no_judge(prompts: jax.Array, completions: jax.Array, **columns: Any) -> jax.Array:
+    """Stands for the reward of a judge who is not there.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError("the reward 'judge' needs a reward model: name its stage, or its run, by judge")
 
 
 def reward_named(name: str) -> Reward:

@@ -14,7 +14,7 @@ from trainers.config import build
 from trainers.devices import one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
 from trainers.pairs import DPO, RewardModel
-from trainers.policy_settings import GRPO, PPO, Reinforce
+from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
 
@@ -59,7 +59,11 @@ SECTIONS: Any = {
 
 
 def make_experiment(
-    config: ConfigDict, data: input_pipeline.Data | None = None, *, start: TrainState | None = None
+    config: ConfigDict,
+    data: input_pipeline.Data | None = None,
+    *,
+    start: TrainState | None = None,
+    judge: Any = None,
 ) -> Experiment:
     """Builds data set, model and trainer, each from its own section.
 
@@ -67,6 +71,7 @@ def make_experiment(
         config: a complete config.
         data: what is to be learned, by default the config's data set.
         start: a state with the weights to begin with, by default new ones.
+        judge: the reward of a reward model, for a policy.
 
     Raises:
         UserError: if they don't fit each other, or the data are missing.
@@ -97,9 +102,14 @@ def make_experiment(
     if isinstance(settings, GradientSettings):
         _require_fit(config, data, settings, make_model)
         about = data.num_classes
+    given = {} if judge is None else {"judge": judge}
+    if given and not isinstance(settings, PolicySettings):
+        raise UserError(
+            f"judge: a reward model pays a policy, and trainer.name={config.trainer.name} is none"
+        )
     return Experiment(
         seed=config.seed,
-        trainer=settings.build(make_model, examples // settings.batch_size, about),
+        trainer=settings.build(make_model, examples // settings.batch_size, about, **given),
         train=data.train,
         validation=data.validation,
         test=data.test,

@@ -2,7 +2,8 @@
 
 A config may link its run to others, by paths relative to its own folder: `features` names the run
 whose trained model encodes the data, which may itself see features; `start` the run with whose
-weights this one begins. A pipeline writes these links between its stages.
+weights this one begins; `judge` the run of the reward model that pays it. A pipeline writes these
+links between its stages.
 """
 
 import functools
@@ -23,6 +24,7 @@ from input_pipeline import Data
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
 from trainers.loop import open_checkpoints
+from trainers.pairs import PairTrainer
 from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
 from trainers.state import TrainState
@@ -61,27 +63,46 @@ def open_experiment(
     Raises:
         UserError: if parts don't fit each other, or a run that is linked to isn't trained.
     """
-    experiment, data = _fresh(config, run, computed)
-    if "start" not in config:
-        return experiment
-    other = _linked(run, config.start)
-    before, _ = _fresh(config_of(other), other, ())
-    expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
-    found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
-    if expected != found:
-        raise UserError(
-            f"start: the weights of {other.path} don't fit: this run must have the same model, "
-            "features of the same size, as many classes and as many seeds"
-        )
-    if set(computed) != set(SPLITS):
-        return experiment
-    return make_experiment(config, data, start=restored(other, best=False, seen=before).state)
+    experiment, data = fresh(config, run, computed)
+    linked: dict[str, Any] = {}
+    if "judge" in config:
+        judge = _judge(_linked(run, config.judge), trained=bool(computed))
+        linked |= {"judge": judge}
+    if "start" in config:
+        other = _linked(run, config.start)
+        before, _ = fresh(config_of(other), other, ())
+        expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
+        found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
+        if expected != found:
+            raise UserError(
+                f"start: the weights of {other.path} don't fit: this run must have the same model, "
+                "features of the same size, as many classes and as many seeds"
+            )
+        if set(computed) == set(SPLITS):
+            linked |= {"start": restored(other, best=False, seen=before).state}
+    return make_experiment(config, data, **linked) if linked else experiment
 
 
-def _fresh(
+def _judge(run: RunDirectory, *, trained: bool) -> Any:
+    """The reward that the model of a run pays; not `trained`, its checkpoint is not read.
+
+    Raises:
+        UserError: if it is no reward model, or of several seeds.
+    """
+    experiment, _ = fresh(config_of(run), run, ())
+    if not isinstance(experiment.trainer, PairTrainer) or not experiment.trainer.settings.scores:
+        raise UserError(f"judge: {run.path} is no run of a reward model (trainer reward_model)")
+    if experiment.run.seeds > 1:
+        raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
+    if not trained:
+        return experiment.trainer.judge(None)
+    return experiment.trainer.judge(restored(run, best=False, seen=experiment).state)
+
+
+def fresh(
     config: ConfigDict, run: RunDirectory, computed: Collection[str]
 ) -> tuple[Experiment, Data]:
-    """The experiment of a run, with new weights, and its data."""
+    """The experiment of a run, with new weights, and its data; `computed` as above."""
     data = _data(plain(config.dataset), config.get("features"), run, computed)
     return make_experiment(config, data), data
 
@@ -94,7 +115,7 @@ def restored(
     Raises:
         UserError: if there is none.
     """
-    experiment = seen or _fresh(config_of(run), run, ())[0]
+    experiment = seen or fresh(config_of(run), run, ())[0]
     with open_checkpoints(experiment, run) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(
@@ -132,7 +153,7 @@ def _encoded(
     Each is standardised, by its mean and deviation over the data on which the model was trained: a
     constant that all examples share would drown what tells them apart.
     """
-    experiment, _ = _fresh(config, source, ("train",) if computed else ())
+    experiment, _ = fresh(config, source, ("train",) if computed else ())
     shape = _example_shape(experiment)
     if shape != data.example_shape:
         raise UserError(

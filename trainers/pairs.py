@@ -15,7 +15,7 @@ from flax import nnx
 
 from grlu import kl
 from grlu.preferences import bradley_terry, dpo, dpo_margin
-from trainers.completion_rewards import rewards_of
+from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
 from trainers.optimizing import OptimizerSettings
 from trainers.policy_data import Prompts
@@ -108,8 +108,8 @@ class PairTrainer:
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:
-        metrics: names of the values that `step` gives per prompt: `accuracy` is how often the model
-            prefers what the judge does, `margin` by how much.
+        metrics: names of the values that `step` gives per prompt: `pair_accuracy` is how often the
+            model prefers what the judge does, `margin` by how much.
         evaluated: names of those that `evaluate` gives; of DPO also the `utility` of the policy's
             own completions, less that of the frozen policy's, and their divergence, in nats.
         better: the metric that chooses checkpoints, and its direction.
@@ -133,9 +133,9 @@ class PairTrainer:
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
         self._make_model = make_model
-        self.metrics = ("loss", "accuracy", "margin", "length")
+        self.metrics = ("loss", "pair_accuracy", "margin", "length")
         self.evaluated = self.metrics + (() if settings.scores else ("utility", "kl"))
-        self.better: tuple[str, Literal["min", "max"]] = ("accuracy", "max")
+        self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
         if not settings.scores:
             self.better = ("utility", "max")
         made = nnx.eval_shape(lambda: (self._policy(nnx.Rngs(0)), self._learner(nnx.Rngs(0))))
@@ -190,6 +190,21 @@ class PairTrainer:
     def model(self, state: PairState) -> Any:
         """The model, in evaluation mode: a reward model's has a `score`."""
         return nnx.merge(self._graphdef, state.params, state.rest, copy=True)
+
+    def judge(self, state: PairState | None) -> Reward:
+        """What a reward model pays for completions: its score; None: of a model not yet trained."""
+        variables = None if state is None else (state.params, state.rest)
+
+        def score(
+            prompts: jax.Array, completions: jax.Array, *, mask: jax.Array, **columns: Any
+        ) -> jax.Array:
+            if variables is None:
+                return jnp.zeros(len(prompts))
+            model = nnx.merge(self._graphdef, *variables, copy=True)
+            last = prompts.shape[1] - 1 + mask.sum(1).astype(jnp.int32)
+            return model.score(jnp.concatenate([prompts, completions], axis=1), last)
+
+        return score
 
     def encode(self, state: PairState, batch: Any) -> jax.Array:
         """Features of each token of the prompts."""
@@ -278,7 +293,7 @@ class PairTrainer:
         # A tie is half right.
         right = jnp.where(margin == 0, 0.5, (margin > 0).astype(jnp.float32))
         lengths = (better[1].sum(1) + worse[1].sum(1)) / 2
-        return {"loss": losses, "accuracy": right, "margin": margin, "length": lengths}
+        return {"loss": losses, "pair_accuracy": right, "margin": margin, "length": lengths}
 
     def _log_policy(self, graphdef: Any, variables: Any, sequences: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, *variables, copy=True)

@@ -15,7 +15,7 @@ from flax import nnx, struct
 from grlu import kl
 from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
 from grlu.errors import UserError
-from trainers.completion_rewards import rewards_of
+from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
 from trainers.policy_data import Prompts
 from trainers.policy_settings import PolicySettings
@@ -77,10 +77,11 @@ class PolicyTrainer:
         make_model: Callable[[nnx.Rngs], Any],
         steps_per_epoch: int,
         data: Any,
+        judge: Reward | None = None,
     ):
         self.settings = settings
         self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
-        self.rewards = rewards_of(settings.rewards, settings.reward_weights)
+        self.rewards = rewards_of(settings.rewards, settings.reward_weights, judge)
         self.learning_rate = settings.rate(steps_per_epoch)
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
@@ -113,7 +114,9 @@ class PolicyTrainer:
             "repetition",
         )
         self.evaluated = (
-            *("reward", "nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k", "length"),
+            "reward",
+            *(f"reward_{name}" for name in self._names()),
+            *("nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k", "length"),
             *(["kl"] if self._reference else []),
         )
 
@@ -198,7 +201,7 @@ class PolicyTrainer:
         found = self._sampled(state, batch["prompt"], key, samples, settings.eval_temperature)
         rows = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=0), batch)
         mask = found.mask.astype(jnp.float32)
-        whole, each, _, _ = self._paid(rows, found.tokens, mask, state.fault)
+        whole, each, singles, _ = self._paid(rows, found.tokens, mask, state.fault)
 
         def per_prompt(values: jax.Array) -> jax.Array:
             return values.reshape(count, samples).astype(jnp.float32)
@@ -207,6 +210,7 @@ class PolicyTrainer:
             "reward": per_prompt(whole + each.sum(1)).mean(1),
             "length": per_prompt(found.lengths).mean(1),
         }
+        values |= {f"reward_{n}": per_prompt(singles[n]).mean(1) for n in self._names()}
         sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
         if self._reference is not None:
             log_p, _ = self._learner.log_policy(state.params, state.rest, sequences)

@@ -8,7 +8,7 @@ from grlu.advantages import ADVANTAGES
 from grlu.errors import UserError
 from grlu.kl import KLName, Place, require_sound
 from grlu.policy_losses import Aggregation, Level
-from trainers.completion_rewards import rewards_of
+from trainers.completion_rewards import Reward, rewards_of
 from trainers.optimizing import OptimizerSettings
 from trainers.schedules import require
 
@@ -29,7 +29,8 @@ class PolicySettings(OptimizerSettings):
         horizon: most tokens of a completion; by default the rest of an example.
         end: the text of the token that ends a completion, or None.
         temperature: of the policy, in sampling and in training.
-        rewards: names of `trainers.COMPLETION_REWARDS`, `token:NUMBER`, or `FILE.py:FUNCTION`.
+        rewards: names of `trainers.COMPLETION_REWARDS`, `token:NUMBER`, `FILE.py:FUNCTION`, or
+            "judge", the reward model that the config's `judge` names.
         reward_weights: of each; by default 1.
         reward_mode: what a wrong answer is paid, where a right one is paid 1: "+1" nothing, "±1"
             minus 1.
@@ -139,11 +140,17 @@ class PolicySettings(OptimizerSettings):
         """A new model, as it is."""
         return model
 
-    def build(self, make_model: Callable[[Any], Any], steps_per_epoch: int, data: Any) -> Any:
-        """The trainer of a model, for data of so many steps an epoch."""
+    def build(
+        self,
+        make_model: Callable[[Any], Any],
+        steps_per_epoch: int,
+        data: Any,
+        judge: Reward | None = None,
+    ) -> Any:
+        """The trainer of a model, for data of so many steps an epoch, and a judge."""
         from trainers.policy import PolicyTrainer
 
-        return PolicyTrainer(self, make_model, steps_per_epoch, data)
+        return PolicyTrainer(self, make_model, steps_per_epoch, data, judge)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ def make(attention):
     )
 
 
-def sharpened(attention):
+def sharpened(attention, model=None):
     """With larger weights: at the initial ones little depends on the attention."""
-    model = make(attention)
+    model = model or make(attention)
     params = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p + 0.1, params))
     return model
@@ -51,11 +51,16 @@ def test_the_local_update_of_exact_credit_is_the_gradient(attention, batch):
 
 @ATTENTIONS
 def test_orthogonal_perturbation_finds_the_gradient_of_the_tied_embedding(attention, batch):
-    rule = grlu.NodePerturbation(samples=512, sigma=0.01, noise="orthogonal")
-    found = grlu.alignment(rule, mean_log_prob, sharpened(attention), batch, jax.random.key(3))
+    """Of so few units that the directions of all of them can be orthogonal."""
+    own = {"latent": 4, "query_latent": 4} if attention == "latent" else {}
+    sizes = {"layers": 1, "heads": 2, "width": 4, "attention": attention, "value_head": True}
+    model = sharpened(attention, models.GPT((3,), 5, **sizes, **own, rngs=nnx.Rngs(0)))
+    rule = grlu.NodePerturbation(samples=256, sigma=0.01, noise="orthogonal")
+    few = {"tokens": batch["tokens"][:, :4]}
+    found = grlu.alignment(rule, mean_log_prob, model, few, jax.random.key(3))
     assert found.cosine > 0.99, str(found)
     cosine, ratio = found.parameters["tokens.embedding"]
-    assert cosine > 0.99, str(found)
+    assert cosine > 0.98, str(found)
     assert 0.9 < ratio < 1.1, str(found)
 
 

@@ -45,7 +45,7 @@ def test_a_reward_model_learns_what_the_judge_prefers():
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)  # It starts at zero.
     for i in range(150):
         state, values = step(state, batch(i))
-    assert values["accuracy"].mean() > 0.9
+    assert values["pair_accuracy"].mean() > 0.9
     assert values["loss"].mean() < 0.3
 
 
@@ -56,7 +56,7 @@ def test_dpo_starts_where_the_pairs_come_from_and_comes_to_prefer_what_the_judge
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
     for i in range(60):
         state, values = step(state, batch(i))
-    assert values["accuracy"].mean() > 0.8
+    assert values["pair_accuracy"].mean() > 0.8
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -74,6 +74,9 @@ def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
     config = trainers.resolve(name).to_dict()
     kept = {k: v for k, v in config["dataset"].items() if k == "renumber"}
     config["dataset"] = kept | {"name": "digits", "subset": 200}
+    if language := config.get("model", {}).get("name") == "gpt":
+        config["dataset"] = {"name": "sonnets", "length": 16, "stride": 64}
+        config["model"] |= {"layers": 1, "width": 32}
     for stage in config.get("stages", [config]):
         trainer = stage["trainer"]
         trainer["epochs"] = min(trainer["epochs"], 1)
@@ -85,6 +88,7 @@ def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
             trainer["schedule"] = "cosine"
     result = trainers.train(config, tmp_path / "run", progress=False)
     assert 0 <= result.metrics["test_accuracy"] <= 1
+    assert ("test_perplexity" in result.metrics) == language
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path):

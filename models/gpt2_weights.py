@@ -1,0 +1,100 @@
+"""GPT-2's published weights, from a safetensors file, in a GPT of their size."""
+
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import grlu
+from models.gpt import GPT
+
+# Ours → theirs; "h.{}." stands for a layer's own.
+_WHOLE = {
+    "tokens.embedding": "wte.weight",
+    "positions": "wpe.weight",
+    "norm.scale": "ln_f.weight",
+    "norm.bias": "ln_f.bias",
+}
+_LAYER = {
+    "norm_1.scale": "ln_1.weight",
+    "norm_1.bias": "ln_1.bias",
+    "attention.project.kernel": "attn.c_attn.weight",
+    "attention.project.bias": "attn.c_attn.bias",
+    "attention.out.kernel": "attn.c_proj.weight",
+    "attention.out.bias": "attn.c_proj.bias",
+    "norm_2.scale": "ln_2.weight",
+    "norm_2.bias": "ln_2.bias",
+    "up.kernel": "mlp.c_fc.weight",
+    "up.bias": "mlp.c_fc.bias",
+    "down.kernel": "mlp.c_proj.weight",
+    "down.bias": "mlp.c_proj.bias",
+}
+# GPT-2's heads are of 64 features in every published size.
+_HEAD_WIDTH = 64
+
+
+def gpt2_from_file(
+    path: str | os.PathLike[str], *, heads: int | None = None, dropout: float = 0.0
+) -> GPT:
+    """A GPT with the weights, and of the size, of a GPT-2 saved by the transformers library.
+
+    Args:
+        path: `model.safetensors`.
+        heads: number of heads, which the file does not tell; by default width / 64, GPT-2's own.
+        dropout: as of `GPT`.
+
+    Raises:
+        UserError: if the file or the safetensors package is missing, or it holds no GPT-2.
+    """
+    theirs = _read(pathlib.Path(path).expanduser())
+    try:
+        vocabulary, width = theirs["wte.weight"].shape
+        block = len(theirs["wpe.weight"])
+        layers = 1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("h."))
+    except (KeyError, ValueError) as error:
+        raise grlu.UserError(f"{path} holds no GPT-2: it has no {error}") from error
+    heads = max(1, width // _HEAD_WIDTH) if heads is None else heads
+    model = GPT(
+        (block,),
+        vocabulary,
+        layers=layers,
+        heads=heads,
+        width=width,
+        dropout=dropout,
+        rngs=nnx.Rngs(0),
+    )
+    names = dict(_WHOLE)
+    for i in range(layers):
+        names |= {f"layers.{i}.{ours}": f"h.{i}.{other}" for ours, other in _LAYER.items()}
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    for key, variable in params:
+        name = names[".".join(map(str, key))]
+        if name not in theirs or theirs[name].shape != variable[...].shape:
+            found = theirs[name].shape if name in theirs else "nothing"
+            raise grlu.UserError(
+                f"{path} holds no GPT-2: {name} must have shape {variable[...].shape}, not {found}"
+            )
+        variable[...] = jnp.asarray(theirs[name], variable[...].dtype)
+    return model
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise grlu.UserError(
+            "reading GPT-2's weights needs safetensors: run `pip install grlu[text]`"
+        ) from error
+    if not path.is_file():
+        raise grlu.UserError(f"there is no file {path} with GPT-2's weights")
+    try:
+        arrays: dict[str, np.ndarray] = load_file(path)
+    except SafetensorError as error:
+        raise grlu.UserError(f"{path} is not a whole safetensors file: {error}") from error
+    # A model with a head is saved with "transformer." before its names.
+    return {re.sub(r"^transformer\.", "", name): array for name, array in arrays.items()}

@@ -1,0 +1,46 @@
+"""Tokenizers give back what they were given."""
+
+import os
+import pathlib
+
+import pytest
+
+import grlu
+from input_pipeline.tokenizers import GPT2, Bytes, Characters
+
+
+@pytest.mark.parametrize(
+    "make", [lambda text: Characters("".join(sorted(set(text)))), lambda _: Bytes()]
+)
+def test_text_comes_back(make):
+    text = "First Citizen:\nBefore we proceed — naïvely — any further"
+    tokenizer = make(text)
+    tokens = tokenizer.encode(text)
+    assert tokens.min() >= 0
+    assert tokens.max() < tokenizer.size
+    assert tokenizer.decode(tokens) == text
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(
+        grlu.UserError, match="'é' at position 3 of the text is not in the vocabulary"
+    ):
+        Characters("acf").encode("cafécaf")
+
+
+def test_bytes_that_are_no_text_are_replaced():
+    assert Bytes().decode([65, 255, 66]) == "A�B"
+
+
+def test_gpt_2s_tokens_are_the_published_ones():
+    pytest.importorskip("tiktoken", reason="GPT-2's tokens need tiktoken")
+    root = os.environ.get("GRLU_TEST_DATA")
+    if not root or not (pathlib.Path(root) / "gpt2_bpe").is_dir():
+        pytest.skip("set GRLU_TEST_DATA to a folder with gpt2_bpe to test GPT-2's tokens")
+    tokenizer = GPT2(pathlib.Path(root) / "gpt2_bpe")
+    assert tokenizer.size == 50257
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+    assert tokenizer.encode(" It's 2024,  I'll say").tolist()[:3] == [632, 338, 48609]
+    text = "The naïve café…\n\n  two  spaces <|endoftext|>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert 50256 not in tokenizer.encode(text)

@@ -1,0 +1,220 @@
+"""Language models and denoisers: what is rewarded, how masks are drawn, and whole runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+import trainers
+from trainers.language import Denoising, LanguageModelling, mask, unmask
+from trainers.measure import gather, means
+
+
+def gpt(causal=True, **options):
+    sizes = {"layers": 1, "heads": 2, "width": 16} | options
+    return models.GPT((6,), 5, causal=causal, rngs=nnx.Rngs(0), **sizes)
+
+
+@pytest.fixture
+def batch():
+    tokens = jax.random.randint(jax.random.key(0), (8, 7), 0, 5)
+    return {"tokens": tokens, "scored": jnp.ones((8, 6), jnp.int32).at[:, :2].set(0)}
+
+
+def test_the_reward_is_the_mean_log_probability_of_the_scored_tokens(batch):
+    model = gpt()
+    rewards, values = LanguageModelling()(model, batch)
+    logits = np.asarray(model(batch["tokens"][:, :-1]), np.float64)
+    for i in range(8):
+        chosen = []
+        for t in range(2, 6):
+            p = np.exp(logits[i, t]) / np.exp(logits[i, t]).sum()
+            chosen.append(np.log(p[int(batch["tokens"][i, t + 1])]))
+        np.testing.assert_allclose(rewards[i], np.mean(chosen), rtol=1e-5)
+    np.testing.assert_allclose(values["nll"], -rewards)
+    assert set(values) == set(LanguageModelling().metrics)
+
+
+def test_a_perplexity_of_a_split_is_exp_of_its_mean_nll():
+    nll = jnp.array([0.5, 1.0, 3.0, 9.0])
+    values = {"nll": nll, "perplexity": jnp.exp(nll)}
+    collection = means(values).empty()
+    for half in (slice(2), slice(2, 4)):
+        collection = gather(collection, {k: v[half] for k, v in values.items()}, nll[half] < 5)
+    found = collection.compute()
+    np.testing.assert_allclose(found["nll"], 1.5, rtol=1e-6)
+    np.testing.assert_allclose(found["perplexity"], np.exp(1.5), rtol=1e-6)
+
+
+def test_masks_are_evenly_many_and_on_scored_tokens_alone():
+    scored = jnp.ones((4000, 6), jnp.int32).at[:, :2].set(0)
+    masked = mask(jax.random.key(0), scored)
+    assert not masked[:, :2].any()
+    counts = np.bincount(np.asarray(masked.sum(1)), minlength=5)
+    assert counts[0] == 0
+    assert np.abs(counts[1:] / 4000 - 0.25).max() < 0.01
+    places = np.asarray(masked[:, 2:].mean(0))
+    assert np.abs(places - 0.625).max() < 0.04
+    assert (mask(jax.random.key(1), scored) != masked).any()
+
+
+def test_denoising_rewards_masked_tokens_alone_and_does_not_see_them(batch):
+    class Told:
+        """Gives away what it sees; of a mask it knows nothing."""
+
+        vocabulary = 5
+
+        def __init__(self):
+            self.rngs = nnx.Rngs(3)
+
+        def __call__(self, tokens):
+            return 100.0 * jax.nn.one_hot(tokens, 6)[..., :5]
+
+    rewards, values = Denoising()(Told(), batch)
+    np.testing.assert_allclose(rewards, -np.log(5), rtol=1e-5)
+    np.testing.assert_allclose(values["nll"], np.log(5), rtol=1e-5)
+
+
+def test_evaluation_draws_the_same_masks_each_time_and_training_new_ones(batch):
+    model = gpt(causal=False)
+    graphdef, state = nnx.split(model)
+    one, two = (Denoising()(nnx.merge(graphdef, state, copy=True), batch)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    estimate = grlu.Backprop()(lambda m, b: Denoising()(m, b)[0])
+    first, _ = estimate(model, batch, jax.random.key(0))
+    second, _ = estimate(model, batch, jax.random.key(1))
+    assert first != second
+
+
+def test_unmasking_keeps_what_is_given_and_fills_in_the_surest_first():
+    class Sure:
+        """Knows the token at place t, and the surer the smaller t is; and counts its passes."""
+
+        vocabulary, causal = 5, False
+
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, tokens):
+            places = jnp.arange(tokens.shape[1])
+            jax.debug.callback(lambda t: self.seen.append(np.asarray(t)), tokens, ordered=True)
+            return (10.0 - places)[None, :, None] * jax.nn.one_hot(places % 5, 5)[None]
+
+    model = Sure()
+    given = jnp.full((1, 8), 5).at[0, 0].set(3)
+    found = unmask(model, given, steps=3, key=jax.random.key(0), greedy=True)
+    jax.effects_barrier()
+    assert found.tolist() == [[3, 1, 2, 3, 4, 0, 1, 2]]
+    assert [int((seen == 5).sum()) for seen in model.seen] == [7, 4, 2]
+    assert model.seen[1].tolist() == [[3, 1, 2, 3, 5, 5, 5, 5]]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6])
+def test_no_mask_is_left_and_none_is_drawn(steps):
+    model = gpt(causal=False)
+    found = unmask(model, jnp.full((50, 6), 5), steps=steps, key=jax.random.key(0))
+    assert found.max() < 5
+    assert len({tuple(row) for row in found.tolist()}) > 40
+    with pytest.raises(grlu.UserError, match=r"needs model.causal=false"):
+        unmask(gpt(), jnp.full((1, 6), 5), steps=1, key=jax.random.key(0))
+    with pytest.raises(grlu.UserError, match="steps and temperature must be positive"):
+        unmask(model, jnp.full((1, 6), 5), steps=0, key=jax.random.key(0))
+
+
+@pytest.fixture
+def small():
+    return {
+        "dataset": {"name": "sonnets", "length": 16, "stride": 8},
+        "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 32},
+        "trainer": {
+            "name": "backprop",
+            "objective": "lm",
+            "epochs": 3,
+            "batch_size": 16,
+            "optimizer": "adam",
+            "learning_rate": 5e-3,
+        },
+        "run": {"rows_per_epoch": 1},
+    }
+
+
+@pytest.mark.parametrize("objective", ["lm", "denoising"])
+def test_a_run_learns_a_text_and_prints_some(objective, small, tmp_path):
+    small["trainer"]["objective"] = objective
+    small["model"]["causal"] = objective == "lm"
+    result = trainers.train(small, tmp_path / "run", progress=False)
+    assert result.metrics["test_nll"] < 3.3  # log 55 = 4.0 without knowledge
+    np.testing.assert_allclose(
+        result.metrics["test_perplexity"], np.exp(result.metrics["test_nll"]), rtol=1e-4
+    )
+    assert trainers.evaluate(tmp_path / "run")["test_nll"] == result.metrics["test_nll"]
+    one, two = trainers.generate(tmp_path / "run", "Shall I", samples=2)
+    assert one != two
+    assert {len(one), len(two)} == {17 if objective == "lm" else 16}
+    assert one.startswith("Shall I")
+    assert trainers.generate(tmp_path / "run", "Shall I", samples=2) == [one, two]
+    greedy = [trainers.generate(tmp_path / "run", greedy=True, seed=s) for s in (0, 1)]
+    assert greedy[0] == greedy[1]
+
+
+def test_a_text_longer_than_the_block_goes_on(small, tmp_path):
+    small["trainer"]["epochs"] = 1
+    trainers.train(small, tmp_path / "run", progress=False)
+    (text,) = trainers.generate(tmp_path / "run", "Shall I", tokens=60)
+    assert len(text) == 67
+    with pytest.raises(
+        grlu.UserError, match="the prompt has 19 tokens, and the model's block only"
+    ):
+        trainers.generate(tmp_path / "run", "Shall I compare the")
+    with pytest.raises(grlu.UserError, match="'@' at position 2 of the text is not in"):
+        trainers.generate(tmp_path / "run", "So@")
+    with pytest.raises(grlu.UserError, match="tokens and samples must be positive"):
+        trainers.generate(tmp_path / "run", "So", tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("grlu", {"samples": 8, "noise": "orthogonal", "sigma": 0.02}),
+        ("evolution", {"population": 16, "rank": 1, "sigma": 0.02}),
+    ],
+)
+def test_rules_without_gradients_train_language_models(name, options, small, tmp_path):
+    small["trainer"] |= options | {"name": name, "epochs": 2}
+    result = trainers.train(small, tmp_path / "run", progress=False)
+    assert result.metrics["test_nll"] < 3.7
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"trainer": {"objective": "classification"}}, "does not go with sonnets, which is text"),
+        ({"dataset": {"name": "digits"}}, "does not go with digits, which is images"),
+        ({"model": {"name": "mlp"}}, "such as gpt, and mlp gives one of shape"),
+        ({"model": {"causal": False}}, "needs a model that sees only what comes before"),
+        ({"trainer": {"objective": "denoising"}}, "needs a model that sees the whole text"),
+        ({"model": {"block": 8}}, "16 tokens are more than the 8 of the model's block"),
+        ({"trainer": {"batch_size": 1000}}, "has only 276 training examples"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, sentence, small, tmp_path):
+    for section, values in change.items():
+        replaced = "name" in values and section != "trainer"
+        small[section] = values if replaced else small[section] | values
+    with pytest.raises(grlu.UserError, match=sentence):
+        trainers.train(small, tmp_path / "run", progress=False)
+    if "dataset" in change:
+        small["trainer"]["objective"] = "classification"
+        with pytest.raises(grlu.UserError, match="gpt takes tokens, integers of shape"):
+            trainers.train(small, tmp_path / "run", progress=False)
+
+
+def test_a_run_on_images_has_no_text(small, tmp_path):
+    small |= {"dataset": {"name": "digits", "subset": 50}, "model": {"name": "mlp"}}
+    small["trainer"] = {"name": "backprop", "epochs": 1, "batch_size": 50}
+    trainers.train(small, tmp_path / "run", progress=False)
+    with pytest.raises(grlu.UserError, match="a run on digits, which is no text"):
+        trainers.generate(tmp_path / "run")
