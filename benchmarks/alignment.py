@@ -55,7 +55,7 @@ def cosines(rule: grlu.Rule, batches: Any) -> np.ndarray:
     objective = pure_objective(graphdef, Classification(log_likelihood), has_aux=True)
 
     def both(batch: Any, key: jax.Array) -> list[Any]:
-        found = [each.estimate(objective, params, rest, batch, key) for each in rules]
+        found = [each.estimate(objective, params, rest, batch, key)[:3] for each in rules]
         return [nnx.to_pure_dict(ascent)["layers"] for _, _, ascent in found]
 
     def compared(pair: list[Any]) -> jax.Array:

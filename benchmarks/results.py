@@ -21,12 +21,21 @@ FAMILIES = {"reward": "from reward alone", "topk": "… with top-k .25", "delta"
 
 
 def row(run: pathlib.Path) -> dict[str, Any]:
-    """What the table says of a run: name, pairs, epochs, test accuracy and its spread in %."""
+    """What the table says of a run, or of a pipeline's last stage; accuracies in %.
+
+    For a sequence of tasks also the mean accuracy at the end and what was forgotten, in %.
+    """
     directory = RunDirectory.open(run)
+    config = json.loads(directory.config.read_text())
+    if "stages" in config:
+        summary = json.loads(directory.summary.read_text()) if directory.summary.is_file() else {}
+        found = row(directory.stage(config["stages"][-1]["name"]).path) | {"name": run.name}
+        more = summary.get("continual") or {}
+        names = [n for n in ("average_accuracy", "forgetting") if n in more]
+        return found | {n: (100 * more[n], 100 * more.get(f"{n}_sd", 0.0)) for n in names}
     last = read_metrics(directory.metrics)[-1]
     if not last.get("test_accuracy"):
         raise UserError(f"{run} is not finished; 'grlu resume {run}' trains it to the end")
-    config = json.loads(directory.config.read_text())
     return {
         "name": run.name,
         "pairs": config["trainer"].get("samples"),
@@ -91,6 +100,14 @@ def main(
         print(
             f"| `{r['name']}` | {r['pairs'] or ''} | {r['epochs']:g} | {r['seeds']} | {accuracy} |"
         )
+    tasks = [r for r in rows if "forgetting" in r]
+    if tasks:
+        print(
+            "\n| config | mean accuracy after the last task (%) | forgetting (%) |\n|---|---|---|"
+        )
+    for r in tasks:
+        pairs = (f"{mean:.1f} ± {sd:.1f}" for mean, sd in (r["average_accuracy"], r["forgetting"]))
+        print(f"| `{r['name']}` | {' | '.join(pairs)} |")
     if plot:
         draw(rows, plot)
 

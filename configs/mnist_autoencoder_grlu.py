@@ -21,14 +21,19 @@ def get_config() -> ConfigDict:
                 {
                     "name": "slow",
                     "dataset": {"normalize": "unit"},
-                    "model": {"name": "autoencoder", "hidden": (256,), "latent": 128},
+                    "model": {
+                        "name": "autoencoder",
+                        "hidden": (256,),
+                        "latent": 128,
+                        "denoise": 0.3,
+                    },
                     "trainer": {
                         "name": "backprop",
                         "objective": "reconstruction",
-                        "epochs": 10,
-                        "batch_size": 128,
+                        "epochs": 20,
+                        "batch_size": 256,
                         "optimizer": "adam",
-                        "learning_rate": 1e-3,
+                        "learning_rate": 2e-3,
                     },
                 },
                 {

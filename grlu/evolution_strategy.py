@@ -49,7 +49,8 @@ class EvolutionStrategy(Rule):
             sharing their mean), "zscore", or "none".
         batches: whether all pairs see the "same" whole batch, or each its "own" slice of it.
         nan: what a member with a reward that is not finite does: "stop" makes the estimate nan, at
-            which a run stops; "drop" leaves out its pair, and only if none is left is it nan.
+            which a run stops; "drop" leaves out its pair, and only if none is left is it nan. A run
+            logs the number of members dropped a step, as `train_dropped`.
         chunk: members that are held in memory at once, by default 128 with a rank and 64 without;
             it changes the speed and, but for rounding, not the result.
 
@@ -92,6 +93,10 @@ class EvolutionStrategy(Rule):
                 )
 
     @property
+    def monitors(self) -> tuple[str, ...]:
+        return ("dropped",) if self.nan == "drop" else ()
+
+    @property
     def pairs(self) -> int:
         """Number of antithetic pairs."""
         return self.population // 2
@@ -99,6 +104,11 @@ class EvolutionStrategy(Rule):
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
+        return self.monitored(objective, params, rest, batch, key)[:3]
+
+    def monitored(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any, dict[str, jax.Array]]:
         rewards, aux = objective(params, rest, batch)
         size = len(rewards)
         noise_key, draw_key = jax.random.split(key)
@@ -120,30 +130,39 @@ class EvolutionStrategy(Rule):
 
             return jax.vmap(member)(self.sigma * jnp.array([1.0, -1.0]))
 
-        ascent = self._ascent(noise, jax.vmap(draw), jax.vmap(score))
-        return rewards, aux, noise.restore(ascent)
+        ascent, scores = self._ascent(noise, jax.vmap(draw), jax.vmap(score))
+        dropped = 2 * jnp.sum(~jnp.all(jnp.isfinite(scores), axis=1)).astype(jnp.float32)
+        monitored = dict.fromkeys(self.monitors, dropped)
+        return rewards, aux, noise.restore(ascent), monitored
 
-    def _ascent(self, noise: ParameterNoise, draw: Any, score: Any) -> list[jax.Array]:
+    def _ascent(
+        self, noise: ParameterNoise, draw: Any, score: Any
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """The estimate, and the rewards of the pairs' members, shape (pairs, 2)."""
         chunk = self.chunk or (64 if self.rank is None else 128)
         groups = -(-self.pairs // (chunk // 2))
         each = -(-self.pairs // groups)
         if groups == 1:
             members = jnp.arange(self.pairs)
             directions = draw(members)
-            return noise.weighted(directions, self.weights(score(directions, members)))
+            scores = score(directions, members)
+            return noise.weighted(directions, self.weights(scores)), scores
 
         # The last group may be filled up with pairs that count for nothing.
         numbers = jnp.arange(groups * each)
         members = (numbers % self.pairs).reshape(groups, each)
-        rewards = jax.lax.map(lambda pairs: score(draw(pairs), pairs), members)
-        weights = self.weights(rewards.reshape(-1, 2)[: self.pairs])
-        weights = jnp.pad(weights, (0, len(numbers) - self.pairs)).reshape(groups, each)
+        scores = jax.lax.map(lambda pairs: score(draw(pairs), pairs), members)
+        scores = scores.reshape(-1, 2)[: self.pairs]
+        weights = jnp.pad(self.weights(scores), (0, len(numbers) - self.pairs)).reshape(
+            groups, each
+        )
 
         def add(total: Any, group: Any) -> tuple[Any, None]:
             pairs, weights = group
             return jax.tree.map(jnp.add, total, noise.weighted(draw(pairs), weights)), None
 
-        return jax.lax.scan(add, noise.zeros(), (members, weights))[0]
+        split = members, weights.reshape(groups, each)
+        return jax.lax.scan(add, noise.zeros(), split)[0], scores
 
     def weights(self, rewards: jax.Array) -> jax.Array:
         """What each pair's direction counts in the estimate, shape (pairs,).

@@ -55,7 +55,7 @@ class Rule:
             graphdef, params, rest = nnx.split(model, self.wrt, ...)  # type: ignore[misc]
 
             objective = pure_objective(graphdef, reward_fn, has_aux, self.update)
-            rewards, extra, ascent = self.estimate(objective, params, rest, batch, key)
+            rewards, extra, ascent, _ = self.estimate(objective, params, rest, batch, key)
             aux, changed = extra
             if changed is not None:
                 nnx.update(model, changed)
@@ -67,10 +67,21 @@ class Rule:
 
     def estimate(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, Any, Any]:
-        """`gradient`, with the rng streams in `rest` and the rule's own noise drawn from `key`."""
+    ) -> tuple[jax.Array, Any, Any, dict[str, jax.Array]]:
+        """`monitored`, with the rng streams in `rest` and the rule's own noise drawn from `key`."""
         draw, noise = jax.random.split(key)
-        return self.gradient(objective, params, reseed(rest, draw), batch, noise)
+        return self.monitored(objective, params, reseed(rest, draw), batch, noise)
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """Names of the scalars that `monitored` adds, which a run logs beside its metrics."""
+        return ()
+
+    def monitored(
+        self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any, Any, dict[str, jax.Array]]:
+        """What `gradient` gives, and the scalars that `monitors` names."""
+        return *self.gradient(objective, params, rest, batch, key), {}
 
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array

@@ -32,7 +32,7 @@ def measured(run: RunDirectory, stages: Sequence[Mapping[str, Any]]) -> dict[str
         return None
     runs = [run.stage(name) for name in tasks]
     experiments = [open_experiment(config_of(r), r, computed=("test",)) for r in runs]
-    if "accuracy" not in experiments[-1].trainer.metrics:
+    if "accuracy" not in experiments[-1].trainer.evaluated:
         return None
     states = [restored(r, best=False, seen=e).state for r, e in zip(runs, experiments, strict=True)]
     columns = []

@@ -153,8 +153,8 @@ class Trainer:
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:
-        metrics: names of the values that `step` gives per example.
-        evaluated: names of those that `evaluate` gives: the same.
+        metrics: names of the values that `step` gives: the objective's, and what a rule logs.
+        evaluated: names of those that `evaluate` gives: the objective's.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
@@ -169,8 +169,9 @@ class Trainer:
     ):
         self.settings = settings
         self.objective = objective_of(settings, classes)
-        self.metrics, self.better = self.objective.metrics, self.objective.better
-        self.evaluated = self.metrics
+        self.evaluated, self.better = self.objective.metrics, self.objective.better
+        monitors = settings.rule(getattr(settings, "sigma", None)).monitors
+        self.metrics = (*self.objective.metrics, *monitors)
         steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
         warmup = round(settings.warmup * steps)
@@ -228,10 +229,10 @@ class Trainer:
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
-        """One update; the values, per example, are those of the state before it."""
+        """One update; the values, per example or one for all, are those of the state before it."""
         key = jax.random.fold_in(state.key, state.step)
         rule = self.settings.rule(self.sigma(state.step))
-        _, (values, changed), ascent = rule.estimate(
+        _, (values, changed), ascent, monitored = rule.estimate(
             self._pure, state.params, state.rest, batch, key
         )
         grads = jax.tree.map(jnp.negative, ascent)
@@ -247,7 +248,7 @@ class Trainer:
             opt_state=opt_state,
             average=average,
         )
-        return state, values
+        return state, values | monitored
 
     def steps(
         self, state: TrainState, batches: Batch, count: jax.Array, fold: Fold, start: Any
@@ -278,7 +279,9 @@ class Trainer:
             params = chunk.joined(kept, [jnp.zeros_like(z) for z in zs])
             step = state.step + t
             key, rule = jax.random.fold_in(state.key, step), self.settings.rule(self.sigma(step))
-            _, (values, changed), ascent = rule.estimate(shifted, params, rest, (batch, zs), key)
+            _, (values, changed), ascent, monitored = rule.estimate(
+                shifted, params, rest, (batch, zs), key
+            )
             grads = jax.tree.map(jnp.negative, ascent)
             updates, opt_state = self.optimizer.update(grads, opt_state)
             of_kept, of_shifts = chunk.parted(updates)
@@ -287,7 +290,7 @@ class Trainer:
             if average is not None:
                 average = _averaged(average, kept, self._decay(step))
             rest = nnx.merge_state(rest, changed)
-            return kept, us, rest, opt_state, average, fold(folded, step, values)
+            return kept, us, rest, opt_state, average, fold(folded, step, values | monitored)
 
         us = [jnp.zeros_like(z) for z in chunk.zs]
         average = None if state.average is None else chunk.split(state.average)

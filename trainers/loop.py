@@ -148,7 +148,8 @@ def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) ->
 
 
 def _columns(experiment: Experiment) -> list[str]:
-    scales = experiment.trainer.scales(jnp.zeros((), jnp.int32))
+    trainer = experiment.trainer
+    scales = trainer.scales(jnp.zeros((), jnp.int32))
     splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
     ends = ["", "_sd"] if experiment.run.seeds > 1 else [""]
     trainer = experiment.trainer

@@ -19,8 +19,8 @@ class TrainerLike(Protocol):
     """What the loop asks of a trainer: pure functions, and what it must know to run them.
 
     Attributes:
-        metrics: names of the values that `step` gives per example.
-        evaluated: names of those that `evaluate` gives.
+        metrics: names of the values that `step` gives, per example or one for all.
+        evaluated: names of those that `evaluate` gives, per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.

@@ -189,7 +189,9 @@ def test_a_run_in_which_noise_overflows_stops_or_goes_on(nan, tmp_path):
         },
     }
     if nan == "drop":
-        assert trainers.train(config, tmp_path / "run", progress=False).step == 5
+        result = trainers.train(config, tmp_path / "run", progress=False)
+        assert result.step == 5
+        assert 0 < result.metrics["train_dropped"] < 16
     else:
         with pytest.raises(RunError, match="not finite appeared at step 1 "):
             trainers.train(config, tmp_path / "run", progress=False)
