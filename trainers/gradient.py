@@ -356,3 +356,11 @@ class Trainer:
     def reason(self, state: TrainState) -> str | None:
         """Why a value was not finite, where the trainer knows more than that it was not."""
         return None
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
+        return []
+
+    def examples(self, state: TrainState, batch: Any) -> list[dict[str, Any]]:
+        """What a person should see of the model's answers: nothing."""
+        return []

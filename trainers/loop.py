@@ -21,9 +21,11 @@ from trainers.devices import Seeds
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
+from trainers.samples import write_samples
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
+_SHOWN = 8  # prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,11 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                             step,
                         )
                     before = None
+                    for holds, said in trainer.diagnose(_train_values(row)):
+                        _log.log(logging.INFO if holds else logging.WARNING, "%s", said)
                 if step % per_epoch == 0:
                     row |= _evaluated(experiment, evaluate, state, test=step == steps)
+                    _show(experiment, state, run, step)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 # The row first: a checkpoint without its row could never be completed.
@@ -187,6 +192,20 @@ def _evaluated(
 def _same(one: Any, two: Any) -> bool:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
+
+
+def _train_values(row: Mapping[str, float]) -> dict[str, float]:
+    return {k.removeprefix("train_"): v for k, v in row.items() if k.startswith("train_")}
+
+
+def _show(experiment: Experiment, state: TrainState, run: RunDirectory, step: int) -> None:
+    """Writes down what a model of text answers, if it is one model."""
+    if experiment.run.seeds > 1:
+        return
+    arrays = experiment.test if experiment.validation is None else experiment.validation
+    batch = experiment.preprocess({name: a[:_SHOWN] for name, a in arrays.items()})
+    if rows := experiment.trainer.examples(state, batch):
+        write_samples(run.path / "samples.jsonl", step, rows)
 
 
 def _broken_one(state: TrainState, broken: jax.Array) -> TrainState:

@@ -5,7 +5,7 @@ begins; a judge who knows the `utility` prefers one; and the model learns which.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -219,6 +219,14 @@ class PairTrainer:
     def reason(self, state: PairState) -> str | None:
         """Why a value was not finite: not known."""
         return None
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
+        return []
+
+    def examples(self, state: PairState, batch: Any) -> list[dict[str, Any]]:
+        """What a person should see of the model's answers: nothing."""
+        return []
 
     def _policy(self, rngs: nnx.Rngs) -> Any:
         model = self._make_model(rngs)

@@ -5,7 +5,7 @@ step is: sample (`trainers/sampling.py`), pay (`trainers/completion_rewards.py`)
 (`grlu/advantages.py`), learn (`trainers/policy_updates.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
 from grlu.errors import UserError
 from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
+from trainers.diagnostics import checklist
 from trainers.policy_data import Prompts
 from trainers.policy_settings import PolicySettings
 from trainers.policy_updates import Drawn, Learner
@@ -112,6 +113,7 @@ class PolicyTrainer:
             "zero_std",
             "length",
             "repetition",
+            *(["cut_off"] if settings.end else []),
         )
         self.evaluated = (
             "reward",
@@ -189,6 +191,9 @@ class PolicyTrainer:
         values = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
         per_sample = {"reward": total, "length": found.lengths, "repetition": _repetition(found)}
         per_sample |= {f"reward_{n}": singles[n] for n in self._names()}
+        if self.prompts.end_token is not None:
+            ended = (found.tokens == self.prompts.end_token).any(1)
+            per_sample["cut_off"] = 1.0 - ended
         values |= {n: v.reshape(grouped).mean(1) for n, v in per_sample.items()}
         return state, values | {"zero_std": same(total).astype(jnp.float32)}
 
@@ -239,6 +244,27 @@ class PolicyTrainer:
     def scales(self, step: jax.Array) -> Values:
         """What the schedules say at a step, for the log."""
         return {"learning_rate": self.learning_rate(step)}
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """What holds of the first steps' metrics, and what should (`trainers/diagnostics.py`)."""
+        return checklist(values, off_policy=self._learner.updates > 1)
+
+    def examples(self, state: PolicyState, batch: Batch) -> list[dict[str, Any]]:
+        """A completion of each prompt of a batch, with its target and reward, for a person."""
+
+        def write(state: PolicyState, batch: Batch) -> Any:
+            batch = self.prompts.columns(batch)
+            temperature = self.settings.eval_temperature
+            found = self._sampled(state, batch["prompt"], state.key, 1, temperature)
+            whole, each, *_ = self._paid(batch, found.tokens, found.mask * 1.0, state.fault)
+            return batch["prompt"], found.tokens, batch["target"], whole + each.sum(1)
+
+        names, decode = ("prompt", "completion", "target"), self.prompts.decode
+        *texts, rewards = (a.tolist() for a in jax.jit(write)(state, batch))
+        return [
+            {n: decode(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
+            for *row, reward in zip(*texts, rewards, strict=True)
+        ]
 
     def reason(self, state: PolicyState) -> str | None:
         """Why a value was not finite, if a reward was the reason."""

@@ -50,9 +50,11 @@ class Learner:
     """The updates of a policy, and of its critic if it has one.
 
     Attributes:
+        updates: optimizer steps a rollout.
         metrics: names of what is measured in the first update, before the weights move, but for
             `clip_fraction`, the mean over all updates. `mismatch` is the largest difference between
-            the log-probabilities in sampling and in training, `kl` in nats a completion.
+            the log-probabilities in sampling and in training, `p_error` that between 1 and the sum
+            of the probabilities, `gradient` a norm, `kl` in nats a completion.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Learner:
         self.settings = settings
         self._graphdef, self._critic_graphdef = graphdef, critic_graphdef
         self._reference, self._prompt = reference, prompt
-        updates = settings.updates * settings.minibatches
+        self.updates = updates = settings.updates * settings.minibatches
         # Of one token, all samples of a prompt are foretold by the same distribution.
         together = updates == 1 and settings.batch_size % settings.micro_batches == 0
         self._copies = settings.samples if horizon == 1 and together else 1
@@ -89,7 +91,10 @@ class Learner:
             "ratio",
             "clip_fraction",
             "mismatch",
+            "p_error",
             "gradient",
+            "advantage",
+            "advantage_sd",
         )
 
     def log_policy(
@@ -122,7 +127,7 @@ class Learner:
 
     def scored(self, state: Any, drawn: Drawn) -> Drawn:
         """What was drawn, with the values and log-probabilities of before the updates."""
-        if not self._gae and self.settings.updates * self.settings.minibatches == 1:
+        if not self._gae and self.updates == 1:
             return drawn  # The first update's own are the old ones.
 
         def score(sequences: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +156,7 @@ class Learner:
     ) -> tuple[Any, Any, Any, Any, dict[str, jax.Array]]:
         """All updates of a step: weights, critic, their optimizers' states, and measures."""
         settings = self.settings
-        count, updates = len(drawn.sequences), settings.updates * settings.minibatches
+        count, updates = len(drawn.sequences), self.updates
         if updates == 1:
             order = jnp.arange(count)[None]
         else:
@@ -176,6 +181,10 @@ class Learner:
         (params, critic, opt, critic_opt), sums = jax.lax.scan(update, start, order)
         measured = {name: values[0] for name, values in sums.items()}
         measured["clip_fraction"] = sums["clip_fraction"].mean()
+        every = token_weights(drawn.mask, "token")
+        measured["advantage"] = (every * drawn.advantages).sum()
+        spread = jnp.square(drawn.advantages - measured["advantage"])
+        measured["advantage_sd"] = jnp.sqrt((every * spread).sum())
         return params, critic, opt, critic_opt, measured
 
     def _gradient(
@@ -201,9 +210,9 @@ class Learner:
 
         def add(total: Any, micro: Any) -> tuple[Any, None]:
             grads, sums = gradient(trained, micro)
-            mismatch = jnp.maximum(total[1]["mismatch"], sums["mismatch"])
+            largest = {k: jnp.maximum(total[1][k], sums[k]) for k in ("mismatch", "p_error")}
             grads, sums = jax.tree.map(jnp.add, total, (grads, sums))
-            return (grads, sums | {"mismatch": mismatch}), None
+            return (grads, sums | largest), None
 
         micros = self._parted((part, weights, plain))
         shapes = jax.eval_shape(gradient, trained, jax.tree.map(lambda a: a[0], micros))
@@ -223,8 +232,7 @@ class Learner:
         settings, tokens = self.settings, part.sequences[:, self._prompt :]
         log_p, values = self._values(params, state.rest, critic, part.sequences)
         new = _at(log_p, tokens)
-        only = settings.updates * settings.minibatches == 1
-        old = jax.lax.stop_gradient(new) if only else part.old
+        old = jax.lax.stop_gradient(new) if self.updates == 1 else part.old
         ratio = ratios(new, old, part.mask, settings.ratio)
         if settings.loss == "clip":
             each, held = clipped(ratio, part.advantages, settings.clip_low, settings.clip_high)
@@ -239,6 +247,7 @@ class Learner:
             "ratio": (plain * ratio).sum(),
             "clip_fraction": (plain * held).sum(),
             "mismatch": jnp.abs((new - part.sampled) * part.mask).max(),
+            "p_error": jnp.abs(jnp.exp(log_p).sum(-1) - 1).max(),
         }
         if self._reference is not None:
             once = part.sequences[:: self._copies]

@@ -57,7 +57,8 @@ class Reporter:
                 held_out = self._latest.get(f"validation_{name}")
                 more = "" if held_out is None else f" ({held_out:.3f})"
                 parts.append(f"{name} {value:.3f}{more}")
-        return " ".join(parts)
+        # Of many those that are held against others, and no more than fit a line.
+        return " ".join(sorted(parts, key=lambda part: "(" not in part)[:4])
 
     def close(self) -> None:
         self._progress.stop()
@@ -75,7 +76,7 @@ def reporting(*args: Any, **kwargs: Any) -> Iterator[Reporter]:
 
 
 def results_table(title: str, metrics: Mapping[str, float]) -> Table:
-    """Metrics as a table: one row a split, one column a metric."""
+    """Metrics as a table: one row a split, one column a metric; many metrics have a row each."""
     splits = {"train": "train", "validation": "validation", "test": "test"}
     names = dict.fromkeys(
         k.split("_", 1)[1]
@@ -83,6 +84,14 @@ def results_table(title: str, metrics: Mapping[str, float]) -> Table:
         if k.split("_", 1)[0] in splits and not k.endswith("_sd")
     )
     table = Table(title=title)
+    if len(names) > 6:
+        table.add_column("")
+        for split in splits:
+            table.add_column(split, justify="right")
+        for name in names:
+            keys = [f"{split}_{name}" for split in splits]
+            table.add_row(name, *(_cell(metrics.get(k), metrics.get(f"{k}_sd")) for k in keys))
+        return table
     table.add_column("split")
     for name in names:
         table.add_column(name, justify="right")

@@ -1,0 +1,16 @@
+"""What a policy writes while it learns: `samples.jsonl`, one completion a line."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from trainers.run_directory import write_atomically
+
+
+def write_samples(path: pathlib.Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Adds the completions of a step; those of this step or later, of a run before, are dropped."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    new = [json.dumps({"step": step, **row}, ensure_ascii=False) for row in rows]
+    write_atomically(path, "".join(f"{line}\n" for line in [*kept, *new]))
