@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
             "stages": [
                 {
                     "name": "supervised",
+                    # Few enough for half of the answers to be wrong still.
+                    "dataset": {"subset": 2560},
                     "model": {"name": "gpt", "layers": 2, "heads": 4, "width": 64},
                     "trainer": {
                         "name": "backprop",
@@ -25,7 +27,7 @@ def get_config() -> ConfigDict:
                         "optimizer": "adamw",
                         "weight_decay": 0.01,
                         "clip": 1.0,
-                        "epochs": 3,
+                        "epochs": 1,
                         "batch_size": 64,
                         "learning_rate": 0.001,
                     },
