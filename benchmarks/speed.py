@@ -111,9 +111,10 @@ class Ours:
             batch_size=1,
             run=RunSettings(seeds=seeds),
         )
-        dealt = Seeds(seeds)
-        self._state: Any = dealt.dealt(experiment.init())
-        arrays, order = dealt.copied(data.train), dealt.dealt(experiment.order(0))
+        where = Seeds(seeds)
+        self._state: Any = where.state(experiment.init())
+        arrays = where.data(data.train, by_seed=False)
+        order = where.state(experiment.order(0))
         self._data = (arrays, order, examples)
         start = time.perf_counter()
         chunk: Any = compile_chunk(experiment)

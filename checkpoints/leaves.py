@@ -92,6 +92,9 @@ def _plain(leaf: Any) -> Any:
 def _target(leaf: Any) -> Any:
     if _is_key(leaf):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        devices = _devices(leaf)
+        if isinstance(devices, jax.sharding.NamedSharding):  # A key's words have one axis more.
+            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=devices)
         return np.empty(data.shape, data.dtype)
     if number := _number(leaf):
         return np.empty((), number)
@@ -99,6 +102,10 @@ def _target(leaf: Any) -> Any:
     if devices is None:
         return np.empty(leaf.shape, leaf.dtype)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices)
+
+
+def _key(like: Any, data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
 
 
 def _devices(leaf: Any) -> jax.sharding.Sharding | None:
@@ -116,15 +123,14 @@ def _restored(like: Any, array: Any) -> Any:
     if isinstance(like, np.generic):
         return like.dtype.type(array)
     if isinstance(array, jax.Array):  # read straight onto its devices
-        return array
+        return _key(like, array) if _is_key(like) else array
     if number := _number(like):
         value = number(array)
         if isinstance(like, number):
             return value
         array = jnp.asarray(value)
     elif _is_key(like):
-        impl = jax.random.key_impl(jnp.empty((), like.dtype))
-        array = jax.random.wrap_key_data(jnp.array(array), impl=impl)
+        array = _key(like, jnp.array(array))
     else:
         array = jnp.array(array)
     devices = _devices(like)

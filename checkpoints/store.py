@@ -9,12 +9,14 @@ import dataclasses
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from checkpoints import disk, keep, leaves
 from grlu.errors import UserError
@@ -237,7 +239,7 @@ class Checkpoints:
 
     def _clear_the_way(self, step: int) -> None:
         """Removes what must not stay beside a save of `step`: later, damaged, unfinished ones."""
-        disk.remove_unfinished(self.directory)
+        _by_first(lambda: disk.remove_unfinished(self.directory))
         for old in self.steps:
             if old >= step or old in self._unreadable:
                 _log.info("%s: removing the checkpoint of step %d", self.directory, old)
@@ -265,3 +267,11 @@ class Checkpoints:
             except (OSError, ValueError, KeyError):  # damaged: `restore` tells, should it come up
                 self._scores[step] = -math.inf
         return self._scores[step]
+
+
+def _by_first(action: Callable[[], None]) -> None:
+    """Of several processes that save together, the first acts before the others go on."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints")

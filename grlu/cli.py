@@ -28,6 +28,15 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Run = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where several processes meet, each started by this command; 'auto' on a TPU pod.",
+    ),
+]
+Processes = Annotated[int | None, typer.Option(metavar="N", help="How many they are.")]
+Process = Annotated[int | None, typer.Option(metavar="I", help="Which this is, from 0.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
 
 
@@ -110,9 +119,15 @@ def train(
         typer.Option("--run", help="Folder of the run; default runs/NAME-<time>."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the folder.")] = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     quiet: Quiet = False,
 ) -> None:
     """Train what a config describes, and test it once."""
+    if coordinator and run is None:
+        raise UserError("--coordinator needs --run, the folder that all processes can see")
+    _join(coordinator, processes, process)
     import trainers
 
     result = trainers.train(
@@ -123,11 +138,22 @@ def train(
 
 @app.command()
 @_in_one_sentence
-def resume(run: Run, quiet: Quiet = False) -> None:
+def resume(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[mesh.KEY=VALUE]...", help="Other devices than before."),
+    ] = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    quiet: Quiet = False,
+) -> None:
     """Continue a run from its newest checkpoint, bit for bit."""
+    _join(coordinator, processes, process)
     import trainers
 
-    _show(trainers.resume(run, progress=not quiet), quiet)
+    _show(trainers.resume(run, overrides=overrides or (), progress=not quiet), quiet)
 
 
 @app.command()
@@ -228,6 +254,16 @@ def prepare(
 
     folder, written = input_pipeline.prepare(name, source=source, data_dir=data_dir)
     print(f"{'prepared' if written else 'already there'}: {folder}")
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins several processes, where they are asked for."""
+    if coordinator:
+        from trainers.processes import join
+
+        join(coordinator, processes, process)
+    elif processes is not None or process is not None:
+        raise UserError("--processes and --process need --coordinator HOST:PORT")
 
 
 def _show(result: Any, quiet: bool) -> None:

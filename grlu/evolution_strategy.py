@@ -6,7 +6,7 @@ Strategies at the Hyperscale", arXiv:2511.16652.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from grlu.errors import UserError
 from grlu.network import Objective
 from grlu.parameter_noise import Direction, ParameterNoise
 from grlu.rule import Rule, reseed
+from grlu.spread import gathered, require_even, shares, spread
 
 _CHOICES = {
     "shaping": ("centered_rank", "zscore", "none"),
@@ -40,6 +41,10 @@ class EvolutionStrategy(Rule):
     but drawn again for the weighted sum. The model's own randomness (dropout, top-k) is one
     draw for the whole population where all see the same batch, else one per pair.
 
+    Over several devices (`grlu.spread`) each scores its share of the pairs, and two rewards a pair
+    are all that crosses between them: the weighted sum over all pairs, which costs as much as a
+    pass of one example for each, is computed by every device, from the pairs' keys.
+
     Attributes:
         population: number of members, even.
         sigma: σ, standard deviation of the noise, in units of the parameters.
@@ -51,8 +56,8 @@ class EvolutionStrategy(Rule):
         nan: what a member with a reward that is not finite does: "stop" makes the estimate nan, at
             which a run stops; "drop" leaves out its pair, and only if none is left is it nan. A run
             logs the number of members dropped a step, as `train_dropped`.
-        chunk: members that are held in memory at once, by default 128 with a rank and 64 without;
-            it changes the speed and, but for rounding, not the result.
+        chunk: members that a device holds in memory at once, by default 128 with a rank and 64
+            without; it changes the speed and, but for rounding, not the result.
 
     Raises:
         UserError: on values outside these ranges, or a batch that the pairs cannot share out.
@@ -65,6 +70,8 @@ class EvolutionStrategy(Rule):
     >>> grlu.alignment(rule, reward_fn, model, jnp.eye(2), jax.random.key(0)).cosine > 0.95
     True
     """
+
+    dealt: ClassVar[tuple[str, int]] = ("population", 2)
 
     population: int = 256
     sigma: Any = 0.02  # a float, or a traced scalar under a schedule
@@ -139,26 +146,29 @@ class EvolutionStrategy(Rule):
         self, noise: ParameterNoise, draw: Any, score: Any
     ) -> tuple[list[jax.Array], jax.Array]:
         """The estimate, and the rewards of the pairs' members, shape (pairs, 2)."""
+        devices = shares()
+        require_even(self.pairs, "pairs of members")
         chunk = self.chunk or (64 if self.rank is None else 128)
-        groups = -(-self.pairs // (chunk // 2))
-        each = -(-self.pairs // groups)
-        if groups == 1:
+        groups = -(-self.pairs // (chunk // 2 * devices))
+        each = -(-self.pairs // (groups * devices)) * devices
+        if groups == 1 and devices == 1:
             members = jnp.arange(self.pairs)
             directions = draw(members)
             scores = score(directions, members)
             return noise.weighted(directions, self.weights(scores)), scores
 
+        def scored(pairs: jax.Array) -> jax.Array:
+            pairs = spread(pairs)
+            return gathered(spread(score(draw(pairs), pairs)))
+
         # The last group may be filled up with pairs that count for nothing.
         numbers = jnp.arange(groups * each)
         members = (numbers % self.pairs).reshape(groups, each)
-        scores = jax.lax.map(lambda pairs: score(draw(pairs), pairs), members)
-        scores = scores.reshape(-1, 2)[: self.pairs]
-        weights = jnp.pad(self.weights(scores), (0, len(numbers) - self.pairs)).reshape(
-            groups, each
-        )
+        scores = jax.lax.map(scored, members).reshape(-1, 2)[: self.pairs]
+        weights = jnp.pad(self.weights(scores), (0, len(numbers) - self.pairs))
 
         def add(total: Any, group: Any) -> tuple[Any, None]:
-            pairs, weights = group
+            pairs, weights = gathered(group)
             return jax.tree.map(jnp.add, total, noise.weighted(draw(pairs), weights)), None
 
         split = members, weights.reshape(groups, each)

@@ -7,7 +7,7 @@ al. (2022), arXiv:2210.03310 (activities).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from grlu.network import Objective, trace
 from grlu.noise import NOISES, directions, hadamard, signs
 from grlu.rule import Rule
 from grlu.sites import Site
+from grlu.spread import total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ForwardGradient(Rule):
             "weight": directions in all weights at once.
         noise: the activities' directions: "rademacher", "gaussian" or "orthogonal".
     """
+
+    dealt: ClassVar[tuple[str, int]] = ("samples", 1)
 
     samples: int = 16
     of: Literal["activity", "weight"] = "activity"
@@ -78,11 +81,10 @@ class ForwardGradient(Rule):
         def mean_reward(weights: jax.Array) -> jax.Array:
             return jnp.mean(objective(restore(weights), rest, batch)[0])
 
-        def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        def slope(key: jax.Array) -> jax.Array:
             xi = signs(key, weights.shape)
-            return total + xi * jax.jvp(mean_reward, (weights,), (xi,))[1], None
+            return xi * jax.jvp(mean_reward, (weights,), (xi,))[1]
 
-        keys = jax.random.split(key, self.samples)
-        total, _ = jax.lax.scan(add, jnp.zeros_like(weights), keys)
+        ascent = total(slope, jax.random.split(key, self.samples))
         rewards, aux = objective(params, rest, batch)
-        return rewards, aux, restore(total / self.samples)
+        return rewards, aux, restore(ascent / self.samples)

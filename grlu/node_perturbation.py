@@ -36,6 +36,9 @@ class NodePerturbation(Rule):
     Rewards of different examples must not depend on each other (batch normalisation in training
     mode makes them): credit that an example earns through another one's reward is not seen.
 
+    Over several devices (`grlu.spread`) each runs its share of the N pairs, and what crosses
+    between them is the sum of the credits, one number per unit and example.
+
     Attributes:
         samples: N, the number of antithetic pairs per example.
         sigma: σ, standard deviation of the noise, in units of the pre-activation.
@@ -87,6 +90,7 @@ class NodePerturbation(Rule):
     """
 
     local: ClassVar[bool] = True
+    dealt: ClassVar[tuple[str, int]] = ("samples", 1)
 
     samples: int = 16
     sigma: Any = 0.1  # a float, or a traced scalar under a schedule

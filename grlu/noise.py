@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grlu.errors import UserError
+from grlu.spread import spread
 
 NOISES = ("rademacher", "gaussian", "orthogonal")
 
@@ -56,7 +57,7 @@ def directions(
     axes: Sequence[int | None],
     active: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Draws one direction per sample for every unit of every site.
+    """Draws one direction per sample for every unit of every site, dealt to devices by samples.
 
     Args:
         key: PRNG key.
@@ -79,6 +80,7 @@ def directions(
         ]
     else:
         drawn = [signs(k, (samples, *s)) for k, s in zip(keys, shapes, strict=True)]
+    drawn = spread(drawn)
     if active is None:
         return drawn
     return [d * a[None].astype(d.dtype) for d, a in zip(drawn, active, strict=True)]

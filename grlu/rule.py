@@ -26,6 +26,8 @@ class Rule:
         local: class attribute: whether the gradient of a dense layer is its input times a credit
             of its output alone, as an exact gradient's and a local rule's is; first layers can then
             learn online in chunks (`grlu.online`).
+        dealt: class attribute: the field with the number of noisy passes that several devices share
+            (`grlu.spread`), "" if there is none, and how many of them belong together.
         update: NNX filter of the variables, such as `nnx.BatchStat`, that the estimate writes back
             to the caller's model from its clean pass; by default it leaves the model as it was.
     """
@@ -34,6 +36,7 @@ class Rule:
     update: Any = None
 
     local: ClassVar[bool] = False
+    dealt: ClassVar[tuple[str, int]] = ("", 1)
 
     def __call__(self, reward_fn: RewardFn, *, has_aux: bool = False) -> Estimate:
         """Makes the estimator for a reward function.

@@ -5,7 +5,7 @@ dimensions as there are weights, where node perturbation's has as many as there 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from grlu.errors import UserError
 from grlu.network import Objective
 from grlu.noise import signs
 from grlu.rule import Rule
+from grlu.spread import total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class WeightPerturbation(Rule):
     >>> grlu.alignment(rule, reward_fn, model, jnp.eye(2), jax.random.key(0)).cosine > 0.95
     True
     """
+
+    dealt: ClassVar[tuple[str, int]] = ("samples", 1)
 
     samples: int = 16
     sigma: float | jax.Array = 0.01
@@ -57,10 +60,6 @@ class WeightPerturbation(Rule):
             return xi * (up - down) / (2 * self.sigma)
 
         # One pair after the other: the noise of all at once would be `samples` copies of the model.
-        def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            return total + slope(key), None
-
-        keys = jax.random.split(key, self.samples)
-        total, _ = jax.lax.scan(add, jnp.zeros_like(weights), keys)
+        ascent = total(slope, jax.random.split(key, self.samples))
         rewards, aux = objective(params, rest, batch)
-        return rewards, aux, restore(total / self.samples)
+        return rewards, aux, restore(ascent / self.samples)

@@ -7,14 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainers.devices import Seeds
+from trainers.devices import Devices, Seeds
 from trainers.measure import gather, means
 from trainers.protocol import Arrays, Experiment, Values
 from trainers.state import TrainState
 
+Where = Seeds | Devices
 
-def compile_chunk(experiment: Experiment) -> Callable:
+
+def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callable:
     """Compiles many steps into one dispatch.
+
+    Args:
+        experiment: the run.
+        where: the devices on which it computes, by default as if it had no mesh.
 
     Returns:
         `chunk(state, arrays, rows, count) -> (state, metrics, broken)`: trains on the first `count`
@@ -23,6 +29,7 @@ def compile_chunk(experiment: Experiment) -> Callable:
         back have a leading axis of seeds. `state` is donated.
     """
     trainer, preprocess = experiment.trainer, experiment.preprocess
+    home = where or Seeds(experiment.run.seeds)
 
     def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
         def fold(carry: Any, step: jax.Array, values: Values) -> Any:
@@ -35,7 +42,7 @@ def compile_chunk(experiment: Experiment) -> Callable:
         rows = jnp.pad(rows, ((0, -len(rows) % trainer.block), (0, 0)))
 
         def batch_of(rows: jax.Array) -> Arrays:
-            return preprocess(jax.tree.map(lambda a: a[rows], arrays))
+            return preprocess(home.batch(jax.tree.map(lambda a: a[rows], arrays)))
 
         def one(i: jax.Array, carry: Any) -> Any:
             state, folded = carry
@@ -61,8 +68,13 @@ def compile_chunk(experiment: Experiment) -> Callable:
         return state, collection.compute(), broken
 
     shared = 0 if experiment.by_seed else None
-    chunk = Seeds(experiment.run.seeds).mapped(chunk, (0, shared, 0, None))
-    return jax.jit(chunk, donate_argnums=0, compiler_options=_compiler_options(trainer.tiny))
+    return home.compiled(
+        chunk,
+        (0, shared, 0, None),
+        like=jax.eval_shape(experiment.init),
+        donate_argnums=0,
+        compiler_options=_compiler_options(trainer.tiny),
+    )
 
 
 def _compiler_options(tiny: bool) -> dict[str, bool | int | str] | None:
@@ -77,30 +89,31 @@ def _compiler_options(tiny: bool) -> dict[str, bool | int | str] | None:
 
 
 def compile_evaluation(
-    experiment: Experiment, batch_size: int = 1000
+    experiment: Experiment, where: Where | None = None, batch_size: int = 1000
 ) -> Callable[[TrainState, Arrays], Values]:
     """Compiles the trainer's metrics on a split: means over its examples, by seed if several."""
     trainer, preprocess = experiment.trainer, experiment.preprocess
+    home = where or Seeds(experiment.run.seeds)
 
-    def over(state: TrainState, arrays: Arrays, rows: jax.Array, mask: jax.Array) -> Any:
+    def over(state: TrainState, arrays: Arrays, rows: Any, mask: Any) -> Any:
         def body(collection: Any, batch: Any) -> Any:
             chosen, mask = batch
-            batch = preprocess(jax.tree.map(lambda a: a[chosen], arrays))
+            batch = preprocess(home.batch(jax.tree.map(lambda a: a[chosen], arrays)))
             return gather(collection, trainer.evaluate(state, batch), mask), None
 
         empty = means(trainer.evaluated).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
     shared = 0 if experiment.by_seed else None
-    over = jax.jit(Seeds(experiment.run.seeds).mapped(over, (0, shared, None, None)))
+    over = home.compiled(over, (0, shared, None, None))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
         length = experiment.length(arrays)
-        size = min(batch_size, length)
+        size = -(-min(batch_size, length) // home.size) * home.size
         batches = -(-length // size)
         rows = np.arange(batches * size, dtype=np.int32).reshape(batches, size)
         mask = rows < length
         rows = rows % length
-        return over(state, dict(arrays), jnp.asarray(rows), jnp.asarray(mask))
+        return over(state, dict(arrays), rows, mask)
 
     return evaluate

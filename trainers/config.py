@@ -1,8 +1,8 @@
 """Configs: where they come from, and how a command line changes them.
 
-A config has the sections `dataset`, `model`, `trainer` and `run`, and a `seed`. What a section may
-hold is read from what it builds (`trainers/schema.py`). In the place of `model` and `trainer`, a
-pipeline has `stages` (`trainers/hybrid.py`).
+A config has the sections `dataset`, `model`, `trainer`, `run` and `mesh`, and a `seed`. What a
+section may hold is read from what it builds (`trainers/schema.py`). In the place of `model` and
+`trainer`, a pipeline has `stages` (`trainers/hybrid.py`).
 """
 
 import ast
@@ -24,7 +24,7 @@ from trainers.values import plain
 
 __all__ = ["build", "config_names", "load_config", "source_name", "to_json", "validate"]
 
-_SECTIONS = ("dataset", "model", "trainer", "run")
+_SECTIONS = ("dataset", "model", "trainer", "run", "mesh")
 # What a stage may say besides, the names of other stages or runs.
 STAGE_KEYS = (*LINKS, "backbone")
 

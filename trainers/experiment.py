@@ -11,7 +11,7 @@ import input_pipeline
 from grlu.errors import UserError
 from models import MODELS
 from trainers.config import build
-from trainers.devices import one_device_per_core
+from trainers.devices import MeshSettings, one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
 from trainers.pairs import DPO, RewardModel
 from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
@@ -55,6 +55,7 @@ SECTIONS: Any = {
     "model": MODELS,
     "trainer": TRAINERS,
     "run": RunSettings,
+    "mesh": MeshSettings,
 }
 
 
@@ -76,7 +77,7 @@ def make_experiment(
     Raises:
         UserError: if they don't fit each other, or the data are missing.
     """
-    one_device_per_core(config.run.seeds)
+    one_device_per_core(config.run.seeds * config.mesh.population * config.mesh.data)
     data = data or build(input_pipeline.load, config.dataset, "dataset")
     settings = build(TRAINERS[config.trainer.name], config.trainer, "trainer")
     model = MODELS[config.model.name]
@@ -107,6 +108,8 @@ def make_experiment(
         raise UserError(
             f"judge: a reward model pays a policy, and trainer.name={config.trainer.name} is none"
         )
+    mesh = build(MeshSettings, config.mesh, "mesh")
+    _require_shares(config.trainer.name, settings, run, mesh)
     return Experiment(
         seed=config.seed,
         trainer=settings.build(make_model, examples // settings.batch_size, about, **given),
@@ -117,9 +120,40 @@ def make_experiment(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         run=run,
+        mesh=mesh,
         by_seed=data.by_seed,
         start=start,
     )
+
+
+def _require_shares(trainer: str, settings: Any, run: RunSettings, mesh: MeshSettings) -> None:
+    """Raises UserError where the mesh can't share out the run evenly."""
+    if run.seeds > 1 and mesh.size > 1:
+        raise UserError(
+            f"run.seeds is {run.seeds}: several seeds are dealt to the devices whole, so mesh must "
+            "be 1 x 1, or run.seeds 1"
+        )
+    if settings.batch_size % mesh.data:
+        raise UserError(
+            f"trainer.batch_size is {settings.batch_size}, and mesh.data {mesh.data} doesn't "
+            "divide it"
+        )
+    if mesh.population == 1:
+        return
+    by_rule = isinstance(settings, GradientSettings)
+    name, each = settings.rule_class.dealt if by_rule else (None, 1)
+    if not name:
+        raise UserError(
+            f"mesh.population is {mesh.population}, but trainer.name={trainer} has no noisy "
+            "passes to deal out: let it be 1, and use mesh.data"
+        )
+    passes = getattr(settings, name)
+    if passes % (each * mesh.population):
+        more = "" if each == 1 else f" in groups of {each}"
+        raise UserError(
+            f"trainer.{name} is {passes}, which can't be dealt{more} to mesh.population="
+            f"{mesh.population} devices: it must be a multiple of {each * mesh.population}"
+        )
 
 
 def _require_fit(

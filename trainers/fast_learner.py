@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import grlu
+from grlu.spread import undivided
 from models.layers import layer_norm
 
 
@@ -55,7 +56,8 @@ class FastLearner:
         def learn(head: Any, example: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             x, label, key = example
             one = (x[None], label[None])
-            rewards, correct, ascent = rule.gradient(answer, head, (), one, key)
+            with undivided():  # Several devices share out the models, not a head's perturbations.
+                rewards, correct, ascent = rule.gradient(answer, head, (), one, key)
             head = jax.tree.map(lambda w, d: w + self.learning_rate * d, head, ascent)
             return head, (rewards[0], correct[0])
 

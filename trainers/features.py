@@ -9,7 +9,7 @@ links between its stages.
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -36,13 +36,13 @@ _BATCH = 1000
 _OF_THE_MODEL = ("normalize", "flatten")
 
 
-def config_of(run: RunDirectory) -> ConfigDict:
-    """The complete config that a run's folder holds.
+def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The complete config that a run's folder holds, with `overrides`.
 
     Raises:
         UserError: if there is no run, or it is a pipeline.
     """
-    config = load_config(RunDirectory.open(run.path).config)
+    config = load_config(RunDirectory.open(run.path).config, overrides)
     if "stages" in config:
         names = ", ".join(str(run.stage(stage["name"]).path) for stage in config.stages)
         raise UserError(f"{run.path} is a pipeline: name one of its stages, {names}")

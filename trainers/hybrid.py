@@ -12,26 +12,28 @@ Each is an ordinary run in `stages/NAME/`, trained one after the other. Its keys
   it takes over but for what it says itself: a sequence of tasks (`trainers.continual`).
 - `judge`: name of the earlier stage whose reward model pays a policy, as the reward "judge".
 - `backbone`: folder of a finished run, to be copied in the place of `model` and `trainer`.
-- `dataset`, `run`: changes to the pipeline's own.
+- `dataset`, `run`, `mesh`: changes to the pipeline's own.
 
 A model that is not to be trained, a control, has `trainer.epochs` 0.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers import continual
+from trainers import continual, processes
 from trainers.config import STAGE_KEYS, to_json
+from trainers.devices import placed
 from trainers.experiment import SECTIONS
 from trainers.features import config_of, open_experiment, restored
 from trainers.loop import Result, evaluate_state, fit
@@ -40,8 +42,9 @@ from trainers.schema import INHERITED, LINKS, schema, section_of, unknown, valid
 from trainers.values import plain
 
 _log = logging.getLogger("grlu")
-_COMMON = ("seed", "dataset", "run", "stages")
-_KEYS = ("name", *STAGE_KEYS, "dataset", "model", "trainer", "run")
+_SHARED = ("dataset", "run", "mesh")
+_COMMON = ("seed", *_SHARED, "stages")
+_KEYS = ("name", *STAGE_KEYS, *_SHARED, "model", "trainer")
 
 
 def complete(config: Mapping[str, Any]) -> ConfigDict:
@@ -58,7 +61,7 @@ def complete(config: Mapping[str, Any]) -> ConfigDict:
                 where,
                 _COMMON,
             )
-    for where in ("dataset", "run"):
+    for where in _SHARED:
         section_of(given, where)
     stages: dict[str, dict[str, Any]] = {}
     if not isinstance(given["stages"], tuple) or not given["stages"]:
@@ -82,7 +85,7 @@ def ordinary(pipeline: Mapping[str, Any], stage: Mapping[str, Any]) -> ConfigDic
         return None
     own = {k: stage[k] for k in ("model", "trainer") if k in stage}
     own[INHERITED] = pipeline.get(INHERITED, {}) | stage.get(INHERITED, {})
-    for where in ("dataset", "run"):
+    for where in _SHARED:
         common, change = section_of(pipeline, where), section_of(stage, where)
         another = change.get("name", common.get("name")) != common.get("name")
         own[where] = change if another else common | change
@@ -100,12 +103,19 @@ def check(pipeline: ConfigDict) -> None:
         run = RunDirectory(pathlib.Path(scratch))
         for stage in plain(pipeline)["stages"]:
             with _named(stage["name"]):
-                config = _prepared(plain(pipeline), stage, run)
-                open_experiment(config, run.stage(stage["name"]), computed=())
+                own = run.stage(stage["name"])
+                _prepare(plain(pipeline), stage, run)
+                experiment = open_experiment(config_of(own), own, computed=())
+                placed(experiment.run.seeds, experiment.mesh)
 
 
-def fit_stages(pipeline: ConfigDict, run: RunDirectory, *, progress: bool) -> Result:
-    """Trains the stages that are not finished, in their order; raises what `fit` raises."""
+def fit_stages(
+    pipeline: ConfigDict, run: RunDirectory, *, progress: bool, overrides: Sequence[str] = ()
+) -> Result:
+    """Trains the stages that are not finished, in their order; raises what `fit` raises.
+
+    `overrides` change the stages' configs for this time.
+    """
     given = plain(pipeline)
     steps = 0
     with logged_to(run.log):
@@ -113,7 +123,8 @@ def fit_stages(pipeline: ConfigDict, run: RunDirectory, *, progress: bool) -> Re
             name, own = stage["name"], run.stage(stage["name"])
             title = f"stage {name} ({number} of {len(given['stages'])})"
             with _named(name):
-                config = _prepared(given, stage, run)
+                processes.by_first(functools.partial(_prepare, given, stage, run), title)
+                config = config_of(own, overrides)
                 if stage["backbone"] is not None:
                     _log.info("%s is the run %s", title, stage["backbone"])
                     continue
@@ -128,7 +139,8 @@ def fit_stages(pipeline: ConfigDict, run: RunDirectory, *, progress: bool) -> Re
         last = run.stage(given["stages"][-1]["name"])
         more = continual.measured(run, given["stages"])
         text = json.dumps({"stages": summary, **({"continual": more} if more else {})}, indent=2)
-        write_atomically(run.summary, text + "\n")
+        if processes.first():
+            write_atomically(run.summary, text + "\n")
     return Result(run.path, steps, latest_metrics(last.metrics))
 
 
@@ -169,7 +181,7 @@ def _completed(
         "judge": _earlier("judge", entry.get("judge"), before),
         "backbone": backbone,
     }
-    stage |= {k: section_of(entry, k) for k in ("dataset", "run") if k in entry}
+    stage |= {k: section_of(entry, k) for k in _SHARED if k in entry}
     if backbone is not None:
         return stage
     for where in ("model", "trainer"):
@@ -191,10 +203,8 @@ def _earlier(key: str, name: Any, before: Mapping[str, Any]) -> str | None:
     return name
 
 
-def _prepared(
-    pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDirectory
-) -> ConfigDict:
-    """The config of a stage, from its folder, which is made where it isn't there yet."""
+def _prepare(pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDirectory) -> None:
+    """Makes the folder of a stage, with its config, where it isn't there yet."""
     own = run.stage(stage["name"])
     if not own.config.is_file():
         own.path.mkdir(parents=True, exist_ok=True)
@@ -202,7 +212,6 @@ def _prepared(
         if config is None:
             config = _copied(RunDirectory(pathlib.Path(stage["backbone"])), own)
         write_atomically(own.config, to_json(config))
-    return config_of(own)
 
 
 def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:

@@ -16,8 +16,9 @@ from flax import nnx
 
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
+from trainers import processes
 from trainers.compiled import compile_chunk, compile_evaluation
-from trainers.devices import Seeds
+from trainers.devices import placed
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import MetricsTable, RunDirectory, disk_errors, latest_metrics
@@ -53,7 +54,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     trainer, settings = experiment.trainer, experiment.run
     per_epoch, steps = experiment.steps_per_epoch, experiment.steps
     longest = -(-per_epoch // settings.rows_per_epoch)
-    state = experiment.init()
+    where = placed(settings.seeds, experiment.mesh)
+    fresh = experiment.init()
+    state = where.state(fresh)
     with (
         open_checkpoints(experiment, run) as checkpoints,
         _stopping() as stop,
@@ -62,14 +65,13 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state).state
         else:
-            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(state.params)))
+            _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(fresh.params)))
+        del fresh
         step = int(jnp.max(state.step))
         saved = step or None
-        train_chunk = compile_chunk(experiment)
-        evaluate = compile_evaluation(experiment)
-        seeds, train = Seeds(settings.seeds), dict(experiment.train)
-        state = seeds.dealt(state)
-        train = seeds.dealt(train) if experiment.by_seed else seeds.copied(train)
+        train_chunk = compile_chunk(experiment, where)
+        evaluate = compile_evaluation(experiment, where)
+        train = where.data(dict(experiment.train), by_seed=experiment.by_seed)
         table = MetricsTable(run.metrics, _columns(experiment), step)
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
 
@@ -122,17 +124,19 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                     _show(experiment, state, run, step)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
+                stopping = processes.agreed(bool(stop))
                 # The row first: a checkpoint without its row could never be completed.
-                if step % per_epoch == 0 or stop:
+                if step % per_epoch == 0 or stopping:
                     checkpoints.save(step, state, metrics=row, meta={"epoch": step / per_epoch})
                     saved = step
-                if stop and step < steps:
+                if stopping and step < steps:
                     checkpoints.wait()
                     raise Interrupted(
                         f"stopped at step {step} of {steps}, saved; continue with "
                         f"'grlu resume {run.resumed}'",
-                        stop[0],
+                        stop[0] if stop else signal.SIGTERM,
                     )
+    processes.agreed(False)  # The others read what the first has written.
     return Result(run.path, step, latest_metrics(run.metrics))
 
 
@@ -199,8 +203,8 @@ def _train_values(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _show(experiment: Experiment, state: TrainState, run: RunDirectory, step: int) -> None:
-    """Writes down what a model of text answers, if it is one model."""
-    if experiment.run.seeds > 1:
+    """Writes down what a model of text answers, if it is one model in one process."""
+    if experiment.run.seeds > 1 or jax.process_count() > 1:
         return
     arrays = experiment.test if experiment.validation is None else experiment.validation
     batch = experiment.preprocess({name: a[:_SHOWN] for name, a in arrays.items()})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainers.devices import MeshSettings
 from trainers.schedules import require
 from trainers.state import TrainState
 
@@ -88,6 +89,7 @@ class Experiment:
         epochs: passes over the training split.
         batch_size: examples a step; a last, smaller batch of an epoch is left out.
         run: the run's settings.
+        mesh: the devices that it is to be trained on.
         by_seed: whether all arrays have a leading axis more, of a set for each seed.
         start: the state of another run whose weights this one begins with, or None.
     """
@@ -101,6 +103,7 @@ class Experiment:
     epochs: int
     batch_size: int
     run: RunSettings
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     by_seed: bool = False
     start: TrainState | None = None
 

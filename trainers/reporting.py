@@ -11,16 +11,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainers import processes
+
 _log = logging.getLogger("grlu")
 
 
 class Reporter:
-    """Shows rows of metrics as they come. Purely for the eye: nothing in a run depends on it."""
+    """Shows rows of metrics as they come. Purely for the eye: nothing in a run depends on it.
+
+    Of several processes the first shows and writes them.
+    """
 
     def __init__(self, path: pathlib.Path, *, step: int, steps: int, batch_size: int, show: bool):
         from tensorboardX import SummaryWriter
 
-        self._events = SummaryWriter(str(path), purge_step=step + 1, write_to_disk=True)
+        first = processes.first()
+        self._events = SummaryWriter(str(path), purge_step=step + 1, write_to_disk=first)
         self._batch_size = batch_size
         self._step, self._time = step, time.monotonic()
         self._latest: dict[str, float] = {}
@@ -30,7 +36,7 @@ class Reporter:
             TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
-            disable=not show,
+            disable=not (show and first),
         )
         self._task: TaskID = self._progress.add_task("training", total=steps, shown="compiling")
         self._progress.update(self._task, completed=step)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from grlu.errors import UserError
+from trainers import processes
 
 _log = logging.getLogger("grlu")
 
@@ -42,6 +43,11 @@ class RunDirectory:
                 be written.
         """
         run = cls(path)
+        processes.by_first(lambda: run._make(config_json, overwrite), f"making {path}")
+        return run
+
+    def _make(self, config_json: str, overwrite: bool) -> None:
+        run, path = self, self.path
         if run.config.exists() and not overwrite:
             raise UserError(
                 f"{path} already holds a run; continue it with 'grlu resume {path}', choose "
@@ -62,7 +68,6 @@ class RunDirectory:
             write_atomically(run.config, config_json)
         except OSError as error:
             raise UserError(f"cannot write the run to {path}: {error.strerror}") from error
-        return run
 
     @classmethod
     def open(cls, path: pathlib.Path) -> "RunDirectory":
@@ -128,17 +133,20 @@ class MetricsTable:
     """`metrics.csv`: one row a logged step; it never holds wall-clock time.
 
     A resumed run continues it at the checkpoint's step, so that its bytes are those of a run that
-    was never interrupted.
+    was never interrupted. Of several processes the first writes it.
     """
 
     def __init__(self, path: pathlib.Path, columns: list[str], step: int):
         self._columns = columns
-        kept = [row for row in read_metrics(path) if int(row["step"]) <= step and step > 0]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_atomically(path, text.getvalue())
+        if processes.first():
+            kept = [row for row in read_metrics(path) if int(row["step"]) <= step and step > 0]
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+            write_atomically(path, text.getvalue())
+        else:
+            path = pathlib.Path(os.devnull)
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
 
@@ -170,8 +178,8 @@ def latest_metrics(path: pathlib.Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def logged_to(path: pathlib.Path) -> Iterator[None]:
-    """Sends the log of everything inside to a file."""
-    handler = logging.FileHandler(path)
+    """Sends the log of everything inside to a file; of several processes that of the first."""
+    handler = logging.FileHandler(path if processes.first() else os.devnull)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = _log.level, _log.propagate
     _log.addHandler(handler)

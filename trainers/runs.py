@@ -7,8 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from grlu.errors import UserError
 from trainers import hybrid
 from trainers.config import load_config, source_name, to_json, validate
+from trainers.devices import placed
 from trainers.experiment import SECTIONS, make_experiment
 from trainers.features import config_of, open_experiment, restored
 from trainers.loop import Result, evaluate_state, fit
@@ -56,22 +58,36 @@ def train(
         run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
         return hybrid.fit_stages(config, run, progress=progress)
     experiment = make_experiment(config)
+    placed(experiment.run.seeds, experiment.mesh)
     run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
     with logged_to(run.log):
         _log.info("training in %s", run.path)
         return fit(experiment, run, progress=progress)
 
 
-def resume(run_dir: str | pathlib.Path, *, progress: bool = True) -> Result:
+def resume(
+    run_dir: str | pathlib.Path, *, overrides: Sequence[str] = (), progress: bool = True
+) -> Result:
     """Continues a run from its newest checkpoint: bit for bit as if it had never stopped.
 
     A run, or a stage of a pipeline, that is finished is only read. Raises what `train` raises.
+
+    Args:
+        run_dir: the run's folder.
+        overrides: such as "mesh.data=1", for other devices than before; nothing else may change.
+            On another mesh sums are rounded in another order.
+        progress: whether to show a progress bar.
     """
+    for override in overrides:
+        if not override.startswith("mesh."):
+            raise UserError(f"{override!r}: of a run only the mesh may change, mesh.key=value")
     run = RunDirectory.open(pathlib.Path(run_dir))
     config = load_config(run.config)
     if "stages" in config:
-        return hybrid.fit_stages(hybrid.complete(config), run, progress=progress)
-    experiment = open_experiment(config_of(run), run)
+        return hybrid.fit_stages(
+            hybrid.complete(config), run, progress=progress, overrides=overrides
+        )
+    experiment = open_experiment(config_of(run, overrides), run)
     with logged_to(run.log):
         return fit(experiment, run, progress=progress)
 

@@ -1,0 +1,181 @@
+"""One run on several devices is the run on one: the same updates, but for rounding."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import trainers
+from grlu.errors import UserError
+from trainers.features import restored
+from trainers.run_directory import RunDirectory, latest_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Two steps of every case on its meshes, and on one device.
+STEPS = """
+import json, sys
+import jax, numpy as np
+import trainers
+from trainers.compiled import compile_chunk
+from trainers.devices import placed
+
+def trained(config, mesh):
+    experiment = trainers.make_experiment(trainers.resolve({**config, "mesh": mesh}))
+    where = placed(1, experiment.mesh)
+    start = experiment.init()
+    first = jax.tree.leaves(jax.tree.map(np.array, start.params))
+    state, arrays = where.state(start), where.data(dict(experiment.train), by_seed=False)
+    state, averages, broken = compile_chunk(experiment, where)(
+        state, arrays, experiment.order(0)[:2], 2)
+    assert int(broken) == -1 and int(state.step) == 2
+    if mesh.get("fully_sharded"):
+        kernels = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (64, 8)]
+        assert kernels and all(x.addressable_shards[0].data.shape == (16, 8) for x in kernels)
+    last = jax.tree.leaves(state.params)
+    assert max(np.abs(a - b).max() for a, b in zip(first, last)) > 1e-3
+    return last + jax.tree.leaves(averages)
+
+config, cases = json.loads(sys.argv[1])
+for trainer, meshes in cases:
+    config["trainer"] = {"batch_size": 8, "learning_rate": 0.1, "epochs": 1, **trainer}
+    alone = trained(config, {})
+    for mesh in meshes:
+        for one, several in zip(alone, trained(config, mesh), strict=True):
+            np.testing.assert_allclose(one, several, atol=1e-5, err_msg=f"{trainer} {mesh}")
+"""
+
+
+def mesh(population, data, **more):
+    return {"population": population, "data": data, **more}
+
+
+ALL = (mesh(8, 1), mesh(1, 8), mesh(4, 2))
+EVOLUTION = {"name": "evolution", "population": 32}
+CASES = {
+    "grlu": [({"name": "grlu", "samples": 8}, ALL)],
+    "ways of grlu": [
+        # A first layer written after every four examples, by `Trainer.steps`.
+        ({"name": "grlu", "samples": 8, "batch_size": 1, "online_chunk": 4}, ALL[:1]),
+        ({"name": "grlu", "samples": 8, "site": "active", "noise": "orthogonal"}, ALL[2:]),
+        ({"name": "grlu", "samples": 8, "site": "post", "inputs": "noisy"}, ALL[2:]),
+    ],
+    "evolution": [
+        (EVOLUTION | {"rank": 1}, ALL),
+        (EVOLUTION | {"chunk": 4}, ALL[2:]),
+        (EVOLUTION | {"batches": "own", "batch_size": 16}, ALL[2:]),
+    ],
+    "others": [
+        ({"name": "weight_perturbation", "samples": 8}, ALL[2:]),
+        ({"name": "forward_gradient", "samples": 8}, ALL[2:]),
+        ({"name": "forward_gradient", "samples": 8, "of": "weight"}, ALL[2:]),
+        ({"name": "feedback_alignment"}, ALL[1:2]),
+        ({"name": "backprop"}, ALL[1:2]),
+        ({"name": "backprop", "optimizer": "momentum"}, [mesh(1, 4, fully_sharded=True)]),
+    ],
+}
+
+
+def on_devices(count, script, *arguments):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def small(small):
+    """Rounding could choose another winner of a top-k, and Adam blow up gradients near zero."""
+    small["model"] |= {"hidden": (8,), "activation": "tanh"}
+    small["trainer"] |= {"optimizer": "sgd", "learning_rate": 0.05, "average": None}
+    return small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", CASES)
+def test_eight_devices_give_the_update_of_one(cases, small):
+    on_devices(8, STEPS, json.dumps([small, CASES[cases]]))
+
+
+def test_every_trainer_is_tried_on_a_mesh():
+    tried = {trainer["name"] for cases in CASES.values() for trainer, _ in cases}
+    assert tried == set(trainers.TRAINERS)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(small, tmp_path):
+    small["trainer"] |= {"batch_size": 64, "epochs": 2}
+    on_one, on_eight = tmp_path / "one", tmp_path / "eight"
+    trainers.train(small, on_one, progress=False)
+    shutil.copytree(on_one, tmp_path / "more")
+    unfinished(tmp_path / "more")
+    script = """
+import json, sys
+import trainers
+config, new, old = sys.argv[1:]
+trainers.train(json.loads(config), new, progress=False)
+changes = ["mesh.population=2", "mesh.data=4", "mesh.fully_sharded=true"]
+trainers.resume(old, overrides=changes, progress=False)
+"""
+    config = json.dumps(small | {"mesh": mesh(4, 2)})
+    on_devices(8, script, config, on_eight, tmp_path / "more")
+    same(on_one, on_eight)
+    same(on_one, tmp_path / "more")
+    unfinished(on_eight)
+    trainers.resume(on_eight, overrides=["mesh.population=1", "mesh.data=1"], progress=False)
+    same(on_one, on_eight)
+
+
+def unfinished(run):
+    """Takes a run of two epochs back to the end of the first."""
+    shutil.rmtree(max((run / "checkpoints").iterdir(), key=lambda path: int(path.name)))
+
+
+def same(one, two):
+    """Two runs have the same weights and metrics, whatever devices read them."""
+    states = [restored(RunDirectory(run), best=False).state for run in (one, two)]
+    assert int(states[0].step) == int(states[1].step)
+    pairs = zip(*(jax.tree.leaves(state.params) for state in states), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    metrics = [latest_metrics(run / "metrics.csv") for run in (one, two)]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["mesh.data=64", "trainer.batch_size=64"], "needs 64 devices, and there are"),
+        (["mesh.data=3"], "trainer.batch_size is 8, and mesh.data 3 doesn't divide it"),
+        (["mesh.population=3"], "trainer.samples is 4, which can't be dealt .* a multiple of 3"),
+        (
+            ["trainer.name=evolution", "trainer.population=12", "mesh.population=4"],
+            "trainer.population is 12, .* groups of 2 .* a multiple of 8",
+        ),
+        (["trainer.name=backprop", "mesh.population=2"], "has no noisy passes"),
+        (["run.seeds=2", "mesh.data=2"], "several seeds .* run.seeds 1"),
+        (["mesh.data=0"], "mesh.data must be at least 1"),
+        (["mesh.rows=2"], "mesh has no key 'rows'"),
+    ],
+)
+def test_what_a_mesh_cannot_do(changes, sentence, small, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        trainers.train(small, tmp_path / "run", overrides=changes, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_mesh_of_a_run_may_change(tmp_path):
+    with pytest.raises(UserError, match="only the mesh may change"):
+        trainers.resume(tmp_path, overrides=["trainer.samples=8"])
