@@ -17,7 +17,13 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "dataset": {"name": "sonnets", "length": 32, "stride": 2},
+            "dataset": {
+                "name": "sonnets",
+                "length": 32,
+                "stride": 2,
+                "validation": 0.15,
+                "test": 0.15,
+            },
             "stages": [
                 {
                     "name": "supervised",
@@ -40,7 +46,7 @@ def get_config() -> ConfigDict:
                         "utility": ("taste",),
                         "prompt": 16,
                         "horizon": 16,
-                        "epochs": 4,
+                        "epochs": 10,
                         "batch_size": 32,
                         "optimizer": "adamw",
                         "learning_rate": 0.001,
@@ -56,7 +62,7 @@ def get_config() -> ConfigDict:
                         "reward_weights": (1.0, 0.0),
                         "prompt": 16,
                         "horizon": 16,
-                        "beta_kl": 0.05,
+                        "beta_kl": 0.1,
                         "epochs": 2,
                         "batch_size": 16,
                         "samples": 8,

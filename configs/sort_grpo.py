@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
                         "epochs": 1,
                         "batch_size": 32,
                         "optimizer": "adam",
-                        "learning_rate": 0.0003,
+                        "learning_rate": 0.001,
                     },
                 },
             ],
