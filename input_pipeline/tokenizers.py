@@ -1,5 +1,6 @@
 """Tokenizers: from text to numbers and back."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,7 +89,7 @@ class GPT2:
         folder: where `vocab.bpe` and `encoder.json` lie.
 
     Raises:
-        UserError: if a file or tiktoken is missing.
+        UserError: if a file or tiktoken is missing, or a file is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -104,7 +105,14 @@ class GPT2:
             from tiktoken.load import data_gym_to_mergeable_bpe_ranks
         except ImportError as error:
             raise UserError("GPT-2's tokens need tiktoken: run `pip install grlu[text]`") from error
-        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, files))
+        # With the hashes, as tiktoken would else take what it once read under the same names.
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        try:
+            ranks = data_gym_to_mergeable_bpe_ranks(*map(str, files), *hashes)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{files[0]} and {files[1].name} are not GPT-2's: they don't fit each other"
+            ) from error
         self._encoding: Any = tiktoken.Encoding(
             "gpt2",
             pat_str=_GPT2_PATTERN,

@@ -178,4 +178,5 @@ def _head_width(width: int, heads: int) -> int:
     return width // heads
 
 
+Attention = MultiHeadAttention | LatentAttention
 ATTENTIONS: dict[str, Any] = {"multi_head": MultiHeadAttention, "latent": LatentAttention}

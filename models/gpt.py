@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import grlu
-from models.attention import ATTENTIONS, Past, linear
+from models.attention import ATTENTIONS, Attention, Past, linear
 
 _gelu = grlu.activation(nnx.gelu)  # Its tanh form, which is GPT-2's.
 
@@ -37,7 +37,7 @@ class Block(nnx.Module):
     """Attention, then a dense layer of 4 times the width; each normalised before, added after."""
 
     def __init__(
-        self, width: int, attention: nnx.Module, *, std_out: float, dropout: float, rngs: nnx.Rngs
+        self, width: int, attention: Attention, *, std_out: float, dropout: float, rngs: nnx.Rngs
     ):
         self.norm_1 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.attention = attention
@@ -134,7 +134,7 @@ class GPT(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         std_out = 0.02 / math.sqrt(2 * layers)
 
-        def attend() -> nnx.Module:
+        def attend() -> Attention:
             return ATTENTIONS[attention](
                 width, heads, causal=causal, std_out=std_out, rngs=rngs, **own
             )

@@ -295,3 +295,20 @@ main()
     assert re.match(r"error: the checkpoint of step 314 .* disk full", done.stderr.splitlines()[-1])
     evaluated = grlu("evaluate", run_copy, "--json")
     assert json.loads(evaluated.stdout)["step"] == 157, evaluated.stderr
+
+
+def test_sample_prints_a_text(grlu, tmp_path):
+    sizes = ["dataset.length=16", "model.layers=1", "model.width=16"]
+    done = grlu(
+        "train", "sonnets_lm", "--run", tmp_path / "run", "--quiet", "trainer.epochs=1", *sizes
+    )
+    assert done.returncode == 0, done.stderr
+    done = grlu("sample", tmp_path / "run", "--prompt", "Shall I", "--tokens", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Shall I")
+    assert len(done.stdout) == len("Shall I") + 20 + 1
+    again = grlu("sample", tmp_path / "run", "--prompt", "Shall I", "--tokens", "20")
+    assert again.stdout == done.stdout
+    wrong = grlu("sample", tmp_path / "run", "--prompt", "So @")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: the character '@' at position 3 of the text is not in")

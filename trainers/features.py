@@ -153,6 +153,11 @@ def _encoded(
     Each is standardised, by its mean and deviation over the data on which the model was trained: a
     constant that all examples share would drown what tells them apart.
     """
+    if data.tokenizer is not None:
+        raise UserError(
+            f"features: {source.path} is a run on text, whose model gives no features of an "
+            "example; a stage builds on another one's language model by `start`"
+        )
     experiment, _ = fresh(config, source, ("train",) if computed else ())
     shape = _example_shape(experiment)
     if shape != data.example_shape:

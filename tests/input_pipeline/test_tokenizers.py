@@ -44,3 +44,14 @@ def test_gpt_2s_tokens_are_the_published_ones():
     text = "The naïve café…\n\n  two  spaces <|endoftext|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert 50256 not in tokenizer.encode(text)
+
+
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
+    pytest.importorskip("tiktoken", reason="GPT-2's tokens need tiktoken")
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nh e\n")
+    (tmp_path / "encoder.json").write_text('{"h": 0}')
+    with pytest.raises(grlu.UserError, match="are not GPT-2's: they don't fit each other"):
+        GPT2(tmp_path)
+    (tmp_path / "encoder.json").write_text("{")
+    with pytest.raises(grlu.UserError, match="are not GPT-2's: they don't fit each other"):
+        GPT2(tmp_path)

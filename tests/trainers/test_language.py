@@ -197,7 +197,7 @@ def test_rules_without_gradients_train_language_models(name, options, small, tmp
         ({"model": {"causal": False}}, "needs a model that sees only what comes before"),
         ({"trainer": {"objective": "denoising"}}, "needs a model that sees the whole text"),
         ({"model": {"block": 8}}, "16 tokens are more than the 8 of the model's block"),
-        ({"trainer": {"batch_size": 1000}}, "has only 276 training examples"),
+        ({"trainer": {"batch_size": 1000}}, "has only 552 training examples"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, sentence, small, tmp_path):
