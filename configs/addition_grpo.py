@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
                         "optimizer": "adamw",
                         "weight_decay": 0.01,
                         "clip": 1.0,
-                        "epochs": 4,
+                        "epochs": 2,
                         "batch_size": 64,
                         "learning_rate": 0.003,
                     },

