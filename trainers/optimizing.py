@@ -47,12 +47,12 @@ class OptimizerSettings:
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"trainer.clip must be positive or null, got {self.clip:g}")
 
-    def rate(self, steps_per_epoch: int) -> Schedule:
-        """The learning rate by step."""
+    def rate(self, steps_per_epoch: int, highest: float | None = None) -> Schedule:
+        """The learning rate by step, or one of the same kind from another `highest` on."""
         steps = max(1, self.epochs * steps_per_epoch)  # A schedule has no length of 0.
         return schedule(
             self.schedule,
-            self.learning_rate,
+            self.learning_rate if highest is None else highest,
             self.learning_rate_end,
             steps,
             warmup=round(self.warmup * steps),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 
 from grlu import kl
 from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
@@ -19,45 +19,15 @@ from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
 from trainers.diagnostics import checklist
 from trainers.policy_data import Prompts
+from trainers.policy_evaluation import evaluated, written
 from trainers.policy_settings import PolicySettings
+from trainers.policy_state import PolicyState
 from trainers.policy_updates import Drawn, Learner
 from trainers.references import Reference, bigram, bigram_table, frozen, of_run
 from trainers.sampling import Completions, sample
-from trainers.state import TrainState
-
-# Logits that evaluation holds at once: 0.5 GB.
-_LOGITS = 2**27
 
 Batch = Any
 Values = dict[str, jax.Array]
-
-
-class PolicyState(TrainState):
-    """The state of a policy's run.
-
-    Attributes:
-        reference: what the reference stores, or None.
-        critic: the variables of a critic apart, trained and not, or None.
-        critic_opt: its optimizer's state, or None.
-        tokens: tokens drawn so far, int32, for the warm-up of the divergence.
-        fault: the first reward that was not finite, -1 without one, its prompt and completion;
-            int32 of shape (1 + P + T,).
-        follows: whether the reference is the weights with which the run begins.
-    """
-
-    reference: Any
-    critic: Any
-    critic_opt: Any
-    tokens: jax.Array
-    fault: jax.Array
-    follows: bool = struct.field(pytree_node=False, default=False)
-
-    def begun_from(self, other: TrainState) -> "PolicyState":
-        """This state with the weights of another run's, to which the reference may be held."""
-        state: Any = super().begun_from(other)
-        if not self.follows:
-            return state
-        return state.replace(reference=jax.tree.map(jnp.copy, (state.params, state.rest)))
 
 
 class PolicyTrainer:
@@ -91,7 +61,7 @@ class PolicyTrainer:
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         model.eval()
         self._graphdef = nnx.graphdef(model)
-        self._reference = self._reference_of(settings.reference, data)
+        self.reference = self._reference_of(settings.reference, data)
         self._critic_graphdef = None
         if settings.advantage == "gae" and settings.critic == "apart":
             critic = nnx.eval_shape(lambda: self._make_critic(nnx.Rngs(0)))
@@ -100,19 +70,20 @@ class PolicyTrainer:
         shared = settings.advantage == "gae" and settings.critic == "shared"
         if shared and getattr(model, "value", None) is None:
             raise UserError("trainer.critic=shared needs the value head of model.value_head=true")
-        self._learner = Learner(
+        self.learner = Learner(
             settings,
             self._graphdef,
             self._critic_graphdef,
-            None if self._reference is None else self._reference.log_probs,
+            None if self.reference is None else self.reference.log_probs,
             self.prompts.length,
             self.prompts.horizon,
             self.learning_rate,
+            settings.rate(steps_per_epoch, settings.value_learning_rate),
         )
         self.metrics = (
             "reward",
-            *(f"reward_{name}" for name in self._names()),
-            *self._learner.metrics,
+            *(f"reward_{name}" for name in self.names()),
+            *self.learner.metrics,
             "zero_std",
             "length",
             "repetition",
@@ -120,9 +91,9 @@ class PolicyTrainer:
         )
         self.evaluated = (
             "reward",
-            *(f"reward_{name}" for name in self._names()),
+            *(f"reward_{name}" for name in self.names()),
             *("nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k", "length"),
-            *(["kl"] if self._reference else []),
+            *(["kl"] if self.reference else []),
         )
 
     def init(self, key: jax.Array) -> PolicyState:
@@ -137,22 +108,22 @@ class PolicyTrainer:
             made.eval()
             critic = nnx.split(made, nnx.Param, ...)[1:]
         reference = None
-        if self._reference is not None:
-            reference = self._reference.init(jax.random.fold_in(init_key, 2), params, rest)
+        if self.reference is not None:
+            reference = self.reference.init(jax.random.fold_in(init_key, 2), params, rest)
         size = 1 + self.prompts.length + self.prompts.horizon
         return PolicyState(
             step=jnp.zeros((), jnp.int32),
             key=run_key,
             params=params,
             rest=rest,
-            opt_state=self._learner.optimizer.init(params),
+            opt_state=self.learner.optimizer.init(params),
             average=None,
             reference=reference,
             critic=critic,
-            critic_opt=None if critic is None else self._learner.critic_optimizer.init(critic[0]),
+            critic_opt=None if critic is None else self.learner.critic_optimizer.init(critic[0]),
             tokens=jnp.zeros((), jnp.int32),
             fault=jnp.full(size, -1, jnp.int32),
-            follows=self._reference is not None and self._reference.follows,
+            follows=self.reference is not None and self.reference.follows,
         )
 
     def step(self, state: PolicyState, batch: Batch) -> tuple[PolicyState, Values]:
@@ -161,10 +132,10 @@ class PolicyTrainer:
         key = jax.random.fold_in(state.key, state.step)
         draw, shuffle = jax.random.split(key)
         batch = self.prompts.columns(batch)
-        found = self._sampled(state, batch["prompt"], draw, settings.samples, settings.temperature)
+        found = self.sampled(state, batch["prompt"], draw, settings.samples, settings.temperature)
         rows = jax.tree.map(lambda a: jnp.repeat(a, settings.samples, axis=0), batch)
         mask = found.mask.astype(jnp.float32)
-        whole, each, singles, fault = self._paid(rows, found.tokens, mask, state.fault)
+        whole, each, singles, fault = self.paid(rows, found.tokens, mask, state.fault)
         beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
         drawn = Drawn(
             sequences=jnp.concatenate([rows["prompt"], found.tokens], axis=1),
@@ -176,9 +147,9 @@ class PolicyTrainer:
             values=mask,
             value_targets=mask,
         )
-        drawn = self._learner.scored(state, drawn)
+        drawn = self.learner.scored(state, drawn)
         drawn = self._credited(state, drawn, whole, each, beta)
-        params, critic, opt, critic_opt, measured = self._learner.learn(state, drawn, beta, shuffle)
+        params, critic, opt, critic_opt, measured = self.learner.learn(state, drawn, beta, shuffle)
         state = state.replace(
             step=state.step + 1,
             params=params,
@@ -193,7 +164,7 @@ class PolicyTrainer:
         total = (whole + (each * mask).sum(1)).reshape(grouped)
         values = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
         per_sample = {"reward": total, "length": found.lengths, "repetition": _repetition(found)}
-        per_sample |= {f"reward_{n}": singles[n] for n in self._names()}
+        per_sample |= {f"reward_{n}": singles[n] for n in self.names()}
         if self.prompts.end_token is not None:
             ended = (found.tokens == self.prompts.end_token).any(1)
             per_sample["cut_off"] = 1.0 - ended
@@ -202,54 +173,7 @@ class PolicyTrainer:
 
     def evaluate(self, state: PolicyState, batch: Batch) -> Values:
         """Values per prompt, deterministic, whatever the number of training's samples."""
-        batch, key = self.prompts.columns(batch), jax.random.key(0)
-        count, tokens = len(batch["prompt"]), self.prompts.length + self.prompts.horizon
-        each = tokens * self.prompts.vocabulary * self.settings.eval_samples
-        at_once = max(1, _LOGITS // each)
-        if count <= at_once:
-            return self._measured(state, batch, key)
-        parts = -(-count // at_once)
-        rows = (jnp.arange(parts * at_once) % count).reshape(parts, at_once)
-
-        def measure(part: Any) -> Values:
-            key, rows = part
-            return self._measured(state, jax.tree.map(lambda a: a[rows], batch), key)
-
-        found = jax.lax.map(measure, (jax.random.split(key, parts), rows))
-        return {name: values.reshape(-1)[:count] for name, values in found.items()}
-
-    def _measured(self, state: PolicyState, batch: Any, key: jax.Array) -> Values:
-        settings = self.settings
-        count, samples = len(batch["prompt"]), settings.eval_samples
-        found = self._sampled(state, batch["prompt"], key, samples, settings.eval_temperature)
-        rows = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=0), batch)
-        mask = found.mask.astype(jnp.float32)
-        whole, each, singles, _ = self._paid(rows, found.tokens, mask, state.fault)
-
-        def per_prompt(values: jax.Array) -> jax.Array:
-            return values.reshape(count, samples).astype(jnp.float32)
-
-        values = {
-            "reward": per_prompt(whole + each.sum(1)).mean(1),
-            "length": per_prompt(found.lengths).mean(1),
-        }
-        values |= {f"reward_{n}": per_prompt(singles[n]).mean(1) for n in self._names()}
-        sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
-        if self._reference is not None:
-            log_p, _ = self._learner.log_policy(state.params, state.rest, sequences)
-            log_q = self._reference.log_probs(state.reference, sequences, self.prompts.length)
-            values["kl"] = per_prompt((kl.exact(log_p, log_q) * mask).sum(1)).mean(1)
-        target, counted = batch["target"], self.prompts.counted(batch["target"])
-        right = per_prompt((found.tokens == rows["target"]).all(1))
-        values |= {"pass_1": right.mean(1), "pass_k": right.max(1)}
-        greedy = self._sampled(state, batch["prompt"], key, 1, 1.0, greedy=True).tokens
-        values["greedy_accuracy"] = ((greedy == target) * counted).sum(1) / counted.sum(1)
-        values["greedy_exact"] = (greedy == target).all(1).astype(jnp.float32)
-        told = jnp.concatenate([batch["prompt"], target], axis=1)
-        log_p, _ = self._learner.log_policy(state.params, state.rest, told, 1.0)
-        chosen = jnp.take_along_axis(log_p, target[..., None], -1)[..., 0]
-        values["nll"] = -(chosen * counted).sum(1) / counted.sum(1)
-        return values
+        return evaluated(self, state, self.prompts.columns(batch))
 
     def model(self, state: PolicyState) -> Any:
         """The policy, in evaluation mode."""
@@ -265,24 +189,11 @@ class PolicyTrainer:
 
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
         """What holds of the first steps' metrics, and what should (`trainers/diagnostics.py`)."""
-        return checklist(values, off_policy=self._learner.updates > 1)
+        return checklist(values, off_policy=self.learner.updates > 1)
 
     def examples(self, state: PolicyState, batch: Batch) -> list[dict[str, Any]]:
         """A completion of each prompt of a batch, with its target and reward, for a person."""
-
-        def write(state: PolicyState, batch: Batch) -> Any:
-            batch = self.prompts.columns(batch)
-            temperature = self.settings.eval_temperature
-            found = self._sampled(state, batch["prompt"], state.key, 1, temperature)
-            whole, each, *_ = self._paid(batch, found.tokens, found.mask * 1.0, state.fault)
-            return batch["prompt"], found.tokens, batch["target"], whole + each.sum(1)
-
-        names, decode = ("prompt", "completion", "target"), self.prompts.decode
-        *texts, rewards = (a.tolist() for a in jax.jit(write)(state, batch))
-        return [
-            {n: decode(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
-            for *row, reward in zip(*texts, rewards, strict=True)
-        ]
+        return written(self, state, batch)
 
     def reason(self, state: PolicyState) -> str | None:
         """Why a value was not finite, if a reward was the reason."""
@@ -293,12 +204,12 @@ class PolicyTrainer:
         said = self.prompts.decode(tokens[:length]), self.prompts.decode(tokens[length:])
         return self.rewards.why(reward, *said)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Of the rewards, if there are several."""
         names = [name.rpartition(":")[2] for name in self.settings.rewards]
         return names if len(names) > 1 else []
 
-    def _sampled(
+    def sampled(
         self,
         state: PolicyState,
         prompts: jax.Array,
@@ -318,7 +229,7 @@ class PolicyTrainer:
             end_token=self.prompts.end_token,
         )
 
-    def _paid(
+    def paid(
         self, rows: Any, tokens: jax.Array, mask: jax.Array, before: jax.Array
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], jax.Array]:
         """Rewards per completion and per token, those of each function, and the first fault."""
@@ -328,7 +239,7 @@ class PolicyTrainer:
         i = paid.fault[1]
         told = jnp.concatenate([paid.fault[:1], rows["prompt"][i], tokens[i]])
         fault = jnp.where((before[0] < 0) & (paid.fault[0] >= 0), told, before)
-        singles = dict(zip(self._names(), paid.singles, strict=False))
+        singles = dict(zip(self.names(), paid.singles, strict=False))
         return paid.whole, paid.each, singles, fault
 
     def _credited(
@@ -336,8 +247,8 @@ class PolicyTrainer:
     ) -> Drawn:
         """What was drawn, with its advantages."""
         settings, mask = self.settings, drawn.mask
-        if settings.kl_in == "reward" and self._reference is not None:
-            each = each - beta * self._learner.divergence(state, drawn) * mask
+        if settings.kl_in == "reward" and self.reference is not None:
+            each = each - beta * self.learner.divergence(state, drawn) * mask
         if settings.advantage == "gae":
             last = mask * (jnp.cumsum(mask, 1) == mask.sum(1, keepdims=True))
             advantages, targets = gae(

@@ -66,6 +66,7 @@ class Learner:
         prompt: int,
         horizon: int,
         learning_rate: Schedule,
+        critic_rate: Schedule,
     ):
         self.settings = settings
         self._graphdef, self._critic_graphdef = graphdef, critic_graphdef
@@ -75,13 +76,12 @@ class Learner:
         together = updates == 1 and settings.batch_size % settings.micro_batches == 0
         self._copies = settings.samples if horizon == 1 and together else 1
 
-        def transformation(scale: float) -> optax.GradientTransformation:
+        def transformation(rate: Schedule) -> optax.GradientTransformation:
             # Schedules move by the step, which is several updates.
-            return settings.transformation(lambda count: scale * learning_rate(count // updates))
+            return settings.transformation(lambda count: rate(count // updates))
 
-        self.optimizer = transformation(1.0)
-        rate = settings.learning_rate
-        self.critic_optimizer = transformation(settings.value_learning_rate / rate if rate else 0.0)
+        self.optimizer = transformation(learning_rate)
+        self.critic_optimizer = transformation(critic_rate)
         self._gae = settings.advantage == "gae"
         self.metrics = (
             "loss",
