@@ -101,7 +101,7 @@ class LatentAttention(nnx.Module):
         latent: features of the latent of keys and values; by default half the width.
         query_latent: features of the queries' bottleneck; by default half the width.
         causal: whether a position sees itself and what comes before alone, or everything.
-        std: of the initial weights.
+        std: of the initial weights, those that follow a latent scaled by √(width / latent).
         std_out: of the initial weights of the projection onto the residual stream.
         rngs: source of the initial weights.
     """
@@ -128,12 +128,14 @@ class LatentAttention(nnx.Module):
             )
         self.query_down = linear(width, narrow, std, rngs)
         self.query_norm = nnx.LayerNorm(narrow, epsilon=1e-5, rngs=rngs)
-        self.query_up = linear(narrow, width, std, rngs)
+        # As large at first as multi-head attention's, which sum over the whole width.
+        self.query_up = linear(narrow, width, std * math.sqrt(width / narrow), rngs)
         self.down = linear(width, self.latent, std, rngs)
         self.norm = nnx.LayerNorm(self.latent, epsilon=1e-5, rngs=rngs)
-        # Without biases, which could not change sides.
-        self.keys = linear(self.latent, width, std, rngs, bias=False)
-        self.values = linear(self.latent, width, std, rngs, bias=False)
+        # Likewise, and without biases, which could not change sides.
+        std_up = std * math.sqrt(width / self.latent)
+        self.keys = linear(self.latent, width, std_up, rngs, bias=False)
+        self.values = linear(self.latent, width, std_up, rngs, bias=False)
         self.out = linear(width, width, std_out, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -78,6 +78,8 @@ def learned(record: Record) -> Learned:
             _confusion(_Asked(trainer.model(state), experiment.preprocess, test))
             for state, test in zip(states, tests, strict=True)
         )
+    if "image" not in tests[0]:
+        return Learned(restored.step, **found)  # Of text there are no pictures.
     asked = _Asked(trainer.model(states[0]), experiment.preprocess, tests[0])
     shape = np.shape(tests[0]["image"])[1:]
     if len(shape) == 3:
