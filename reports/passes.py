@@ -29,6 +29,14 @@ def passes_per_example(config: Mapping[str, Any]) -> tuple[int, str] | None:
         return samples, f"{samples}, their tangents not counted"
     if name == "weight_perturbation":
         return 2 * trainer["samples"], f"2N, N = {trainer['samples']} antithetic pairs"
+    if name in ("dpo", "reward_model"):
+        return 4, "4, two completions drawn and learned from"
+    if name in ("grpo", "ppo", "reinforce"):
+        samples, updates = trainer["samples"], trainer["updates"]
+        words = (
+            f"K (1 + U), K = {samples} completions of a prompt, learned from U = {updates} times"
+        )
+        return samples * (1 + updates), words
     if name == "grlu":
         return _node_perturbation(trainer, config.get("model") or {})
     return None

@@ -24,6 +24,12 @@ for data_set, model, trainer, accuracy in (
     config = {"dataset": {"name": data_set}, "model": {"name": model}, "trainer": section}
     result = trainers.train(config, f"runs/{trainer}", progress=False)
     assert result.metrics["test_accuracy"] >= accuracy, (trainer, result.metrics)
+
+section = {"name": "grpo", "rewards": ("brief",), "end": "7", "batch_size": 100}
+model = {"name": "gpt", "layers": 1, "heads": 1, "width": 16}
+config = {"dataset": {"name": "copy", "examples": 400}, "model": model, "trainer": section}
+result = trainers.train(config, "runs/brief", progress=False)
+assert -4 <= result.metrics["test_reward"] <= -1, result.metrics
 """
 
 
@@ -78,7 +84,7 @@ def test_each_kind_of_thing_is_shown():
         "trainers/experiment.py",
         "input_pipeline/__init__.py",
     }
-    assert len(LISTINGS) == 8
+    assert len(LISTINGS) == 10
 
 
 def test_what_was_added_is_listed(project):

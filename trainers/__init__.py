@@ -1,5 +1,6 @@
 """What a run does: objective, rule and optimizer; the loop, evaluation and logging."""
 
+from trainers.completion_rewards import COMPLETION_REWARDS, in_python
 from trainers.experiment import TRAINERS, make_experiment
 from trainers.generate import generate
 from trainers.gradient import gradient_settings
@@ -8,6 +9,7 @@ from trainers.objectives import OBJECTIVES, REWARDS
 from trainers.runs import evaluate, resolve, resume, train
 
 __all__ = [
+    "COMPLETION_REWARDS",
     "OBJECTIVES",
     "REWARDS",
     "TRAINERS",
@@ -15,6 +17,7 @@ __all__ = [
     "evaluate",
     "generate",
     "gradient_settings",
+    "in_python",
     "make_experiment",
     "resolve",
     "resume",

@@ -2,25 +2,27 @@
 
 from typing import Any
 
-import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
 import grlu
 import input_pipeline
 from grlu.errors import UserError
-from models import MODELS, VAE
-from trainers import processes
+from models import MODELS
+from trainers.compatibility import require_fit, require_shares, require_whole
 from trainers.config import build
 from trainers.devices import MeshSettings, one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
+from trainers.pairs import DPO, RewardModel
+from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
 from trainers.svi import SVI
 
 # One trainer a rule: the gradient trainer with that rule. A new rule is one line here.
-TRAINERS: dict[str, type[GradientSettings]] = {
+TRAINERS: dict[str, Any] = {
     "backprop": gradient_settings("Backprop", grlu.Backprop, "The exact gradient, the yardstick."),
+    "dpo": DPO,
     "evolution": gradient_settings(
         "Evolution",
         grlu.EvolutionStrategy,
@@ -36,9 +38,13 @@ TRAINERS: dict[str, type[GradientSettings]] = {
         grlu.ForwardGradient,
         "Exact slopes along random directions, by forward-mode AD.",
     ),
+    "grpo": GRPO,
     "grlu": gradient_settings(
         "GRLU", grlu.NodePerturbation, "Node perturbation: credit from noise and reward."
     ),
+    "ppo": PPO,
+    "reinforce": Reinforce,
+    "reward_model": RewardModel,
     "svi": SVI,
     "weight_perturbation": gradient_settings(
         "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
@@ -56,7 +62,11 @@ SECTIONS: Any = {
 
 
 def make_experiment(
-    config: ConfigDict, data: input_pipeline.Data | None = None, *, start: TrainState | None = None
+    config: ConfigDict,
+    data: input_pipeline.Data | None = None,
+    *,
+    start: TrainState | None = None,
+    judge: Any = None,
 ) -> Experiment:
     """Builds data set, model and trainer, each from its own section.
 
@@ -64,6 +74,7 @@ def make_experiment(
         config: a complete config.
         data: what is to be learned, by default the config's data set.
         start: a state with the weights to begin with, by default new ones.
+        judge: the reward of a reward model, for a policy.
 
     Raises:
         UserError: if they don't fit each other, or the data are missing.
@@ -90,19 +101,21 @@ def make_experiment(
             f"run.seeds is {run.seeds}, but {data.name} are those of {len(data.train['label'])} "
             "seeds: it must be the same, or 1 for the model whose features they are"
         )
-    mesh = build(MeshSettings, config.mesh, "mesh")
-    _require_shares(config.trainer.name, settings, run, mesh)
-    if run.patience is not None and data.validation is None:
-        raise UserError("run.patience needs a validation split: give dataset.validation a size")
-    if data.streamed and (run.seeds > 1 or mesh.size > 1 or processes.count() > 1):
+    about: Any = data
+    if isinstance(settings, GradientSettings):
+        require_fit(config, data, settings, make_model)
+        about = data.num_classes
+    given = {} if judge is None else {"judge": judge}
+    if given and not isinstance(settings, PolicySettings):
         raise UserError(
-            f"{data.name} is streamed from disk to one run on one device: run.seeds, "
-            "mesh.population and mesh.data must be 1, in one process"
+            f"judge: a reward model pays a policy, and trainer.name={config.trainer.name} is none"
         )
-    _require_fit(config, data, settings, make_model)
+    mesh = build(MeshSettings, config.mesh, "mesh")
+    require_shares(config.trainer.name, settings, run, mesh)
+    require_whole(data, run, mesh)
     return Experiment(
         seed=config.seed,
-        trainer=settings.build(make_model, examples // settings.batch_size, data.num_classes),
+        trainer=settings.build(make_model, examples // settings.batch_size, about, **given),
         train=data.train,
         validation=data.validation,
         test=data.test,
@@ -116,111 +129,3 @@ def make_experiment(
         augment=data.augment,
         start=start,
     )
-
-
-def _require_shares(
-    trainer: str, settings: GradientSettings, run: RunSettings, mesh: MeshSettings
-) -> None:
-    """Raises UserError where the mesh can't share out the run evenly."""
-    if run.seeds > 1 and mesh.size > 1:
-        raise UserError(
-            f"run.seeds is {run.seeds}: several seeds are dealt to the devices whole, so mesh must "
-            "be 1 x 1, or run.seeds 1"
-        )
-    if settings.batch_size % mesh.data:
-        raise UserError(
-            f"trainer.batch_size is {settings.batch_size}, and mesh.data {mesh.data} doesn't "
-            "divide it"
-        )
-    if mesh.population == 1:
-        return
-    name, each = settings.rule_class.dealt
-    if not name:
-        raise UserError(
-            f"mesh.population is {mesh.population}, but trainer.name={trainer} has no noisy "
-            "passes to deal out: let it be 1, and use mesh.data"
-        )
-    passes = getattr(settings, name)
-    if passes % (each * mesh.population):
-        more = "" if each == 1 else f" in groups of {each}"
-        raise UserError(
-            f"trainer.{name} is {passes}, which can't be dealt{more} to mesh.population="
-            f"{mesh.population} devices: it must be a multiple of {each * mesh.population}"
-        )
-
-
-def _require_fit(
-    config: ConfigDict, data: input_pipeline.Data, settings: GradientSettings, make_model: Any
-) -> None:
-    """Raises UserError where objective, model and data don't go together."""
-    text = data.tokenizer is not None
-    if text != (settings.objective in ("lm", "denoising")):
-        kind, fitting = ("text", "lm or denoising") if text else ("images", "classification")
-        raise UserError(
-            f"trainer.objective={settings.objective} does not go with {data.name}, which is {kind}:"
-            f" use trainer.objective={fitting}"
-        )
-
-    def answer(x: Any) -> Any:
-        model = make_model(nnx.Rngs(0))
-        return model, model(x)
-
-    example = jax.ShapeDtypeStruct((1, *data.example_shape), "int32" if text else "float32")
-    model, answered = nnx.eval_shape(answer, example)
-    shape = answered.shape
-    if text:
-        _require_language_model(config, data, settings, shape)
-        return
-    variational = settings.objective in ("elbo", "iwae")
-    if variational and not isinstance(model, VAE):
-        raise UserError(
-            f"trainer.objective={settings.objective} needs a variational autoencoder such as "
-            f"vae_mlp, and model.name is {config.model.name}"
-        )
-    likelihood = model.likelihood if variational else settings.likelihood
-    if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
-        raise UserError(
-            f"trainer.objective=classification needs a model with an answer for each of the "
-            f"{data.num_classes} classes, and {config.model.name} gives one of shape {shape[1:]}; "
-            "an autoencoder learns by trainer.objective=reconstruction"
-        )
-    if settings.objective == "reconstruction" and shape[1:] != data.example_shape:
-        raise UserError(
-            f"trainer.objective=reconstruction needs a model that gives back examples of shape "
-            f"{data.example_shape}, an autoencoder, and {config.model.name} gives {shape[1:]}"
-        )
-    unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
-    rebuilt = variational or settings.objective == "reconstruction"
-    if rebuilt and likelihood == "bernoulli" and not unit:
-        where = "model" if variational else "trainer"
-        raise UserError(
-            f"{where}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
-            f"or {where}.likelihood=gaussian"
-        )
-    if settings.objective == "fast_learner" and settings.rule_class.local:
-        raise UserError(
-            "trainer.objective=fast_learner rewards a batch as a whole, so that no credit goes to "
-            "single examples: use trainer.name=evolution or weight_perturbation"
-        )
-
-
-def _require_language_model(
-    config: ConfigDict,
-    data: input_pipeline.Data,
-    settings: GradientSettings,
-    shape: tuple[int, ...],
-) -> None:
-    wanted = (*data.example_shape, data.num_classes)
-    if shape[1:] != wanted:
-        raise UserError(
-            f"trainer.objective={settings.objective} needs a model with an answer for each of the "
-            f"{data.num_classes} tokens at each of the {data.example_shape[0]} places, such as gpt,"
-            f" and {config.model.name} gives one of shape {shape[1:]}"
-        )
-    causal = settings.objective == "lm"
-    if config.model.get("causal", causal) != causal:
-        raise UserError(
-            f"trainer.objective={settings.objective} needs a model that sees "
-            f"{'only what comes before' if causal else 'the whole text'}: set "
-            f"model.causal={str(causal).lower()}"
-        )

@@ -2,8 +2,9 @@
 
 A config may link its run to others, by paths relative to its own folder: `features` names the run
 whose trained model encodes the data, which may itself see features; `start` the run with whose
-weights this one begins. A pipeline writes these links between its stages. `run.init_from` names a
-run whose weights are taken where they fit, and only at the very beginning.
+weights this one begins; `judge` the run of the reward model that pays it. A pipeline writes these
+links between its stages. `run.init_from` names a run whose weights are taken where they fit, and
+only at the very beginning.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from input_pipeline import Data
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
 from trainers.loop import open_checkpoints
+from trainers.pairs import PairTrainer
 from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
 from trainers.state import TrainState
@@ -69,22 +71,43 @@ def open_experiment(
         UserError: if parts don't fit each other, or a run that is linked to isn't trained.
     """
     experiment, data = fresh(config, run, computed)
-    if "start" not in config:
-        begun = any(run.checkpoints.glob("*/"))
-        return experiment if begun or set(computed) != set(SPLITS) else warm_started(experiment)
-    other = _linked(run, config.start)
-    before, _ = fresh(config_of(other), other, ())
-    expected, found = (
-        jax.tree.map(jnp.shape, jax.eval_shape(e.init).params) for e in (experiment, before)
-    )
-    if expected != found:
-        raise UserError(
-            f"start: the weights of {other.path} don't fit: this run must have the same model, "
-            "features of the same size, as many classes and as many seeds"
-        )
-    if set(computed) != set(SPLITS):
-        return experiment
-    return make_experiment(config, data, start=restored(other, best=False, seen=before).state)
+    linked: dict[str, Any] = {}
+    if "judge" in config:
+        judge = _judge(_linked(run, config.judge), trained=bool(computed))
+        linked |= {"judge": judge}
+    training = set(computed) == set(SPLITS)
+    if "start" in config:
+        other = _linked(run, config.start)
+        before, _ = fresh(config_of(other), other, ())
+        expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
+        found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
+        if expected != found:
+            raise UserError(
+                f"start: the weights of {other.path} don't fit: this run must have the same model, "
+                "features of the same size, as many classes and as many seeds"
+            )
+        if training:
+            linked |= {"start": restored(other, best=False, seen=before).state}
+    if linked:
+        experiment = make_experiment(config, data, **linked)
+    begun = "start" in config or any(run.checkpoints.glob("*/"))
+    return warm_started(experiment) if training and not begun else experiment
+
+
+def _judge(run: RunDirectory, *, trained: bool) -> Any:
+    """The reward that the model of a run pays; not `trained`, its checkpoint is not read.
+
+    Raises:
+        UserError: if it is no reward model, or of several seeds.
+    """
+    experiment, _ = fresh(config_of(run), run, ())
+    if not isinstance(experiment.trainer, PairTrainer) or not experiment.trainer.settings.scores:
+        raise UserError(f"judge: {run.path} is no run of a reward model (trainer reward_model)")
+    if experiment.run.seeds > 1:
+        raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
+    if not trained:
+        return experiment.trainer.judge(None)
+    return experiment.trainer.judge(restored(run, best=False, seen=experiment).state)
 
 
 def fresh(
@@ -123,7 +146,7 @@ def warm_started(experiment: Experiment) -> Experiment:
     source = RunDirectory.open(pathlib.Path(experiment.run.init_from))
     theirs = dict(nnx.to_flat_state(restored(source, best=True).state.params))
     state = experiment.init()
-    own = nnx.to_flat_state(state.params)
+    own = nnx.to_flat_state(state.begins)
     taken = {
         path: theirs[path] if path in theirs and theirs[path].shape == variable.shape else variable
         for path, variable in own

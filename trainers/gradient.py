@@ -13,30 +13,27 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from grlu.ahead import drawn_ahead
 from grlu.errors import UserError
 from grlu.learned_feedback import add_feedback
-from grlu.online import Chunk
 from grlu.rule import Rule, pure_objective
+from trainers.blocks import Fold, averaged, taken
 from trainers.objectives import objective_of
-from trainers.schedules import OptimizerName, ScheduleName, optimizer, require, schedule
+from trainers.optimizing import OptimizerSettings
+from trainers.schedules import OptimizerName, ScheduleName, require, schedule
 from trainers.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Values = dict[str, jax.Array]
-Fold = Callable[[Any, jax.Array, Values], Any]
 
 # Examples of a step, times the members that see them, from which its operations feed threads.
 _LARGE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientSettings:
+class GradientSettings(OptimizerSettings):
     """The config's `trainer` section, less the rule's own keys.
 
     Attributes:
-        epochs: passes over the training split; 0 leaves the model as it was drawn, for a control.
-        batch_size: examples per step.
         objective: what is rewarded, one of `trainers.OBJECTIVES`: "classification",
             "reconstruction" (of an autoencoder), "lm" (the next token), "denoising" (masked
             tokens), or "fast_learner": how well a linear head does that learns on the features of
@@ -51,16 +48,7 @@ class GradientSettings:
         kl_warmup: of "elbo": share of the run in which the divergence's weight rises from 0.
         fast_samples: pairs of perturbations per example with which a fast learner learns.
         fast_learning_rate: at which it learns.
-        optimizer: "sgd", "normalized" (every step as long as the rate), "momentum", "adam" or
-            "adamw".
-        learning_rate: highest rate.
-        learning_rate_end: rate at the end of a cosine.
-        schedule: of the rate: "constant", "cosine" or "warmup_cosine".
         schedule_per: whether schedules move with each "step" or each "epoch".
-        warmup: share of the run in which a "warmup_cosine" rises.
-        momentum: of "momentum".
-        weight_decay: of "adamw".
-        clip: largest global norm of the gradient, or None.
         online_chunk: with "sgd", a local rule and a dense first layer, the examples after which
             that layer is written; it changes the speed and not the result (`grlu.online`). 1 turns
             it off.
@@ -81,31 +69,18 @@ class GradientSettings:
     fast_learning_rate: float = 0.01
     optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.01
-    learning_rate_end: float = 0.0
     schedule: ScheduleName = "cosine"
     schedule_per: Literal["step", "epoch"] = "step"
-    warmup: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 0.0
     clip: float | None = None
     average: float | None = None
     online_chunk: int = 64
 
     rule_class: ClassVar[type[Rule]]
-    remedy: ClassVar[str] = "a lower trainer.learning_rate or a trainer.clip"
 
     def __post_init__(self) -> None:
-        require("trainer.epochs", self.epochs, 0)
-        require("trainer.batch_size", self.batch_size, 1)
-        require("trainer.learning_rate", self.learning_rate, 0)
-        require("trainer.learning_rate_end", self.learning_rate_end, 0)
-        require("trainer.warmup", self.warmup, 0, 1)
-        require("trainer.momentum", self.momentum, 0, 1)
-        require("trainer.weight_decay", self.weight_decay, 0)
+        super().__post_init__()
         require("trainer.average", self.average, 0, 1)
         require("trainer.online_chunk", self.online_chunk, 1)
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f"trainer.clip must be positive or null, got {self.clip:g}")
         require("trainer.fast_learning_rate", self.fast_learning_rate, 0)
         self.make_objective(classes=2)
         self.rule(getattr(self, "sigma", None))
@@ -160,10 +135,6 @@ def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[G
     return made
 
 
-def _averaged(average: Any, params: Any, decay: jax.Array) -> Any:
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-
-
 class Trainer:
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
@@ -172,7 +143,6 @@ class Trainer:
         evaluated: names of those that `evaluate` gives: the objective's.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
-        remedy: what may help where values are not finite.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
@@ -190,38 +160,23 @@ class Trainer:
         self.metrics = (*self.objective.metrics, *monitors)
         steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
-        warmup = round(settings.warmup * steps)
-        self.learning_rate = schedule(
-            settings.schedule,
-            settings.learning_rate,
-            settings.learning_rate_end,
-            steps,
-            warmup=warmup,
-            hold=hold,
-        )
+        self.learning_rate = settings.rate(steps_per_epoch, hold=hold)
         given = vars(settings)
         self.sigma = schedule(
             given.get("sigma_schedule", "constant"),
             given.get("sigma", 0.0),
             given.get("sigma_end", 0.0),
             steps,
-            warmup=warmup,
+            warmup=round(settings.warmup * steps),
             hold=hold,
         )
-        self.optimizer = optimizer(
-            settings.optimizer,
-            self.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            clip=settings.clip,
-        )
+        self.optimizer = settings.transformation(self.learning_rate)
         plain = settings.optimizer == "sgd" and settings.clip is None and settings.rule_class.local
         # A subclass with a step of its own must not be passed over.
         plain = plain and type(self).step is Trainer.step
         # An objective that changes from step to step is not one for all of a block.
         plain = plain and not hasattr(self.objective, "at")
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
-        self.remedy = settings.remedy
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
@@ -252,7 +207,7 @@ class Trainer:
             return self.objective
         return self.objective.at(step / self._steps)
 
-    def _pure(self, step: jax.Array) -> Any:
+    def pure(self, step: jax.Array) -> Any:
         """The objective at a step, a function of params, rest and batch."""
         return pure_objective(self._training, self._at(step), has_aux=True, update=nnx.BatchStat)
 
@@ -261,14 +216,14 @@ class Trainer:
         key = jax.random.fold_in(state.key, state.step)
         rule = self.settings.rule(self.sigma(state.step))
         _, (values, changed), ascent, monitored = rule.estimate(
-            self._pure(state.step), state.params, state.rest, batch, key
+            self.pure(state.step), state.params, state.rest, batch, key
         )
         grads = jax.tree.map(jnp.negative, ascent)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
-            average = _averaged(average, params, self._decay(state.step))
+            average = averaged(average, params, self.decay(state.step))
         state = state.replace(
             step=state.step + 1,
             params=params,
@@ -281,78 +236,11 @@ class Trainer:
     def steps(
         self, state: TrainState, batches: Batch, count: jax.Array, fold: Fold, start: Any
     ) -> tuple[TrainState, Any]:
-        """The first `count` of a block's T updates: `step` after `step`, but faster.
+        """The first `count` of a block's updates (`trainers.blocks.taken`)."""
+        return taken(self, state, batches, count, fold, start)
 
-        First layers are learned by exact chunked online learning (`grlu.online`), and the random
-        numbers of all T updates are drawn together (`grlu.ahead`).
-
-        Args:
-            state: before the block.
-            batches: T batches, leaves (T, B, ...), T = `self.block`.
-            count: how many of them to use.
-            fold: `fold(carried, step, values)`, called after every update.
-            start: what it carries at first.
-        """
-        chunk = Chunk(self._pure(state.step), state.params, state.rest, batches)
-        shifted, grams = chunk.shifted(), chunk.gram()
-
-        def body(t: jax.Array, carry: Any) -> Any:
-            kept, us, rest, opt_state, average, folded = carry
-            batch = jax.tree.map(lambda b: b[t], batches)
-            # The changes of later examples are still zero.
-            zs = [
-                z[t] + jnp.einsum("bsc,sco->bo", gram[t], u)
-                for z, gram, u in zip(chunk.zs, grams, us, strict=True)
-            ]
-            params = chunk.joined(kept, [jnp.zeros_like(z) for z in zs])
-            step = state.step + t
-            key, rule = jax.random.fold_in(state.key, step), self.settings.rule(self.sigma(step))
-            _, (values, changed), ascent, monitored = rule.estimate(
-                shifted, params, rest, (batch, zs), key
-            )
-            grads = jax.tree.map(jnp.negative, ascent)
-            updates, opt_state = self.optimizer.update(grads, opt_state)
-            of_kept, of_shifts = chunk.parted(updates)
-            kept = optax.apply_updates(kept, of_kept)
-            us = [u.at[t].set(new) for u, new in zip(us, of_shifts, strict=True)]
-            if average is not None:
-                average = _averaged(average, kept, self._decay(step))
-            rest = nnx.merge_state(rest, changed)
-            return kept, us, rest, opt_state, average, fold(folded, step, values | monitored)
-
-        us = [jnp.zeros_like(z) for z in chunk.zs]
-        average = None if state.average is None else chunk.split(state.average)
-        carry = (chunk.kept, us, state.rest, state.opt_state, average, start)
-        kept, us, rest, opt_state, average, folded = jax.lax.fori_loop(
-            0, count, drawn_ahead(body, self.block, carry), carry
-        )
-        if average is not None:
-            average = self._averaged_block(state, chunk, average, us, count)
-        state = state.replace(
-            step=state.step + count,
-            params=chunk.absorbed(state.params, kept, us),
-            rest=rest,
-            opt_state=opt_state,
-            average=average,
-        )
-        return state, folded
-
-    def _averaged_block(
-        self, state: TrainState, chunk: Chunk, kept: Any, us: list[jax.Array], count: jax.Array
-    ) -> Any:
-        """The running average after a block, of whose first layers only the changes are known.
-
-        With the decays d of its steps, an average a of weights w that change by Δ_s becomes
-        P a + (1 - P) w + sum over s of (1 - P_s) Δ_s, P_s being the product of d from s on, P of
-        all.
-        """
-        t = jnp.arange(self.block)
-        decays = jnp.where(t < count, self._decay(state.step + t), 1.0)
-        left = jnp.cumprod(decays[::-1])[::-1]
-        before = _averaged(state.average, state.params, left[0])
-        return chunk.absorbed(before, kept, [(1 - left)[:, None, None] * u for u in us])
-
-    def _decay(self, step: jax.Array) -> jax.Array:
+    def decay(self, step: jax.Array) -> jax.Array:
+        """Of the running average of the weights, at a step."""
         # A plain mean at first, so that the random initial weights are soon forgotten.
         return jnp.minimum(self.settings.average or 0.0, (1.0 + step) / (10.0 + step))
 
@@ -381,3 +269,15 @@ class Trainer:
         scales = {"learning_rate": self.learning_rate(step)}
         scales |= self._at(step).scales() if hasattr(self.objective, "scales") else {}
         return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})
+
+    def reason(self, state: TrainState) -> str:
+        """What may help where a value is not finite."""
+        return self.settings.remedy
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
+        return []
+
+    def examples(self, state: TrainState, batch: Any) -> list[dict[str, Any]]:
+        """What a person should see of the model's answers: nothing."""
+        return []

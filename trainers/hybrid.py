@@ -10,6 +10,7 @@ Each is an ordinary run in `stages/NAME/`, trained one after the other. Its keys
   for the data as they are. By default the stage before, or what the stage of `start` sees.
 - `start`: name of the earlier stage with whose weights it begins, and whose `model` and `trainer`
   it takes over but for what it says itself: a sequence of tasks (`trainers.continual`).
+- `judge`: name of the earlier stage whose reward model pays a policy, as the reward "judge".
 - `backbone`: folder of a finished run, to be copied in the place of `model` and `trainer`.
 - `dataset`, `run`, `mesh`: changes to the pipeline's own.
 
@@ -177,6 +178,7 @@ def _completed(
         "name": entry["name"],
         "features": _earlier("features", entry.get("features", default), before),
         "start": start,
+        "judge": _earlier("judge", entry.get("judge"), before),
         "backbone": backbone,
     }
     stage |= {k: section_of(entry, k) for k in _SHARED if k in entry}

@@ -29,6 +29,7 @@ from trainers.run_directory import (
     latest_metrics,
     read_metrics,
 )
+from trainers.samples import show
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
@@ -124,7 +125,8 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 step += count
                 if jnp.any(broken >= 0):
                     first_broken = jnp.min(broken, where=broken >= 0, initial=step)
-                    raise RunError(_not_finite(int(first_broken), saved, run.path, trainer.remedy))
+                    reason = trainer.reason(_broken_one(state, broken))
+                    raise RunError(_not_finite(int(first_broken), saved, run.path, reason))
 
                 row = _prefixed("train", averages)
                 row |= {k: float(v) for k, v in trainer.scales(jnp.asarray(step - 1)).items()}
@@ -136,6 +138,8 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                             step,
                         )
                     before = None
+                    for holds, said in trainer.diagnose(_train_values(row)):
+                        _log.log(logging.INFO if holds else logging.WARNING, "%s", said)
                 if step % per_epoch == 0:
                     row |= _evaluated(experiment, evaluate, state, test=False)
                     history += [row[column]] if column in row else []
@@ -144,6 +148,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         _log.info("ended: %s was best %d epochs ago", column, settings.patience)
                     if ended or step == steps:
                         row |= _prefixed("test", evaluate(state, experiment.test))
+                    show(experiment, state, run.path / "samples.jsonl", step)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))
@@ -183,6 +188,7 @@ def _columns(experiment: Experiment) -> list[str]:
     scales = trainer.scales(jnp.zeros((), jnp.int32))
     splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
     ends = ["", "_sd"] if experiment.run.seeds > 1 else [""]
+    trainer = experiment.trainer
     names = [
         f"{split}_{name}{end}"
         for split in splits
@@ -219,11 +225,23 @@ def _same(one: Any, two: Any) -> bool:
     return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
 
 
-def _not_finite(step: int, saved: int | None, path: pathlib.Path, remedy: str) -> str:
+def _train_values(row: Mapping[str, float]) -> dict[str, float]:
+    return {k.removeprefix("train_"): v for k, v in row.items() if k.startswith("train_")}
+
+
+def _broken_one(state: TrainState, broken: jax.Array) -> TrainState:
+    """The state of the first seed in which something is not finite."""
+    if broken.ndim == 0:
+        return state
+    seed = int(jnp.argmax(broken >= 0))
+    return jax.tree.map(lambda a: a[seed], state)
+
+
+def _not_finite(step: int, saved: int | None, path: pathlib.Path, reason: str) -> str:
     kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
     return (
         f"a value that is not finite appeared at step {step + 1} of the run in {path}, {kept}; "
-        f"{remedy} may help"
+        f"{reason}"
     )
 
 

@@ -24,7 +24,6 @@ class TrainerLike(Protocol):
         evaluated: names of those that `evaluate` gives, per example.
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
-        remedy: what may help where values are not finite.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
@@ -32,7 +31,6 @@ class TrainerLike(Protocol):
     evaluated: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
     block: int
-    remedy: str
     tiny: bool
 
     def init(self, key: jax.Array) -> TrainState: ...
@@ -48,6 +46,9 @@ class TrainerLike(Protocol):
     def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
     def encode(self, state: TrainState, batch: Arrays) -> jax.Array: ...
     def scales(self, step: jax.Array) -> Values: ...
+    def reason(self, state: TrainState) -> str: ...
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]: ...
+    def examples(self, state: TrainState, batch: Arrays) -> list[dict[str, Any]]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

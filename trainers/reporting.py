@@ -63,7 +63,8 @@ class Reporter:
                 held_out = self._latest.get(f"validation_{name}")
                 more = "" if held_out is None else f" ({held_out:.3f})"
                 parts.append(f"{name} {value:.3f}{more}")
-        return " ".join(parts)
+        # Of many those that are held against others, and no more than fit a line.
+        return " ".join(sorted(parts, key=lambda part: "(" not in part)[:4])
 
     def close(self) -> None:
         self._progress.stop()

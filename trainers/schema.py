@@ -19,7 +19,7 @@ from trainers.values import convert, describe, plain
 INHERITED = "inherited"
 """Config key: section → keys that were written for another `name` and go where it lacks them."""
 
-LINKS = ("features", "start")
+LINKS = ("features", "start", "judge")
 """Config keys of the paths, relative to the run's folder, of other runs that this one builds on."""
 
 Factory = Callable[..., Any]

@@ -26,6 +26,11 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     average: Any
 
+    @property
+    def begins(self) -> Any:
+        """What `begun_from` takes of another run's `params`: they must have its shapes."""
+        return self.params
+
     def begun_from(self, other: "TrainState") -> "TrainState":
         """This state with the weights, and statistics of the data, of another run's state."""
         statistics = nnx.filter_state(other.rest, nnx.BatchStat)

@@ -113,7 +113,8 @@ class SVI(GradientSettings):
 
     rule_class: ClassVar[type[grlu.Rule]] = grlu.Backprop
     remedy: ClassVar[str] = (
-        "a lower trainer.svi_learning_rate, a trainer.svi_clip or a lower trainer.learning_rate"
+        "a lower trainer.svi_learning_rate, a trainer.svi_clip or a lower trainer.learning_rate "
+        "may help"
     )
 
     def refinement(self) -> Refinement:

@@ -1,0 +1,31 @@
+"""The smallest policy gradient: write a 7 wherever a digit is asked for, by GRPO.
+
+    grlu train constant_grpo
+
+Goal: from 1 in 12 tokens to at least 95 %, in 15 s on 2 cores.
+
+Not yet trained to its end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "copy", "digits": 4, "examples": 2000},
+            "model": {"name": "gpt", "layers": 2, "heads": 4, "width": 64},
+            "trainer": {
+                "name": "grpo",
+                "rewards": ("token:9",),
+                "discount": 0.0,
+                "samples": 8,
+                "epochs": 1,
+                "batch_size": 16,
+                "optimizer": "adam",
+                "learning_rate": 0.001,
+            },
+            "run": {"rows_per_epoch": 4},
+        }
+    )

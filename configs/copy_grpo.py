@@ -1,0 +1,31 @@
+"""Copying four digits, learned by GRPO from reward alone: one per digit that is right.
+
+    grlu train copy_grpo
+
+Goal: at least 90 % exact answers on unseen questions, in at most 3 minutes on 2 cores.
+
+Not yet trained to its end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "copy", "digits": 4},
+            "model": {"name": "gpt", "layers": 2, "heads": 4, "width": 64},
+            "trainer": {
+                "name": "grpo",
+                "rewards": ("match",),
+                "discount": 0.0,
+                "samples": 8,
+                "epochs": 1,
+                "batch_size": 32,
+                "optimizer": "adam",
+                "learning_rate": 0.001,
+            },
+            "run": {"rows_per_epoch": 8},
+        }
+    )

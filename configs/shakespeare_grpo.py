@@ -1,0 +1,44 @@
+"""GRPO from scratch on tiny-shakespeare, character by character: one for each that is right.
+
+    grlu train shakespeare_grpo
+
+The original's setting with its faults mended: prompts of real text, a horizon that can be learned,
+and the exact divergence from the frozen bigrams.
+
+Goal: greedy accuracy of at least .27 in 5 minutes on 2 cores.
+
+Not yet trained to its end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {"name": "shakespeare", "length": 32, "stride": 8},
+            "model": {"name": "gpt", "layers": 4, "heads": 4, "width": 128},
+            "trainer": {
+                "name": "grpo",
+                "rewards": ("match",),
+                "discount": 0.0,
+                "reward_mode": "+1",
+                "partial_logprob": 0.0,
+                "advantage": "group_mean",
+                "reference": "bigram",
+                "kl": "exact",
+                "beta_kl": 0.05,
+                "kl_warmup_tokens": 20_000,
+                "prompt": 32,
+                "horizon": 1,
+                "batch_size": 64,
+                "samples": 32,
+                "epochs": 1,
+                "optimizer": "adamw",
+                "learning_rate": 0.001,
+                "clip": 1.0,
+            },
+            "run": {"rows_per_epoch": 20},
+        }
+    )

@@ -1,0 +1,78 @@
+"""How far a policy is from its reference: KL(policy || reference), exact or from samples.
+
+With p the policy and q the reference at the token that the policy drew:
+
+    k1 = log p - log q           unbiased; can be negative
+    k2 = (log p - log q)^2 / 2   biased; its gradient is unbiased
+    k3 = q/p - 1 - log q/p       unbiased, never negative; its gradient is that of KL(q || p)
+
+(J. Schulman, "Approximating KL divergence", 2020.) In the *loss*, at states that the policy
+visited, `exact` and `k2` have the gradient of the divergence at those states; that of `k3` is
+biased, and that of `k1` zero on average, which is why it is refused. In the *reward*, `k1` has the
+gradient of the divergence between whole sequences, what a token does to later states included.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from grlu.errors import UserError
+
+KLName = Literal["exact", "k1", "k2", "k3"]
+Place = Literal["loss", "reward"]
+
+
+def exact(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """The divergence over the whole vocabulary, in nats, from log-probabilities (..., V)."""
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """The log-ratio of the drawn token."""
+    return log_p - log_q
+
+
+def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Half of the log-ratio's square."""
+    return 0.5 * jnp.square(log_p - log_q)
+
+
+def k3(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """The log-ratio with a control variate."""
+    return jnp.expm1(log_q - log_p) - (log_q - log_p)
+
+
+SAMPLED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def divergence(name: KLName, log_p: jax.Array, log_q: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The divergence per token, by the estimator of that name.
+
+    Args:
+        name: "exact", "k1", "k2" or "k3".
+        log_p: the policy's log-probabilities of all tokens, (..., V).
+        log_q: the reference's.
+        tokens: what the policy drew, (...).
+    """
+    if name == "exact":
+        return exact(log_p, log_q)
+    drawn = (jnp.take_along_axis(log, tokens[..., None], -1)[..., 0] for log in (log_p, log_q))
+    return SAMPLED[name](*drawn)
+
+
+def require_sound(name: KLName, place: Place) -> None:
+    """Raises UserError where the estimator cannot work: k1 in the loss."""
+    if (name, place) == ("k1", "loss"):
+        raise UserError(
+            "trainer.kl=k1 in the loss has a gradient of zero on average: use exact, k2 or k3, or "
+            "trainer.kl_in=reward"
+        )
+
+
+def coefficient(beta: float, tokens_seen: jax.Array, warmup_tokens: int) -> jax.Array:
+    """beta, reached in a straight line from 0 while the first `warmup_tokens` are drawn."""
+    if not warmup_tokens:
+        return jnp.asarray(beta, jnp.float32)
+    return beta * jnp.minimum(1.0, tokens_seen / warmup_tokens)

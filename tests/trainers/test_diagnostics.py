@@ -1,0 +1,84 @@
+"""What is said of a policy's first steps, and what it wrote."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+import trainers
+from trainers.completion_rewards import COMPLETION_REWARDS
+from trainers.diagnostics import checklist
+from trainers.samples import write_samples
+
+FINE = {
+    "p_error": 1e-7,
+    "mismatch": 1e-6,
+    "ratio": 1.0,
+    "zero_std": 0.3,
+    "gradient": 0.5,
+    "entropy": 2.0,
+    "repetition": 0.1,
+    "clip_fraction": 0.1,
+    "advantage": 0.0,
+    "advantage_sd": 1.0,
+    "kl": 0.5,
+    "length": 4.0,
+    "cut_off": 0.5,
+}
+
+
+def test_a_policy_without_a_fault():
+    found = checklist(FINE, off_policy=True)
+    assert all(holds for holds, _ in found)
+    assert len(found) == 11
+    assert len(checklist(FINE, off_policy=False)) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"p_error": 0.1}, "logits are not finite"),
+        ({"mismatch": 0.1}, "the cache of the model"),
+        ({"ratio": 1.1}, "it must be 1"),
+        ({"zero_std": 1.0}, "no signal; is the reward the same"),
+        ({"gradient": 0.0}, "no signal: the weights do not move"),
+        ({"entropy": 0.001}, "a higher trainer.temperature"),
+        ({"repetition": 0.95}, "over and over"),
+        ({"clip_fraction": 0.7}, "70% of the tokens are clipped: a lower"),
+        ({"kl": 100.0}, "it explodes"),
+        ({"cut_off": 1.0}, "100% of the completions are cut off .*: a longer trainer.horizon"),
+    ],
+)
+def test_a_fault_is_said(change, said):
+    wrong = [text for holds, text in checklist(FINE | change, off_policy=True) if not holds]
+    assert len(wrong) == 1
+    with pytest.raises(ValueError, match=said):
+        raise ValueError(wrong[0])
+
+
+def test_samples_of_a_step_are_written_once(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    write_samples(path, 10, [{"completion": "ä"}, {"completion": "b"}])
+    write_samples(path, 20, [{"completion": "c"}])
+    write_samples(path, 20, [{"completion": "d"}])  # resumed
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(row["step"], row["completion"]) for row in rows] == [(10, "ä"), (10, "b"), (20, "d")]
+
+
+def test_equal_rewards_everywhere_are_said_to_be_no_signal(tmp_path, monkeypatch):
+    monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.ones(len(c)))
+    config = {
+        "dataset": {"name": "copy", "digits": 2},
+        "model": {"name": "gpt", "layers": 1, "heads": 1, "width": 16},
+        "trainer": {"name": "grpo", "rewards": ["same"], "batch_size": 20},
+        "run": {"rows_per_epoch": 1},
+    }
+    trainers.train(config, tmp_path / "run", progress=False)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "100% of the prompts have samples that are all paid alike: no signal" in log
+    assert "the ratio before the first update is 1.0000" in log
+    rows = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert len(rows) == 4  # The validation set has four questions.
+    first = json.loads(rows[0])
+    assert first["reward"] == 1
+    assert first["prompt"][1:3] == first["target"]

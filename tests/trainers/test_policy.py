@@ -1,0 +1,294 @@
+"""The policy trainer: its invariants, its negative controls, and its faults."""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import input_pipeline
+import trainers
+from grlu.errors import RunError, UserError
+from models import GPT
+from trainers.completion_rewards import COMPLETION_REWARDS
+from trainers.policy import PolicyTrainer
+from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
+from trainers.references import bigram_table
+
+KINDS = {"reinforce": Reinforce, "ppo": PPO, "grpo": GRPO}
+DIGITS = 2
+
+
+@functools.cache
+def copying():
+    """Prompts such as "\\n21=", to be answered by the two digits."""
+    return input_pipeline.load("copy", digits=DIGITS, test=0.2)
+
+
+@functools.cache
+def made(kind="grpo", attention="multi_head", value_head=False, **changes):
+    """A trainer of a small model, its compiled step, and a state."""
+    settings = {"rewards": ("match",), "batch_size": 8, "samples": 4, "optimizer": "adam"}
+    settings |= {"learning_rate": 3e-3, **changes}
+
+    def model(rngs):
+        return GPT(
+            (6,), 12, layers=1, heads=2, width=16, attention=attention,
+            value_head=value_head, rngs=rngs,
+        )  # fmt: skip
+
+    trainer = PolicyTrainer(KINDS[kind](**settings), model, 10, copying())
+    return trainer, compiled(trainer.step), jax.jit(trainer.init)(jax.random.key(0))
+
+
+def compiled(function):
+    """Compiled in half the time: what is so small need not be fast."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def batch(i=0, size=8):
+    data = copying()
+    rows = np.random.default_rng(i).integers(0, data.examples, size)
+    return data.preprocess({k: jnp.asarray(v[rows]) for k, v in data.train.items()})
+
+
+def evaluated(trainer, state):
+    found = compiled(trainer.evaluate)(state, copying().preprocess(dict(copying().test)))
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def run(step, state, count, start=0):
+    for i in range(start, start + count):
+        state, values = step(state, batch(i))
+    return state, {k: np.asarray(v) for k, v in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("grpo", "multi_head"), ("grpo", "latent"), ("ppo", "latent")]
+)
+def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
+    _, step, state = made(kind, attention)
+    for i in range(2):
+        state, values = step(state, batch(i))
+        assert values["mismatch"].max() < 1e-5
+        np.testing.assert_allclose(values["ratio"], 1.0, atol=1e-6)
+        if kind != "ppo":  # One update a rollout.
+            assert (values["clip_fraction"] == 0).all()
+            np.testing.assert_allclose(values["ratio"], 1.0, atol=2e-7)
+    # The reference is the policy of the start.
+    assert values["kl"].mean() > 0
+
+
+@pytest.mark.parametrize(("kind", "aggregation"), [("grpo", "token"), ("ppo", "sequence")])
+def test_micro_batches_change_nothing(kind, aggregation):
+    options = {"aggregation": aggregation, "beta_kl": 0.1, "entropy": 0.01, "reference": "bigram"}
+    options |= {"optimizer": "sgd", "learning_rate": 0.1, "critic": "apart"}
+    found = []
+    for parts in (1, 4):
+        _, step, state = made(kind, micro_batches=parts, **options)
+        found.append(step(state, batch()))
+    for one, two in zip(*(jax.tree.leaves((s.params, s.critic, v)) for s, v in found), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_from_reward_alone(kind):
+    trainer, step, state = made(kind, discount=0.0, samples=8, rewards=("token:5",))
+    assert evaluated(trainer, state)["reward"].mean() < 0.5  # 1/6 by chance, of 2
+    state, _ = run(step, state, 60)
+    assert evaluated(trainer, state)["reward"].mean() > 1.9
+
+
+def rolled(prompts, completions, **columns):
+    """What the prompt's next sample deserves."""
+    earned = (completions == 5).astype(jnp.float32)
+    return jnp.roll(earned.reshape(-1, 8, DIGITS), 1, axis=1).reshape(earned.shape)
+
+
+@pytest.mark.slow
+def test_shuffled_rewards_do_not_learn(monkeypatch):
+    monkeypatch.setitem(COMPLETION_REWARDS, "shuffled", rolled)
+    trainer, step, state = made(rewards=("shuffled",), discount=0.0, samples=8)
+    state, _ = run(step, state, 60)
+    assert evaluated(trainer, state)["reward"].mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "advantage"), [("reinforce", "leave_one_out"), ("grpo", "group_mean_std")]
+)
+def test_equal_rewards_give_no_gradient(kind, advantage, monkeypatch):
+    monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.full(len(c), 0.7))
+    _, step, state = made(kind, rewards=("same",), advantage=advantage)
+    after, values = step(state, batch())
+    assert (values["gradient"] == 0).all()
+    assert (values["zero_std"] == 1).all()
+    for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("estimator", "place"), [("exact", "loss"), ("k1", "reward")])
+def test_a_large_beta_pulls_to_the_reference(estimator, place):
+    options = {"beta_kl": 10.0, "reference": "bigram", "learning_rate": 1e-2, "batch_size": 16}
+    _, step, state = made("reinforce", kl=estimator, kl_in=place, **options)
+    _, before = step(state, batch(size=16))
+    for i in range(80):
+        state, after = step(state, batch(i, 16))
+    assert before["kl"].mean() > 0.25
+    assert after["kl"].mean() < 0.35 * before["kl"].mean()
+
+
+def test_the_divergence_warms_up_over_the_tokens_that_were_drawn():
+    options = {"beta_kl": 1.0, "reference": "random", "optimizer": "sgd", "learning_rate": 0.1}
+    per_step = 8 * 4 * DIGITS
+    _, warm, state = made(kl_warmup_tokens=4 * per_step, rewards=("exact",), **options)
+    _, cold, _ = made(rewards=("exact",), **(options | {"beta_kl": 0.5}))
+    _, none, _ = made(rewards=("exact",), **(options | {"beta_kl": 0.0}))
+    first = [f(state, batch())[0].params for f in (warm, none)]
+    for one, two in zip(*map(jax.tree.leaves, first), strict=True):
+        np.testing.assert_array_equal(one, two)
+    state, _ = run(warm, state, 2)
+    assert state.tokens == 2 * per_step
+    third = [f(state, batch())[0].params for f in (warm, cold)]
+    for one, two in zip(*map(jax.tree.leaves, third), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_reference_is_what_the_run_begins_with_and_stays():
+    trainer, step, state = made()
+    other = trainer.init(jax.random.key(7))
+    begun = state.begun_from(other)
+    after, _ = step(begun, batch())
+    for tree in (begun.reference[0], after.reference[0]):
+        for one, two in zip(jax.tree.leaves(other.params), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(one, two)
+    _, _, random = made(reference="random")
+    kept = random.begun_from(other)
+    assert kept.reference is random.reference
+
+
+def test_the_bigram_is_counted():
+    table = bigram_table(np.array([[0, 1, 2], [0, 1, 1]]), 3)
+    expected = np.array([[1, 3, 1], [1, 2, 2], [1, 1, 1]]) / np.array([[5], [5], [3]])
+    np.testing.assert_allclose(np.exp(table), expected, rtol=1e-6)
+    _, _, state = made(reference="bigram")
+    np.testing.assert_allclose(np.exp(state.reference).sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_critic_comes_to_know_what_is_to_come(monkeypatch):
+    def promised(prompts, completions, **columns):
+        return prompts[:, 1] / 10  # The first digit, whatever is written.
+
+    monkeypatch.setitem(COMPLETION_REWARDS, "promised", promised)
+    options = {"learning_rate": 0.0, "value_learning_rate": 1e-2, "rewards": ("promised",)}
+    _, step, state = made("ppo", **options)
+    _, before = step(state, batch())
+    after_state, after = run(step, state, 30)
+    assert after["value_loss"].mean() < 0.3 * before["value_loss"].mean()
+    for one, two in zip(*map(jax.tree.leaves, (state.params, after_state.params)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
+def test_partial_credit_is_for_the_targets_token_after_what_the_policy_wrote(monkeypatch):
+    monkeypatch.setitem(COMPLETION_REWARDS, "none", lambda p, c, **columns: jnp.zeros(len(c)))
+    options = {"rewards": ("none",), "partial_logprob": 1.0}
+    trainer, step, state = made(**options)
+    before = evaluated(trainer, state)["nll"].mean()
+    state, _ = run(step, state, 60)
+    assert evaluated(trainer, state)["nll"].mean() < before - 0.1
+
+
+CONFIG = {
+    "dataset": {"name": "copy", "digits": 2},
+    "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 16},
+    "trainer": {"rewards": ["match"], "batch_size": 8, "samples": 4, "beta_kl": 0.01},
+    "run": {"rows_per_epoch": 1, "keep_last": 10},
+}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
+    options = {"name": kind, "epochs": 2, "kl_warmup_tokens": 1000}
+    config = CONFIG | {"trainer": CONFIG["trainer"] | options}
+    whole = trainers.train(config, tmp_path / "whole", progress=False)
+    assert whole.step == 20
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "whole", half)
+    shutil.rmtree(half / "checkpoints" / "20")
+    trainers.resume(half, progress=False)
+    assert (half / "metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+    one, two = (
+        trainers.features.restored(trainers.run_directory.RunDirectory(p), best=False).state
+        for p in (half, tmp_path / "whole")
+    )
+    raw = functools.partial(
+        jax.tree.map,
+        lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a,
+    )
+    for a, b in zip(jax.tree.leaves(raw(one)), jax.tree.leaves(raw(two)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert "test_pass_k" in trainers.evaluate(half)
+
+
+def test_a_reference_can_be_a_run(tmp_path):
+    config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
+    trainers.train(config, tmp_path / "first", progress=False)
+    held = config["trainer"] | {"reference": str(tmp_path / "first")}
+    result = trainers.train(config | {"trainer": held}, tmp_path / "second", progress=False)
+    assert result.metrics["test_kl"] > 0
+
+
+def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monkeypatch):
+    def sometimes(prompts, completions, **columns):
+        return jnp.where(completions[:, 0] == 5, jnp.nan, 1.0)
+
+    monkeypatch.setitem(COMPLETION_REWARDS, "sometimes", sometimes)
+    config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo", "rewards": ["sometimes"]}}
+    said = (
+        r"step 1 of .* the reward 'sometimes' gave a value that is not finite for the completion '3"
+    )
+    with pytest.raises(RunError, match=said):
+        trainers.train(config, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"horizon": 3}, "example of copy has 6 tokens, too few for a trainer.prompt of 4 and"),
+        ({"end": "=" + "1"}, "trainer.end must be one token, and '=1' is 2"),
+        ({"end": "x"}, "'x' at position 0 of the text is not in the vocabulary"),
+        ({"samples": 1}, "trainer.samples must be at least 2, got 1"),
+        ({"minibatches": 3}, "must divide the 32 completions"),
+        ({"kl": "k1"}, "zero on average"),
+        ({"advantage": "gae", "critic": "shared"}, "model.value_head=true"),
+        ({"reference": "none"}, "beta_kl needs a trainer.reference"),
+        ({"reference": "nowhere"}, "nowhere"),
+        ({"rewards": ["exakt"]}, "did you mean 'exact'"),
+        ({"loss": "reinforce", "updates": 2}, "use trainer.loss=clip"),
+        ({"temperature": 0.0}, "trainer.temperature must be positive"),
+    ],
+)
+def test_a_mistake_is_said_at_once(change, said, tmp_path):
+    config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"} | change}
+    with pytest.raises(UserError, match=said):
+        trainers.train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_block_that_is_too_small_and_data_without_prompts(tmp_path):
+    config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
+    with pytest.raises(UserError, match="block of 4"):
+        trainers.train(config | {"model": CONFIG["model"] | {"block": 4}}, tmp_path / "run")
+    with pytest.raises(UserError, match="a policy continues text, and digits is none"):
+        trainers.train(config | {"dataset": {"name": "digits"}}, tmp_path / "run")
+
+
+def test_every_name_has_settings():
+    for name, kind in KINDS.items():
+        assert trainers.TRAINERS[name] is kind
+        assert issubclass(kind, PolicySettings)

@@ -1,0 +1,60 @@
+"""How a policy reads text and tasks: prompts, targets, end tokens."""
+
+import numpy as np
+import pytest
+
+import input_pipeline
+from grlu.errors import UserError
+from trainers.policy_data import Prompts
+
+
+def read(data, **options):
+    prompts = Prompts.of(data, **{"prompt": None, "horizon": None, "end": None, **options})
+    return prompts, prompts.columns(data.preprocess({k: v[:3] for k, v in data.train.items()}))
+
+
+def test_a_task_has_a_prompt_of_its_own():
+    prompts, batch = read(input_pipeline.load("addition"))
+    assert (prompts.length, prompts.horizon, prompts.vocabulary) == (7, 3, 13)
+    for prompt, target in zip(batch["prompt"], batch["target"], strict=True):
+        one, two = prompts.decode(prompt)[1:-1].split("+")
+        assert int(one) + int(two) == int(prompts.decode(target))
+    assert prompts.counted(batch["target"]).all()
+
+
+def test_a_text_is_cut_as_asked():
+    data = input_pipeline.load("sonnets", length=32)
+    prompts, batch = read(data, prompt=10, horizon=4)
+    assert batch["prompt"].shape == (3, 10)
+    np.testing.assert_array_equal(batch["target"], data.train["tokens"][:3, 10:14])
+    assert read(data)[1]["prompt"].shape == (3, 1)
+    np.testing.assert_array_equal(prompts.sequences(data), data.train["tokens"][:, :14])
+    assert set(batch) == {"prompt", "target"}
+
+
+def test_what_follows_an_end_token_is_end_tokens():
+    data = input_pipeline.load("sonnets", length=32)
+    prompts, batch = read(data, prompt=8, end=" ")
+    counted = np.asarray(prompts.counted(batch["target"]))
+    for row, kept in zip(np.asarray(batch["target"]), counted, strict=True):
+        text = prompts.decode(row)
+        assert text.index(" ") + 1 == kept.sum()
+        assert set(text[int(kept.sum()) :]) <= {" "}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompt": 30, "horizon": 4}, "has 33 tokens, too few for a trainer.prompt of 30 and a"),
+        ({"prompt": 33}, "too few for a trainer.prompt of 33"),
+        ({"end": "the"}, "trainer.end must be one token, and 'the' is 3"),
+    ],
+)
+def test_what_does_not_fit_is_said(options, said):
+    with pytest.raises(UserError, match=said):
+        read(input_pipeline.load("sonnets", length=32), **options)
+
+
+def test_images_are_no_prompts():
+    with pytest.raises(UserError, match="a policy continues text, and digits is none"):
+        read(input_pipeline.load("digits"))

@@ -1,0 +1,296 @@
+"""The policy trainer: completions are drawn, paid, and made more or less likely.
+
+REINFORCE, PPO and GRPO are this trainer under other settings (`trainers/policy_settings.py`). A
+step is: sample (`trainers/sampling.py`), pay (`trainers/completion_rewards.py`), compare
+(`grlu/advantages.py`), learn (`trainers/policy_updates.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grlu import kl
+from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
+from grlu.errors import UserError
+from trainers.completion_rewards import Reward, rewards_of
+from trainers.critic import Critic, critic_of
+from trainers.diagnostics import checklist
+from trainers.policy_data import Prompts
+from trainers.policy_evaluation import evaluated, written
+from trainers.policy_settings import PolicySettings
+from trainers.policy_state import PolicyState
+from trainers.policy_updates import Drawn, Learner
+from trainers.references import Reference, bigram, bigram_table, frozen, of_run
+from trainers.sampling import Completions, sample
+
+Batch = Any
+Values = dict[str, jax.Array]
+
+
+class PolicyTrainer:
+    """Pure functions of a run: `init`, `step`, `evaluate`.
+
+    Attributes:
+        metrics: names of the values that `step` gives per prompt.
+        evaluated: names of those that `evaluate` gives.
+        better: the metric that chooses checkpoints, and its direction.
+        block: updates that are taken at once: 1.
+        tiny: whether a step is operations of a microsecond each.
+    """
+
+    better: tuple[str, Literal["min", "max"]] = ("reward", "max")
+    block = 1
+    tiny = False
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        make_model: Callable[[nnx.Rngs], Any],
+        steps_per_epoch: int,
+        data: Any,
+        judge: Reward | None = None,
+    ):
+        self.settings = settings
+        self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
+        self.rewards = rewards_of(settings.rewards, settings.reward_weights, judge)
+        self.learning_rate = settings.rate(steps_per_epoch)
+        self._make_model = make_model
+        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+        model.eval()
+        self._graphdef = nnx.graphdef(model)
+        self.reference = self._reference_of(settings.reference, data)
+        self._critic_graphdef = None
+        if settings.advantage == "gae" and settings.critic == "apart":
+            critic = nnx.eval_shape(lambda: self._make_critic(nnx.Rngs(0)))
+            critic.eval()
+            self._critic_graphdef = nnx.graphdef(critic)
+        shared = settings.advantage == "gae" and settings.critic == "shared"
+        if shared and getattr(model, "value", None) is None:
+            raise UserError("trainer.critic=shared needs the value head of model.value_head=true")
+        self.learner = Learner(
+            settings,
+            self._graphdef,
+            self._critic_graphdef,
+            None if self.reference is None else self.reference.log_probs,
+            self.prompts.length,
+            self.prompts.horizon,
+            self.learning_rate,
+            settings.rate(steps_per_epoch, settings.value_learning_rate),
+        )
+        self.metrics = (
+            "reward",
+            *(f"reward_{name}" for name in self.names()),
+            *self.learner.metrics,
+            "zero_std",
+            "length",
+            "repetition",
+            *(["cut_off"] if settings.end else []),
+        )
+        self.evaluated = (
+            "reward",
+            *(f"reward_{name}" for name in self.names()),
+            *("nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k", "length"),
+            *(["kl"] if self.reference else []),
+        )
+
+    def init(self, key: jax.Array) -> PolicyState:
+        """The state before the first step; the model is drawn from `key`."""
+        init_key, run_key = jax.random.split(key)
+        model = self._make_model(nnx.Rngs(init_key))
+        model.eval()
+        _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+        critic: Any = None
+        if self._critic_graphdef is not None:
+            made = self._make_critic(nnx.Rngs(jax.random.fold_in(init_key, 1)))
+            made.eval()
+            critic = nnx.split(made, nnx.Param, ...)[1:]
+        reference = None
+        if self.reference is not None:
+            reference = self.reference.init(jax.random.fold_in(init_key, 2), params, rest)
+        size = 1 + self.prompts.length + self.prompts.horizon
+        return PolicyState(
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+            params=params,
+            rest=rest,
+            opt_state=self.learner.optimizer.init(params),
+            average=None,
+            reference=reference,
+            critic=critic,
+            critic_opt=None if critic is None else self.learner.critic_optimizer.init(critic[0]),
+            tokens=jnp.zeros((), jnp.int32),
+            fault=jnp.full(size, -1, jnp.int32),
+            follows=self.reference is not None and self.reference.follows,
+        )
+
+    def step(self, state: PolicyState, batch: Batch) -> tuple[PolicyState, Values]:
+        """One rollout and the updates from it; the values, per prompt, are of before them."""
+        settings = self.settings
+        key = jax.random.fold_in(state.key, state.step)
+        draw, shuffle = jax.random.split(key)
+        batch = self.prompts.columns(batch)
+        found = self.sampled(state, batch["prompt"], draw, settings.samples, settings.temperature)
+        rows = jax.tree.map(lambda a: jnp.repeat(a, settings.samples, axis=0), batch)
+        mask = found.mask.astype(jnp.float32)
+        whole, each, singles, fault = self.paid(rows, found.tokens, mask, state.fault)
+        beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
+        drawn = Drawn(
+            sequences=jnp.concatenate([rows["prompt"], found.tokens], axis=1),
+            mask=mask,
+            sampled=found.log_probs,
+            target=rows["target"],
+            old=found.log_probs,
+            advantages=mask,
+            values=mask,
+            value_targets=mask,
+        )
+        drawn = self.learner.scored(state, drawn)
+        drawn = self._credited(state, drawn, whole, each, beta)
+        params, critic, opt, critic_opt, measured = self.learner.learn(state, drawn, beta, shuffle)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt,
+            critic=critic,
+            critic_opt=critic_opt,
+            # Enough for any warm-up, and never beyond an int32.
+            tokens=jnp.minimum(state.tokens + found.lengths.sum(), 2**30),
+            fault=fault,
+        )
+        grouped = (len(batch["prompt"]), settings.samples)
+        total = (whole + (each * mask).sum(1)).reshape(grouped)
+        values = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
+        per_sample = {"reward": total, "length": found.lengths, "repetition": _repetition(found)}
+        per_sample |= {f"reward_{n}": singles[n] for n in self.names()}
+        if self.prompts.end_token is not None:
+            ended = (found.tokens == self.prompts.end_token).any(1)
+            per_sample["cut_off"] = 1.0 - ended
+        values |= {n: v.reshape(grouped).mean(1) for n, v in per_sample.items()}
+        return state, values | {"zero_std": same(total).astype(jnp.float32)}
+
+    def evaluate(self, state: PolicyState, batch: Batch) -> Values:
+        """Values per prompt, deterministic, whatever the number of training's samples."""
+        return evaluated(self, state, self.prompts.columns(batch))
+
+    def model(self, state: PolicyState) -> Any:
+        """The policy, in evaluation mode."""
+        return nnx.merge(self._graphdef, state.params, state.rest, copy=True)
+
+    def encode(self, state: PolicyState, batch: Batch) -> jax.Array:
+        """Features of each token of the prompts."""
+        return self.model(state).encode(self.prompts.columns(batch)["prompt"])
+
+    def scales(self, step: jax.Array) -> Values:
+        """What the schedules say at a step, for the log."""
+        return {"learning_rate": self.learning_rate(step)}
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """What holds of the first steps' metrics, and what should (`trainers/diagnostics.py`)."""
+        return checklist(values, off_policy=self.learner.updates > 1)
+
+    def examples(self, state: PolicyState, batch: Batch) -> list[dict[str, Any]]:
+        """A completion of each prompt of a batch, with its target and reward, for a person."""
+        return written(self, state, batch)
+
+    def reason(self, state: PolicyState) -> str:
+        """Why a value was not finite, if a reward was the reason; else what may help."""
+        reward, *tokens = (int(x) for x in state.fault)
+        if reward < 0:
+            return self.settings.remedy
+        length = self.prompts.length
+        said = self.prompts.decode(tokens[:length]), self.prompts.decode(tokens[length:])
+        return self.rewards.why(reward, *said)
+
+    def names(self) -> list[str]:
+        """Of the rewards, if there are several."""
+        names = [name.rpartition(":")[2] for name in self.settings.rewards]
+        return names if len(names) > 1 else []
+
+    def sampled(
+        self,
+        state: PolicyState,
+        prompts: jax.Array,
+        key: jax.Array,
+        samples: int,
+        temperature: float,
+        greedy: bool = False,
+    ) -> Completions:
+        return sample(
+            self.model(state),
+            prompts,
+            steps=self.prompts.horizon,
+            key=key,
+            samples=samples,
+            temperature=temperature,
+            greedy=greedy,
+            end_token=self.prompts.end_token,
+        )
+
+    def paid(
+        self, rows: Any, tokens: jax.Array, mask: jax.Array, before: jax.Array
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], jax.Array]:
+        """Rewards per completion and per token, those of each function, and the first fault."""
+        columns = {k: v for k, v in rows.items() if k != "prompt"}
+        wrong = -1.0 if self.settings.reward_mode == "±1" else 0.0
+        paid = self.rewards(rows["prompt"], tokens, mask=mask, wrong=wrong, **columns)
+        i = paid.fault[1]
+        told = jnp.concatenate([paid.fault[:1], rows["prompt"][i], tokens[i]])
+        fault = jnp.where((before[0] < 0) & (paid.fault[0] >= 0), told, before)
+        singles = dict(zip(self.names(), paid.singles, strict=False))
+        return paid.whole, paid.each, singles, fault
+
+    def _credited(
+        self, state: PolicyState, drawn: Drawn, whole: jax.Array, each: jax.Array, beta: jax.Array
+    ) -> Drawn:
+        """What was drawn, with its advantages."""
+        settings, mask = self.settings, drawn.mask
+        if settings.kl_in == "reward" and self.reference is not None:
+            each = each - beta * self.learner.divergence(state, drawn) * mask
+        if settings.advantage == "gae":
+            last = mask * (jnp.cumsum(mask, 1) == mask.sum(1, keepdims=True))
+            advantages, targets = gae(
+                each + whole[:, None] * last,
+                drawn.values,
+                mask,
+                discount=settings.discount,
+                decay=settings.gae_decay,
+            )
+            drawn = drawn._replace(value_targets=targets)
+        else:
+            to_come = whole[:, None] + returns(each, settings.discount)
+            by_prompt = to_come.reshape(-1, settings.samples, to_come.shape[1])
+            advantages = ADVANTAGES[settings.advantage](by_prompt).reshape(to_come.shape) * mask
+        if settings.whiten:
+            advantages = whitened(advantages, mask)
+        return drawn._replace(advantages=advantages)
+
+    def _reference_of(self, name: str, data: Any) -> Reference | None:
+        temperature = self.settings.temperature
+        if name == "none":
+            return None
+        if name == "bigram":
+            sequences = self.prompts.sequences(data)
+            return bigram(bigram_table(sequences, self.prompts.vocabulary))
+        if name == "start":
+            return frozen(self._graphdef, temperature, None)
+        if name == "random":
+
+            def draw(key: jax.Array) -> Any:
+                model = self._make_model(nnx.Rngs(key))
+                model.eval()
+                return nnx.split(model, nnx.Param, ...)[1:]
+
+            return frozen(self._graphdef, temperature, draw)
+        return of_run(name, self.prompts.vocabulary, temperature)
+
+    def _make_critic(self, rngs: nnx.Rngs) -> Critic:
+        return critic_of(self._make_model(rngs), self.prompts.length, rngs)
+
+
+def _repetition(found: Completions) -> jax.Array:
+    """Share of a completion's tokens that are the same as the one before, (N,)."""
+    again = (found.tokens[:, 1:] == found.tokens[:, :-1]) & found.mask[:, 1:]
+    return again.sum(1) / jnp.maximum(found.lengths - 1, 1)

@@ -1,0 +1,89 @@
+"""Prompts and the continuations that the data give them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grlu.errors import UserError
+from input_pipeline import Data
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts:
+    """How a policy reads a data set of text: an example is a prompt and its target.
+
+    Attributes:
+        vocabulary: V.
+        length: P, tokens of a prompt.
+        horizon: T, most tokens of a completion.
+        end_token: the token that ends a completion, or None.
+        decode: tokens -> text.
+    """
+
+    vocabulary: int
+    length: int
+    horizon: int
+    end_token: int | None
+    decode: Callable[[Sequence[int]], str]
+
+    @classmethod
+    def of(cls, data: Data, prompt: int | None, horizon: int | None, end: str | None) -> "Prompts":
+        """The reading of `data`.
+
+        Args:
+            data: of text, or of a task.
+            prompt: P, by default what the data give.
+            horizon: T, by default the rest of an example.
+            end: the text of the end token, or None.
+
+        Raises:
+            UserError: on data that are no text, or shorter than asked for, or an `end` that is not
+                one token.
+        """
+        if data.tokenizer is None:
+            raise UserError(
+                f"a policy continues text, and {data.name} is none: use a data set of text, such "
+                "as dataset.name=copy"
+            )
+        tokens = data.example_shape[0] + 1
+        length = data.prompt if prompt is None else prompt
+        steps = tokens - length if horizon is None else horizon
+        if length + steps > tokens or steps < 1:
+            raise UserError(
+                f"an example of {data.name} has {tokens} tokens, too few for a trainer.prompt of "
+                f"{length} and a trainer.horizon of {max(steps, 1)}"
+            )
+        end_token = None
+        if end is not None:
+            found = data.tokenizer.encode(end)
+            if len(found) != 1:
+                raise UserError(f"trainer.end must be one token, and {end!r} is {len(found)}")
+            end_token = int(found[0])
+        return cls(data.num_classes, length, steps, end_token, data.tokenizer.decode)
+
+    def columns(self, batch: Any) -> dict[str, jax.Array]:
+        """A batch's `prompt` (B, P) and `target` (B, T), and what it has besides.
+
+        A target ends with its end token: all that follows are end tokens.
+        """
+        tokens = batch["tokens"]
+        target = tokens[:, self.length : self.length + self.horizon]
+        if self.end_token is not None:
+            target = jnp.where(self.counted(target) > 0, target, self.end_token)
+        rest = {k: v for k, v in batch.items() if k not in ("tokens", "scored")}
+        return {**rest, "prompt": tokens[:, : self.length], "target": target}
+
+    def sequences(self, data: Data) -> np.ndarray:
+        """The training split's prompts with their targets, (N, P + T)."""
+        return np.asarray(data.train["tokens"])[:, : self.length + self.horizon]
+
+    def counted(self, target: jax.Array) -> jax.Array:
+        """1 at a target's tokens, to its end token, (B, T)."""
+        if self.end_token is None:
+            return jnp.ones(target.shape)
+        ended = target == self.end_token
+        return (jnp.cumsum(ended, 1) - ended == 0).astype(jnp.float32)

@@ -1,0 +1,178 @@
+"""The keys of a policy's trainer, and the three names under which its defaults differ."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+from grlu.advantages import ADVANTAGES
+from grlu.errors import UserError
+from grlu.kl import KLName, Place, require_sound
+from grlu.policy_losses import Aggregation, Level
+from trainers.completion_rewards import Reward, rewards_of
+from trainers.optimizing import OptimizerSettings
+from trainers.schedules import require
+
+AdvantageName = Literal["none", "mean", "leave_one_out", "group_mean", "group_mean_std", "gae"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicySettings(OptimizerSettings):
+    """The `trainer` section of a language model that learns from reward.
+
+    A step draws `samples` completions of each of `batch_size` prompts, and makes `updates` passes
+    over them. What is not drawn from data, dropout included, is off: the policy that is trained is
+    the one that was sampled.
+
+    Attributes:
+        samples: K, completions of each prompt.
+        prompt: tokens of a prompt; by default the data set's, which of a text is 1.
+        horizon: most tokens of a completion; by default the rest of an example.
+        end: the text of the token that ends a completion, or None.
+        temperature: of the policy, in sampling and in training.
+        rewards: names of `trainers.COMPLETION_REWARDS`, `token:NUMBER`, `FILE.py:FUNCTION`, or
+            "judge", the reward model that the config's `judge` names.
+        reward_weights: of each; by default 1.
+        reward_mode: what a wrong answer is paid, where a right one is paid 1: "+1" nothing, "±1"
+            minus 1.
+        partial_logprob: weight of log p(target's token | what the policy wrote before it), per
+            token, which is maximised beside the reward.
+        advantage: "none", "mean", "leave_one_out", "group_mean", "group_mean_std", or "gae", which
+            has a critic.
+        discount: of rewards per token; with 0 a token is paid for itself alone.
+        whiten: whether advantages are shifted and scaled to mean 0 and deviation 1.
+        loss: "reinforce", or "clip", that of PPO.
+        ratio: "token", or "sequence" (GSPO).
+        clip_low: how far below 1 the ratio counts.
+        clip_high: how far above.
+        aggregation: of tokens: "token", "sequence" or "constant".
+        updates: passes over what was drawn.
+        minibatches: optimizer steps a pass.
+        micro_batches: parts in which a minibatch's gradient is computed, to save memory.
+        kl: estimator of the divergence from the reference: "exact", "k1", "k2" or "k3".
+        kl_in: "loss" or "reward".
+        beta_kl: its weight.
+        kl_warmup_tokens: drawn tokens in which that weight rises from 0.
+        reference: "start" (the weights this run begins with), "random" (others, drawn anew),
+            "bigram" (counted on the training split), the folder of a run, or "none".
+        entropy: weight of the entropy of the policy, in nats a token.
+        gae_decay: lambda of "gae".
+        critic: of "gae": "apart", a model of its own, or "shared", the value head of the policy.
+        value_weight: of the critic's loss, half of its squared error.
+        value_clip: how far a value may move from the old one and count, or None.
+        value_learning_rate: of a critic apart.
+        eval_samples: k of pass@k, completions of each prompt in evaluation.
+        eval_temperature: at which they are drawn.
+    """
+
+    samples: int = 8
+    prompt: int | None = None
+    horizon: int | None = None
+    end: str | None = None
+    temperature: float = 1.0
+    rewards: tuple[str, ...] = ("exact",)
+    reward_weights: tuple[float, ...] | None = None
+    reward_mode: Literal["+1", "±1"] = "+1"
+    partial_logprob: float = 0.0
+    advantage: AdvantageName = "group_mean_std"
+    discount: float = 1.0
+    whiten: bool = False
+    loss: Literal["reinforce", "clip"] = "clip"
+    ratio: Level = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Aggregation = "token"
+    updates: int = 1
+    minibatches: int = 1
+    micro_batches: int = 1
+    kl: KLName = "exact"
+    kl_in: Place = "loss"
+    beta_kl: float = 0.0
+    kl_warmup_tokens: int = 0
+    reference: str = "start"
+    entropy: float = 0.0
+    gae_decay: float = 0.95
+    critic: Literal["apart", "shared"] = "apart"
+    value_weight: float = 1.0
+    value_clip: float | None = 0.2
+    value_learning_rate: float = 1e-3
+    eval_samples: int = 4
+    eval_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "prompt", "updates", "minibatches", "micro_batches"):
+            require(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("horizon", "eval_samples"):
+            require(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("temperature", "eval_temperature", "value_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"trainer.{name} must be positive, got {value:g}")
+        for name in ("beta_kl", "kl_warmup_tokens", "clip_low", "clip_high", "value_weight"):
+            require(f"trainer.{name}", getattr(self, name), 0)
+        for name in ("discount", "gae_decay"):
+            require(f"trainer.{name}", getattr(self, name), 0, 1)
+        rewards_of(self.rewards, self.reward_weights)
+        require_sound(self.kl, self.kl_in)
+        if self.advantage in ("leave_one_out", "group_mean", "group_mean_std"):
+            if self.samples < 2:
+                raise UserError(
+                    f"trainer.advantage={self.advantage} compares the samples of a prompt: "
+                    f"trainer.samples must be at least 2, got {self.samples}"
+                )
+        elif self.advantage not in (*ADVANTAGES, "gae"):
+            raise UserError(f"there is no trainer.advantage {self.advantage!r}")
+        drawn, parts = self.batch_size * self.samples, self.minibatches * self.micro_batches
+        if drawn % parts:
+            raise UserError(
+                f"trainer.minibatches × trainer.micro_batches, {parts}, must divide the "
+                f"{drawn} completions of a step (batch_size × samples)"
+            )
+        if self.reference == "none" and self.beta_kl:
+            raise UserError("trainer.beta_kl needs a trainer.reference: start, random, bigram, RUN")
+        if self.loss == "reinforce" and self.updates * self.minibatches > 1:
+            raise UserError(
+                "trainer.loss=reinforce is right for samples of this very policy: with several "
+                "updates a rollout use trainer.loss=clip"
+            )
+
+    def prepare(self, model: Any, outputs: int) -> Any:
+        """A new model, as it is."""
+        return model
+
+    def build(
+        self,
+        make_model: Callable[[Any], Any],
+        steps_per_epoch: int,
+        data: Any,
+        judge: Reward | None = None,
+    ) -> Any:
+        """The trainer of a model, for data of so many steps an epoch, and a judge."""
+        from trainers.policy import PolicyTrainer
+
+        return PolicyTrainer(self, make_model, steps_per_epoch, data, judge)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reinforce(PolicySettings):
+    """Policy gradient with a baseline from the prompt's other samples."""
+
+    advantage: AdvantageName = "leave_one_out"
+    loss: Literal["reinforce", "clip"] = "reinforce"
+    aggregation: Aggregation = "constant"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPO(PolicySettings):
+    """Group-relative policy optimisation: samples of a prompt are compared with each other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPO(PolicySettings):
+    """Proximal policy optimisation: several clipped updates a rollout, and a critic."""
+
+    samples: int = 1
+    advantage: AdvantageName = "gae"
+    whiten: bool = True
+    updates: int = 4
+    minibatches: int = 4

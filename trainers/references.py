@@ -1,0 +1,88 @@
+"""What a policy is held to: a frozen model, or a table of bigrams.
+
+A reference is a pair of what is stored, arrays in the run's state, and how log-probabilities come
+of it.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from grlu.errors import UserError
+
+# (stored, sequences (N, P + T), prompt length P) -> log-probabilities of the completion (N, T, V)
+LogProbs = Callable[[Any, jax.Array, int], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """A frozen distribution over the next token.
+
+    Attributes:
+        init: `init(key, params, rest)`, the arrays to store, given the policy's at its start.
+        log_probs: the distribution before each token of the completions.
+        follows: whether what is stored are the weights with which the run begins.
+    """
+
+    init: Callable[[jax.Array, Any, Any], Any]
+    log_probs: LogProbs
+    follows: bool = False
+
+
+def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
+    """log((count + 1) / (row sum + V)) of pairs of neighbours in `sequences` (..., T): (V, V)."""
+    pairs = np.stack([sequences[..., :-1].reshape(-1), sequences[..., 1:].reshape(-1)])
+    counts = np.zeros((vocabulary, vocabulary))
+    np.add.at(counts, tuple(pairs), 1)
+    return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)
+
+
+def bigram(table: np.ndarray) -> Reference:
+    """The reference that looks the next token up by the one before."""
+
+    def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
+        return stored[sequences[:, prompt - 1 : -1]]
+
+    return Reference(lambda key, params, rest: jnp.asarray(table), log_probs)
+
+
+def frozen(graphdef: Any, temperature: float, draw: Callable[[jax.Array], Any] | None) -> Reference:
+    """A model as the reference: drawn by `draw(key)`, (params, rest), or None for the policy's."""
+
+    def log_probs(stored: Any, sequences: jax.Array, prompt: int) -> jax.Array:
+        model = nnx.merge(graphdef, *stored, copy=True)
+        logits = model(sequences[:, :-1])[:, prompt - 1 :]
+        return jax.lax.stop_gradient(nnx.log_softmax(logits / temperature))
+
+    def init(key: jax.Array, params: Any, rest: Any) -> Any:
+        return jax.tree.map(jnp.copy, (params, rest)) if draw is None else draw(key)
+
+    return Reference(init, log_probs, follows=draw is None)
+
+
+def of_run(path: str, vocabulary: int, temperature: float) -> Reference:
+    """The model of a run, by its newest checkpoint.
+
+    Raises:
+        UserError: if there is none, or it has another vocabulary.
+    """
+    from trainers.features import config_of, open_experiment, restored
+    from trainers.run_directory import RunDirectory
+
+    run = RunDirectory.open(pathlib.Path(path))
+    experiment = open_experiment(config_of(run), run, computed=())
+    state = restored(run, best=False, seen=experiment).state
+    model: Any = experiment.trainer.model(state)  # type: ignore[attr-defined]
+    if model.vocabulary != vocabulary:
+        raise UserError(
+            f"trainer.reference: the model in {path} has a vocabulary of {model.vocabulary} "
+            f"tokens, and this run's data one of {vocabulary}: they must be the same"
+        )
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return frozen(graphdef, temperature, lambda key: jax.tree.map(jnp.asarray, (params, rest)))
