@@ -95,11 +95,11 @@ def _compiler_options(tiny: bool) -> dict[str, bool | int | str] | None:
 
 
 def compile_evaluation(
-    experiment: Experiment, where: Where | None = None, batch_size: int = 1000
+    experiment: Experiment, where: Where | None = None
 ) -> Callable[[TrainState, Arrays], Values]:
     """Compiles the trainer's metrics on a split: means over its examples, by seed if several."""
     trainer, preprocess = experiment.trainer, experiment.preprocess
-    home = where or Seeds(experiment.run.seeds)
+    home, batch_size = where or Seeds(experiment.run.seeds), experiment.evaluated_at_once
 
     def over(state: TrainState, arrays: Arrays, rows: Any, mask: Any) -> Any:
         def body(collection: Any, batch: Any) -> Any:

@@ -51,6 +51,9 @@ TRAINERS: dict[str, Any] = {
     ),
 }
 
+# Logits that evaluation may hold at once: 0.5 GB.
+_LOGITS = 2**27
+
 # What each section of a config builds.
 SECTIONS: Any = {
     "dataset": input_pipeline.loader,
@@ -126,6 +129,16 @@ def make_experiment(
         mesh=mesh,
         by_seed=data.by_seed,
         streamed=data.streamed,
+        evaluated_at_once=_at_once(data, settings),
         augment=data.augment,
         start=start,
     )
+
+
+def _at_once(data: input_pipeline.Data, settings: Any) -> int:
+    """How many examples evaluation takes at once: fewer where each is answered at length."""
+    if data.tokenizer is None:
+        return Experiment.evaluated_at_once
+    answers = getattr(settings, "eval_samples", 1)
+    logits = answers * data.example_shape[0] * data.num_classes
+    return max(1, min(Experiment.evaluated_at_once, _LOGITS // logits))

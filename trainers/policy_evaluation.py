@@ -8,9 +8,6 @@ import jax.numpy as jnp
 from grlu import kl
 from trainers.policy_state import PolicyState
 
-# Logits that evaluation holds at once: 0.5 GB.
-_LOGITS = 2**27
-
 Values = dict[str, jax.Array]
 
 
@@ -22,23 +19,6 @@ def evaluated(trainer: Any, state: PolicyState, batch: Any) -> Values:
     one is.
     """
     key = jax.random.key(0)
-    count, tokens = len(batch["prompt"]), trainer.prompts.length + trainer.prompts.horizon
-    each = tokens * trainer.prompts.vocabulary * trainer.settings.eval_samples
-    at_once = max(1, _LOGITS // each)
-    if count <= at_once:
-        return _measured(trainer, state, batch, key)
-    parts = -(-count // at_once)
-    rows = (jnp.arange(parts * at_once) % count).reshape(parts, at_once)
-
-    def measure(part: Any) -> Values:
-        key, rows = part
-        return _measured(trainer, state, jax.tree.map(lambda a: a[rows], batch), key)
-
-    found = jax.lax.map(measure, (jax.random.split(key, parts), rows))
-    return {name: values.reshape(-1)[:count] for name, values in found.items()}
-
-
-def _measured(trainer: Any, state: PolicyState, batch: Any, key: jax.Array) -> Values:
     settings = trainer.settings
     count, samples = len(batch["prompt"]), settings.eval_samples
     found = trainer.sampled(state, batch["prompt"], key, samples, settings.eval_temperature)

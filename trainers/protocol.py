@@ -98,6 +98,7 @@ class Experiment:
         mesh: the devices that it is to be trained on.
         by_seed: whether all arrays have a leading axis more, of a set for each seed.
         streamed: whether the data stay on the disk, and come into memory in parts.
+        evaluated_at_once: the most examples that evaluation takes at once, which bounds its memory.
         augment: (batch as the trainer takes it, key) -> the batch to train on, or None.
         start: the state of another run whose weights this one begins with, or None.
     """
@@ -114,6 +115,7 @@ class Experiment:
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     by_seed: bool = False
     streamed: bool = False
+    evaluated_at_once: int = 1000
     augment: Callable[[Any, jax.Array], Any] | None = None
     start: TrainState | None = None
 
