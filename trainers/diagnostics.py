@@ -59,7 +59,7 @@ def checklist(values: Mapping[str, float], *, off_policy: bool) -> list[tuple[bo
             f"{v['clip_fraction']:.0%} of the tokens are clipped",
             "a lower trainer.learning_rate or fewer trainer.updates may help",
         ),
-        (True, f"advantages: mean {v['advantage']:.2g}, deviation {v['advantage_sd']:.2g}"),
+        (True, f"advantages: mean {v['advantage']:.2g}, deviation {v['advantage_spread']:.2g}"),
     ]
     if "kl" in v:
         checks.append(

@@ -94,7 +94,7 @@ class Learner:
             "p_error",
             "gradient",
             "advantage",
-            "advantage_sd",
+            "advantage_spread",
         )
 
     def log_policy(
@@ -184,7 +184,7 @@ class Learner:
         every = token_weights(drawn.mask, "token")
         measured["advantage"] = (every * drawn.advantages).sum()
         spread = jnp.square(drawn.advantages - measured["advantage"])
-        measured["advantage_sd"] = jnp.sqrt((every * spread).sum())
+        measured["advantage_spread"] = jnp.sqrt((every * spread).sum())
         return params, critic, opt, critic_opt, measured
 
     def _gradient(

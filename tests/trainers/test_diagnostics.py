@@ -20,7 +20,7 @@ FINE = {
     "repetition": 0.1,
     "clip_fraction": 0.1,
     "advantage": 0.0,
-    "advantage_sd": 1.0,
+    "advantage_spread": 1.0,
     "kl": 0.5,
     "length": 4.0,
     "cut_off": 0.5,
