@@ -19,6 +19,7 @@ from grlu.rule import Rule, pure_objective
 from trainers.blocks import Fold, averaged, taken
 from trainers.objectives import objective_of
 from trainers.optimizing import OptimizerSettings
+from trainers.protocol import TrainerLike
 from trainers.schedules import OptimizerName, ScheduleName, require, schedule
 from trainers.state import TrainState
 
@@ -135,7 +136,7 @@ def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[G
     return made
 
 
-class Trainer:
+class Trainer(TrainerLike):
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:
@@ -269,15 +270,3 @@ class Trainer:
         scales = {"learning_rate": self.learning_rate(step)}
         scales |= self._at(step).scales() if hasattr(self.objective, "scales") else {}
         return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})
-
-    def reason(self, state: TrainState) -> str:
-        """What may help where a value is not finite."""
-        return self.settings.remedy
-
-    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
-        return []
-
-    def examples(self, state: TrainState, batch: Any) -> list[dict[str, Any]]:
-        """What a person should see of the model's answers: nothing."""
-        return []

@@ -5,7 +5,7 @@ begins; a judge who knows the `utility` prefers one; and the model learns which.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,6 +19,7 @@ from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
 from trainers.optimizing import OptimizerSettings
 from trainers.policy_data import Prompts
+from trainers.protocol import TrainerLike
 from trainers.sampling import Completions, log_probs, sample
 from trainers.schedules import require
 from trainers.state import TrainState
@@ -104,7 +105,7 @@ class PairState(TrainState):
         return self.replace(params=params, drawn_from=(policy, self.drawn_from[1]))
 
 
-class PairTrainer:
+class PairTrainer(TrainerLike):
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:
@@ -191,7 +192,7 @@ class PairTrainer:
         """The model, in evaluation mode: a reward model's has a `score`."""
         return nnx.merge(self._graphdef, state.params, state.rest, copy=True)
 
-    def judge(self, state: PairState | None) -> Reward:
+    def judge(self, state: TrainState | None) -> Reward:
         """What a reward model pays for completions: its score; None: of a model not yet trained."""
         variables = None if state is None else (state.params, state.rest)
 
@@ -215,18 +216,6 @@ class PairTrainer:
     def scales(self, step: jax.Array) -> Values:
         """What the schedules say at a step, for the log."""
         return {"learning_rate": self.learning_rate(step)}
-
-    def reason(self, state: PairState) -> str:
-        """What may help where a value is not finite."""
-        return self.settings.remedy
-
-    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
-        return []
-
-    def examples(self, state: PairState, batch: Any) -> list[dict[str, Any]]:
-        """What a person should see of the model's answers: nothing."""
-        return []
 
     def _policy(self, rngs: nnx.Rngs) -> Any:
         model = self._make_model(rngs)

@@ -23,6 +23,7 @@ from trainers.policy_evaluation import evaluated, written
 from trainers.policy_settings import PolicySettings
 from trainers.policy_state import PolicyState
 from trainers.policy_updates import Drawn, Learner
+from trainers.protocol import TrainerLike
 from trainers.references import Reference, bigram, bigram_table, frozen, of_run
 from trainers.sampling import Completions, sample
 
@@ -30,7 +31,7 @@ Batch = Any
 Values = dict[str, jax.Array]
 
 
-class PolicyTrainer:
+class PolicyTrainer(TrainerLike):
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
     Attributes:

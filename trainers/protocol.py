@@ -20,6 +20,8 @@ class TrainerLike(Protocol):
     """What the loop asks of a trainer: pure functions, and what it must know to run them.
 
     Attributes:
+        settings: the config's `trainer` section; its `remedy` says what may help where values are
+            not finite.
         metrics: names of the values that `step` gives, per example or one for all.
         evaluated: names of those that `evaluate` gives, per example.
         better: the metric that chooses checkpoints, and its direction.
@@ -27,6 +29,7 @@ class TrainerLike(Protocol):
         tiny: whether a step is operations of a microsecond each, as those on one example are.
     """
 
+    settings: Any
     metrics: tuple[str, ...]
     evaluated: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
@@ -34,21 +37,39 @@ class TrainerLike(Protocol):
     tiny: bool
 
     def init(self, key: jax.Array) -> TrainState: ...
-    def step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Values]: ...
+    def step(self, state: Any, batch: Arrays) -> tuple[TrainState, Values]: ...
+    def evaluate(self, state: Any, batch: Arrays) -> Values: ...
+    def encode(self, state: Any, batch: Arrays) -> jax.Array: ...
+    def scales(self, step: jax.Array) -> Values: ...
+
     def steps(
         self,
-        state: TrainState,
+        state: Any,
         batches: Arrays,
         count: jax.Array,
         fold: Callable[[Any, jax.Array, Values], Any],
         start: Any,
-    ) -> tuple[TrainState, Any]: ...
-    def evaluate(self, state: TrainState, batch: Arrays) -> Values: ...
-    def encode(self, state: TrainState, batch: Arrays) -> jax.Array: ...
-    def scales(self, step: jax.Array) -> Values: ...
-    def reason(self, state: TrainState) -> str: ...
-    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]: ...
-    def examples(self, state: TrainState, batch: Arrays) -> list[dict[str, Any]]: ...
+    ) -> tuple[TrainState, Any]:
+        """The first `count` of a block's updates, `fold` being called after each: one by one."""
+
+        def one(t: jax.Array, carry: Any) -> Any:
+            state, folded = carry
+            after, values = self.step(state, jax.tree.map(lambda b: b[t], batches))
+            return after, fold(folded, state.step, values)
+
+        return jax.lax.fori_loop(0, count, one, (state, start))
+
+    def reason(self, state: Any) -> str:
+        """Why a value is not finite, or what may help."""
+        return self.settings.remedy
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
+        return []
+
+    def examples(self, state: Any, batch: Arrays) -> list[dict[str, Any]]:
+        """What a person should see of the model's answers: nothing."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

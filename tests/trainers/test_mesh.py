@@ -85,7 +85,8 @@ CASES = [
     case("grlu", mesh(8, 1), mesh(4, 2), samples=8),
     # A first layer written after every four examples, by `Trainer.steps`.
     case("grlu", mesh(8, 1), samples=8, batch_size=1, online_chunk=4),
-    case("grlu", mesh(4, 2), samples=8, site="active", noise="orthogonal", inputs="noisy"),
+    case("grlu", mesh(4, 2), samples=8, site="active", noise="orthogonal"),
+    case("grlu", mesh(4, 2), samples=8, site="post", inputs="noisy"),
     case("evolution", mesh(8, 1), mesh(4, 2), population=32, rank=1),
     case("evolution", mesh(4, 2), population=32, chunk=4, batches="own", batch_size=16),
     case("weight_perturbation", mesh(4, 2), samples=8),
