@@ -100,8 +100,8 @@ class SVI(GradientSettings):
         svi_learning_rate: of the inner loop, for an example's own ELBO in nats.
         svi_momentum: of the inner loop.
         svi_clip: largest norm of an example's gradient in the inner loop, or None.
-        svi_natural: whether the inner loop's gradients are natural ones. Not for "e2e": on MNIST, at
-            a rate of 0.2, the gradient through 20 such steps overflows at once.
+        svi_natural: whether the inner loop's gradients are natural ones. Not for "e2e": on MNIST,
+            at a rate of 0.2, the gradient through 20 such steps overflows at once.
     """
 
     mode: Mode = "kl"
