@@ -89,7 +89,9 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         before = jax.tree.map(jnp.copy, state.params) if step == 0 else None
         better, direction = trainer.better
         column = f"validation_{better}"
-        history = [float(row[column]) for row in read_metrics(run.metrics) if row.get(column)]
+        # Another process may see the table before the first has cut it back to the checkpoint.
+        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
+        history = [float(row[column]) for row in past if row.get(column)]
         ended = exhausted(history, direction, settings.patience)
 
         with (
