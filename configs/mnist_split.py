@@ -11,7 +11,8 @@ of all ten). Later tasks take model and trainer over from the first. `grlu evalu
 accuracy after each task on every task, its mean at the end, and what was forgotten.
 
 Mean accuracy at the end and forgetting, in %, five seeds: dense 65.1 ± 1.4 and 42.5 ± 1.7, top-k
-71.6 ± 2.5 and 33.9 ± 3.2, dense by backprop 64.7 ± 0.3 and 43.1 ± 0.3. docs/results.md has the rest.
+71.6 ± 2.5 and 33.9 ± 3.2, dense by backprop 64.7 ± 0.3 and 43.1 ± 0.3. The rest is
+in docs/results.md.
 """
 
 from typing import Any
