@@ -3,10 +3,10 @@
     grlu train mnist_autoencoder_grlu
 
 The autoencoder learns by backprop and without labels; the head, of one hidden layer, learns one
-example at a time from the reward alone. Goal: 97.5 % in 15 minutes on 2 cores.
+example at a time from the reward alone.
 
-Test accuracy 97.56 % with a head of 12 epochs (`stages.fast.trainer.epochs=12`, seed 0), about two
-minutes; several seeds are still to be run.
+Test accuracy 97.67 ± 0.11 % (`run.seeds=3`), 50 s a seed on one core; on a random encoder
+(`stages.slow.trainer.epochs=0`) 95.56 ± 0.27.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     grlu train mnist_es
 
-Goal: 96.5 % in 15 minutes on 2 cores.
+Test accuracy 96.86 ± 0.03 % (`run.seeds=3`), 8 minutes a seed on one core.
 """
 
 from ml_collections import ConfigDict

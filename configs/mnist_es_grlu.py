@@ -4,8 +4,10 @@
 
 The backbone is the hidden layer of `mnist_es`, grown from a classifier's reward; the head is that
 of `mnist_autoencoder_grlu`, and learns one example at a time. A finished run of `mnist_es` serves
-as the backbone, too: `stages.slow.backbone=RUN`. Goal: 96.5 % in 20 minutes on 2 cores, and a point
-more than the control, `mnist_random_grlu`.
+as the backbone, too: `stages.slow.backbone=RUN`.
+
+Test accuracy 97.11 ± 0.10 % (`run.seeds=3`), 8.5 minutes a seed on one core; the control,
+`mnist_random_grlu`, reaches 95.40 ± 0.28.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,11 @@
 The autoencoder, that of `mnist_autoencoder_grlu`, has seen all images and no label.
 `stages.slow.backbone=RUN/stages/slow` takes the one of an earlier run, so that 1, 5, 10 and 50
 examples are compared on the same latents; other examples are drawn by another
-`stages.fast.dataset.split_seed`.
+`stages.fast.dataset.split_seed`; `python -m benchmarks.fewshot` does all of it.
+
+Test accuracy with 10 examples of each class, three seeds, each with examples of its own:
+75.7 ± 2.9 %; 64.8 ± 3.0 on the random backbone, 74.8 ± 2.7 on the pixels. docs/results.md has 1, 5
+and 50.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,9 @@
 
 The backbone is that of `mnist_es_grlu`, in half of its epochs. The head, without a hidden layer,
 sees each image of the new classes once, one at a time; it is tested on them.
+
+Test accuracy (`run.seeds=3`): 91.78 ± 0.48 %; 90.68 ± 0.13 on the random backbone, 93.87 ± 0.11 on
+the pixels.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     grlu train mnist_random_grlu
 
-An autoencoder's control is `grlu train mnist_autoencoder_grlu stages.slow.trainer.epochs=0`.
+Test accuracy 95.40 ± 0.28 % (`run.seeds=3`). An autoencoder's control is
+`grlu train mnist_autoencoder_grlu stages.slow.trainer.epochs=0`.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,10 @@ Every image is seen once, one at a time; the head, of 1,000 hidden units, answer
 in each task, which of the two digits it is (`renumber`; without it, `dataset.renumber=false`, which
 of all ten). Later tasks take model and trainer over from the first. `grlu evaluate RUN` prints the
 accuracy after each task on every task, its mean at the end, and what was forgotten.
+
+Mean accuracy at the end and forgetting, in %, five seeds: dense 65.1 ± 1.4 and 42.5 ± 1.7, top-k
+71.6 ± 2.5 and 33.9 ± 3.2, dense by backprop 64.7 ± 0.3 and 43.1 ± 0.3. The rest is
+in docs/results.md.
 """
 
 from typing import Any

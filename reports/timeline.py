@@ -34,15 +34,22 @@ def timeline(record: Record) -> Picture | None:
         start = 0.0
         for i, length in enumerate(lengths):
             axes.barh(i, length, left=start, height=0.6, color=theme.line(i))
-            # Beside the bar, on the side with more room.
-            left = start > total - start - length
+            # Beside the bar, on the side with more room; on the bar where there is none.
+            right, left = total - start - length, start
+            if max(right, left) < 0.35 * total:
+                place, shift, side, colour = start + length / 2, 0, "center", "white"
+            elif left > right:
+                place, shift, side, colour = start, -8, "right", theme.ink
+            else:
+                place, shift, side, colour = start + length, 8, "left", theme.ink
             axes.annotate(
                 words(i),
-                (start if left else start + length, i),
-                xytext=(-8 if left else 8, 0),
+                (place, i),
+                xytext=(shift, 0),
                 textcoords="offset points",
-                ha="right" if left else "left",
+                ha=side,
                 va="center",
+                color=colour,
             )
             start += length
         axes.set_yticks(range(len(lengths)), [stage.label for stage in record.stages])
