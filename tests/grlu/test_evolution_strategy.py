@@ -217,6 +217,7 @@ def test_only_a_dense_kernel_that_is_used_once_gets_low_rank_noise(model, batch)
     for reward_fn, expected in {
         lambda m, b: jnp.tanh(m(b[0])).sum(-1): {"kernel"},
         lambda m, b: nnx.jit(lambda m, x: m(x))(m, b[0]).sum(-1): {"kernel"},
+        lambda m, b: m(b[0][:, None]).sum((1, 2)): {"kernel"},  # inputs of any rank
         lambda m, b: m(jnp.tanh(m(b[0]))).sum(-1): set(),
         lambda m, b: (jnp.tanh(m(b[0])) @ m.kernel[...].T).sum(-1): set(),
         lambda m, b: m(b[0]).sum(-1) - (m.kernel[...] ** 2).sum(): set(),
@@ -224,7 +225,6 @@ def test_only_a_dense_kernel_that_is_used_once_gets_low_rank_noise(model, batch)
         lambda m, b: m(b[0]).sum(-1) - (m.kernel[...] > 0).sum().astype(jnp.float32): set(),
         lambda m, b: m(b[0]).sum(-1) * jax.lax.stop_gradient(m.kernel[...]).sum(): set(),
         lambda m, b: (b[0] @ jnp.exp(m.kernel[...])).sum(-1): set(),
-        lambda m, b: m(b[0][:, None]).sum((1, 2)): set(),
     }.items():  # fmt: skip
         assert kernels_of(square, reward_fn, batch) == expected
     assert kernels_of(Conv(nnx.Rngs(0)), log_likelihood, batch) == {"head.kernel"}
