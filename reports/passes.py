@@ -27,6 +27,9 @@ def passes_per_example(config: Mapping[str, Any]) -> tuple[int, str] | None:
     if name == "forward_gradient":
         samples = trainer["samples"]
         return samples, f"{samples}, their tangents not counted"
+    if name == "svi":
+        steps = trainer["svi_steps"]
+        return 1 + steps, f"1 + S, S = {steps} steps of inference through the decoder"
     if name == "weight_perturbation":
         return 2 * trainer["samples"], f"2N, N = {trainer['samples']} antithetic pairs"
     if name in ("dpo", "reward_model"):

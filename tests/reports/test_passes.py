@@ -21,6 +21,7 @@ GRLU = {"name": "grlu", "samples": 16}
         ({**GRLU, "layers": "apart", "output": "delta"}, 64),
         ({"name": "weight_perturbation", "samples": 3}, 6),
         ({"name": "forward_gradient", "samples": 3}, 3),
+        ({"name": "svi", "svi_steps": 20}, 21),
         ({"name": "evolution", "population": 64}, 64),
         ({"name": "evolution", "population": 64, "batches": "own"}, 2),
     ],
