@@ -160,6 +160,7 @@ def test_report_prints_its_page(grlu, run_copy):
     assert (run_copy / "report" / "confusion.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_pipeline_trains_resumes_and_shows_what_was_forgotten(grlu, tmp_path):
     head = {"epochs": 1, "name": "grlu", "samples": 2, "learning_rate": 0.01}
     stages = [
@@ -297,6 +298,7 @@ main()
     assert json.loads(evaluated.stdout)["step"] == 157, evaluated.stderr
 
 
+@pytest.mark.slow
 def test_sample_prints_a_text(grlu, tmp_path):
     sizes = ["dataset.length=16", "dataset.stride=8", "model.layers=1", "model.width=16"]
     done = grlu(

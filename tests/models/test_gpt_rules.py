@@ -49,6 +49,7 @@ def test_the_local_update_of_exact_credit_is_the_gradient(attention, batch):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
 
 
+@pytest.mark.slow
 @ATTENTIONS
 def test_orthogonal_perturbation_finds_the_gradient_of_the_tied_embedding(attention, batch):
     """Of so few units that the directions of all of them can be orthogonal."""

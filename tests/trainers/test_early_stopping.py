@@ -49,6 +49,7 @@ def test_early_stopping_needs_a_validation_split(stalled, tmp_path):
         trainers.train(stalled, tmp_path / "run", progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_that_fit(small, tmp_path, caplog):
     small["trainer"]["epochs"] = 1
     first = trainers.train(small, tmp_path / "first", progress=False)

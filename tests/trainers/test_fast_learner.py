@@ -79,7 +79,7 @@ def test_an_objective_that_is_unknown_is_refused():
     class Settings:
         objective = "classificatoin"
 
-    with pytest.raises(UserError, match="objective must be one of classification, .*fast_learner"):
+    with pytest.raises(UserError, match=r"must be one of classification, .*fast_learner"):
         objective_of(Settings(), 10)
 
 

@@ -134,6 +134,7 @@ def run(tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated(run):
     svi = {"name": "svi", "svi_steps": 3, "svi_learning_rate": 0.1, "svi_natural": True}
     path = run(**svi, learning_rate=5e-3)

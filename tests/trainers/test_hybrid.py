@@ -115,6 +115,7 @@ def test_features_are_what_the_frozen_model_encodes(slow_fast, tmp_path):
         np.testing.assert_array_equal(found["label"], getattr(data, split)["label"])
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_backbone_of_its_own(slow_fast, tmp_path):
     slow_fast["run"]["seeds"] = 2
     slow_fast["stages"][0]["trainer"]["epochs"] = 1
@@ -309,6 +310,7 @@ def test_a_constant_reward_is_told(slow_fast, tmp_path, monkeypatch):
     assert "no signal" not in (tmp_path / "run" / "stages" / "fast" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_tasks_in_sequence_give_a_matrix_and_what_was_forgotten(slow_fast, tmp_path):
     stages = slow_fast["stages"]
     stages[0]["trainer"]["epochs"] = 0

@@ -141,6 +141,7 @@ def small():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["lm", "denoising"])
 def test_a_run_learns_a_text_and_prints_some(objective, small, tmp_path):
     small["trainer"]["objective"] = objective
@@ -160,6 +161,7 @@ def test_a_run_learns_a_text_and_prints_some(objective, small, tmp_path):
     assert greedy[0] == greedy[1]
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_block_goes_on(small, tmp_path):
     small["trainer"]["epochs"] = 1
     trainers.train(small, tmp_path / "run", progress=False)

@@ -211,6 +211,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
     options = {"name": kind, "epochs": 2, "kl_warmup_tokens": 1000}

@@ -79,6 +79,7 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
     assert by_validation[best["step"]] == max(v for v in by_validation.values() if v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
     """Each config's own model and trainer, on the embedded data."""
@@ -120,6 +121,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_pa
     assert any((a[k] != c[k]).any() for k in a)
 
 
+@pytest.mark.slow
 def test_several_seeds_at_once_equal_runs_of_their_own(small, tmp_path):
     small["trainer"]["epochs"] = 2
     small["trainer"]["optimizer"] = "sgd"
