@@ -2,8 +2,8 @@
 
     grlu train copy_grpo
 
-Test, unseen questions: all answers exact when the likeliest digits are taken (seeds 0, 1 and 2), and
-98.6 to 98.9 % of drawn answers; about 40 seconds.
+Test, unseen questions: all answers exact when the likeliest digits are taken (seeds 0, 1 and 2),
+and 98.6 to 98.9 % of drawn answers; about 40 seconds.
 """
 
 from ml_collections import ConfigDict
