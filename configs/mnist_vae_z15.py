@@ -7,35 +7,27 @@
 
 from ml_collections import ConfigDict
 
+from configs import mnist_vae
+
 
 def get_config() -> ConfigDict:
-    return ConfigDict(
-        {
-            "seed": 0,
-            "dataset": {
-                "name": "mnist",
-                "validation": 1000,
-                "normalize": "unit",
-                "binarize": "dynamic",
-            },
-            "model": {
-                "name": "vae_mlp",
-                "latent": 15,
-                "encoder_hidden": (512, 256),
-                "decoder_hidden": (256, 512),
-                "encoder_activation": "tanh",
-                "decoder_activation": "relu",
-            },
-            "trainer": {
-                "name": "backprop",
-                "objective": "elbo",
-                "kl_warmup": 0.05,
-                "epochs": 60,
-                "batch_size": 128,
-                "optimizer": "adam",
-                "learning_rate": 1e-3,
-                "learning_rate_end": 1e-5,
-            },
-            "run": {"rows_per_epoch": 1},
-        }
-    )
+    config = mnist_vae.get_config()
+    config.model = {
+        "name": "vae_mlp",
+        "latent": 15,
+        "encoder_hidden": (512, 256),
+        "decoder_hidden": (256, 512),
+        "encoder_activation": "tanh",
+        "decoder_activation": "relu",
+    }
+    config.trainer = {
+        "name": "backprop",
+        "objective": "elbo",
+        "kl_warmup": 0.05,
+        "epochs": 60,
+        "batch_size": 128,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "learning_rate_end": 1e-5,
+    }
+    return config
