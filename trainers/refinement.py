@@ -20,6 +20,9 @@ from trainers.variational import Values, terms
 # (terms of the bound, posterior) -> what is raised, (B,)
 Reward = Callable[[Values, Posterior], jax.Array]
 
+TRUSTED = 1.0
+"""The farthest that a natural step takes a posterior, in nats (its KL to second order)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Refinement:
@@ -33,7 +36,8 @@ class Refinement:
         momentum: share of the last step that is kept.
         clip: largest norm of an example's gradient, or None.
         natural: whether gradients are natural ones, scaled by the posterior's own variance: stable
-            at one rate, below 1, for narrow posteriors and wide.
+            at one rate, below 1, for narrow posteriors and wide. A step takes a posterior no
+            farther than `TRUSTED` nats: images unlike those of training would send it away.
         draws: samples of a posterior in each step.
 
     Raises:
@@ -90,9 +94,10 @@ class Refinement:
             velocity = jax.tree.map(
                 lambda v, g: self.momentum * v + g, velocity, self._scaled(slope, where)
             )
-            mean, log_variance = jax.tree.map(
-                lambda w, v: w + self.learning_rate * v, where, velocity
-            )
+            move = jax.tree.map(lambda v: self.learning_rate * v, velocity)
+            if self.natural:
+                move = _trusted(move, where)
+            mean, log_variance = jax.tree.map(jnp.add, where, move)
             moved = mean, jnp.clip(log_variance, *LOG_VARIANCES)
             return (moved, velocity), {"elbo": elbo, "mean": where[0], "log_variance": where[1]}
 
@@ -112,3 +117,11 @@ class Refinement:
         square = sum(jnp.sum(jnp.square(each), -1, keepdims=True) for each in slope)
         shrink = jnp.minimum(1.0, self.clip / jnp.sqrt(jnp.maximum(square, 1e-30)))
         return jax.tree.map(lambda each: each * shrink, slope)
+
+
+def _trusted(move: Any, where: Any) -> Any:
+    """A step, made shorter where it would take a posterior farther than `TRUSTED` nats."""
+    length = jnp.square(move[0]) * jnp.exp(-where[1]) + 0.5 * jnp.square(move[1])
+    moved = 0.5 * jnp.sum(length, -1, keepdims=True)
+    shrink = jnp.sqrt(TRUSTED / jnp.maximum(moved, TRUSTED))
+    return jax.tree.map(lambda each: each * shrink, move)

@@ -110,6 +110,28 @@ def test_refinement_finds_the_posterior_of_a_linear_gaussian_model(natural):
     np.testing.assert_array_equal(path["mean"][0], begin.mean)
 
 
+def test_natural_steps_stay_finite_from_a_guess_that_is_far_too_wide():
+    # The pixels pin the code to a thousandth, the guess is wide: a whole natural step would
+    # overshoot by orders of magnitude.
+    model = models.MODELS["ivae"](
+        (4,),
+        0,
+        latent=2,
+        encoder_hidden=(),
+        decoder_hidden=(),
+        likelihood="gaussian",
+        sd=1e-3,
+        rngs=nnx.Rngs(0),
+    )
+    x, wide = jnp.ones((3, 4)), jnp.zeros((3, 2))
+    refine = Refinement(steps=60, learning_rate=0.3, natural=True, draws=4)
+    begin = Posterior(wide + 5.0, wide + 4.0, wide)
+    _, path = refine(model, x, begin, jax.random.key(0))
+    elbo = np.asarray(path["elbo"]).mean(1)
+    assert np.isfinite(elbo).all()
+    assert elbo[-1] > elbo[0] / 10
+
+
 def test_examples_do_not_share_a_step(model, x):
     begin = model.posterior(x)
     alone = Posterior(*(each[:1] for each in begin))
