@@ -51,7 +51,8 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
     """The test split's metrics of a trained model; of several seeds, those of the first.
 
     Returns:
-        "test_nll": minus the bound of `effort.samples` importance weights, in nats an example;
+        "test_nll": minus the bound of `effort.samples` importance weights, in nats an example, with
+        samples from the posterior that the trainer learns from: the encoder's, or the refined one;
         "test_active_units"; "test_amortisation_gap": the ELBO that refinement adds to the
         encoder's, in nats; "test_probe_accuracy": of a linear classifier on the posterior's means;
         "iterative" and "out_of_distribution": `corrupted` of the images as they are, and by
@@ -71,7 +72,9 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
         return jnp.asarray(batch["image"]), np.asarray(arrays["label"])[rows]
 
     x, _ = images(test, effort.images)
-    found: dict[str, Any] = {"test_nll": -float(np.mean(bound(model, x, effort.samples)))}
+    settings = trainer.settings
+    own = settings.refinement() if isinstance(settings, SVI) else None
+    found: dict[str, Any] = {"test_nll": -float(np.mean(bound(model, x, effort.samples, own)))}
     size = test["image"][0].size
     everything, labels = images(test, min(len(test["label"]), max(1, _VALUES // size)))
     codes = _encoded(model, everything)
@@ -79,12 +82,10 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
     seen, seen_labels = images(train, min(_PROBED, max(1, _VALUES // size)))
     found["test_probe_accuracy"] = probe(_encoded(model, seen), seen_labels, codes, labels)
     found["test_amortisation_gap"] = amortisation_gap(model, images(test, _REFINED)[0])
-    settings = trainer.settings
-    refine = settings.refinement() if isinstance(settings, SVI) else LONG
     x, _ = images(test, _CORRUPTED)
     shape = tuple(test["image"].shape[1:])
     if len(shape) == 3 and int(np.prod(shape)) == int(np.prod(x.shape[1:])):
-        found["out_of_distribution"] = corrupted(model, x, shape, refine)
+        found["out_of_distribution"] = corrupted(model, x, shape, own or LONG)
         found["iterative"] = found["out_of_distribution"]["identity"]
     _warn(found, model.latent)
     return found
@@ -94,14 +95,20 @@ LONG = Refinement(steps=50, learning_rate=0.2, natural=True, draws=8)
 """Refinement to where there is little left to gain, whatever the model."""
 
 
-def bound(model: VAE, x: jax.Array, samples: int) -> np.ndarray:
-    """The importance-weighted bound of each image, in chunks of images and of samples."""
+def bound(model: VAE, x: jax.Array, samples: int, refine: Refinement | None = None) -> np.ndarray:
+    """The importance-weighted bound of each image, in chunks of images and of samples.
+
+    The samples are drawn from the encoder's posterior, or from what `refine` makes of it.
+    """
     graphdef, state = nnx.split(model)
     chunks = -(-samples // _SAMPLES)
 
     @jax.jit
     def of(state: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         posterior = nnx.merge(graphdef, state, copy=True).posterior(x)
+        if refine is not None:
+            loop, key = jax.random.split(key)
+            posterior, _ = refine(nnx.merge(graphdef, state, copy=True), x, posterior, loop)
 
         def more(total: jax.Array, chunk: jax.Array) -> tuple[jax.Array, None]:
             alike = nnx.merge(graphdef, state, copy=True)

@@ -35,8 +35,8 @@ from trainers import continual, processes
 from trainers.config import STAGE_KEYS, to_json
 from trainers.devices import placed
 from trainers.experiment import SECTIONS
-from trainers.features import config_of, open_experiment, restored
-from trainers.loop import Result, evaluate_state, fit
+from trainers.features import config_of, open_experiment
+from trainers.loop import Result, fit
 from trainers.run_directory import RunDirectory, latest_metrics, logged_to, write_atomically
 from trainers.schema import INHERITED, LINKS, schema, section_of, unknown, validate
 from trainers.values import plain
@@ -136,30 +136,29 @@ def fit_stages(
                 with logged_to(own.log):
                     fit(open_experiment(config, own), own, progress=progress)
         summary = {name: latest_metrics(run.stage(name).metrics) for name in _names(given)}
-        last = run.stage(given["stages"][-1]["name"])
-        more = continual.measured(run, given["stages"])
-        text = json.dumps({"stages": summary, **({"continual": more} if more else {})}, indent=2)
+        last = run.stage(_names(given)[-1])
+        text = json.dumps({"stages": summary, **continued(pipeline, run)}, indent=2)
         if processes.first():
             write_atomically(run.summary, text + "\n")
     return Result(run.path, steps, latest_metrics(last.metrics))
 
 
-def evaluate_stages(pipeline: ConfigDict, run: RunDirectory, *, best: bool) -> dict[str, Any]:
-    """Metrics of the last stage on the test split, through all that comes before it."""
-    stages = plain(pipeline)["stages"]
-    last = run.stage(stages[-1]["name"])
+def last_stage(pipeline: ConfigDict, run: RunDirectory) -> RunDirectory:
+    """The run of the last stage, through which all that comes before it is evaluated.
+
+    Raises:
+        UserError: if the pipeline hasn't come to it.
+    """
+    last = run.stage(_names(plain(pipeline))[-1])
     if not last.config.is_file():
         raise UserError(f"{run.path} is not finished; 'grlu resume {run.path}' trains it")
-    experiment = open_experiment(config_of(last), last, computed=("test",))
-    found = restored(last, best=best, seen=experiment)
-    metrics = evaluate_state(experiment, found.state, experiment.test)
-    more = continual.measured(run, stages)
-    return {
-        "run": str(run.path),
-        "step": found.step,
-        **metrics,
-        **({"continual": more} if more else {}),
-    }
+    return last
+
+
+def continued(pipeline: ConfigDict, run: RunDirectory) -> dict[str, Any]:
+    """What is said of a sequence of tasks beside its last stage's metrics, as "continual"."""
+    found = continual.measured(run, plain(pipeline)["stages"])
+    return {"continual": found} if found else {}
 
 
 def _completed(

@@ -115,16 +115,17 @@ def evaluate(
     Raises:
         UserError: if there is no run or no checkpoint.
     """
-    run = RunDirectory.open(pathlib.Path(run_dir))
-    config = load_config(run.config)
+    run = own = RunDirectory.open(pathlib.Path(run_dir))
+    config, more = load_config(run.config), {}
     if "stages" in config:
-        return hybrid.evaluate_stages(hybrid.complete(config), run, best=best)
-    config = config_of(run)
+        pipeline = hybrid.complete(config)
+        own, more = hybrid.last_stage(pipeline, run), hybrid.continued(pipeline, run)
+    config = config_of(own)
     generates = generative.is_generative(config)
     splits = ("train", "test") if generates else ("test",)
-    experiment = open_experiment(config, run, computed=splits)
-    found = restored(run, best=best, seen=experiment)
+    experiment = open_experiment(config, own, computed=splits)
+    found = restored(own, best=best, seen=experiment)
     metrics = evaluate_state(experiment, found.state, experiment.test)
     if generates:
         metrics |= generative.measured(experiment, found.state, effort or generative.Effort())
-    return {"run": str(run.path), "step": found.step, **metrics}
+    return {"run": str(run.path), "step": found.step, **metrics, **more}

@@ -46,6 +46,12 @@ def test_the_bound_is_the_marginal_whatever_the_chunks(linear):
     assert generative.bound(model, x, 1).mean() < few < exact.mean()
 
 
+def test_the_bound_is_tighter_with_samples_of_a_refined_posterior(linear):
+    model, x, exact, _ = linear
+    refined = generative.bound(model, x, 7, generative.LONG).mean()
+    assert generative.bound(model, x, 7).mean() + 0.05 < refined < exact.mean()
+
+
 def test_refinement_closes_the_gap_up_to_the_factorised_posterior(linear):
     model, x, exact, precision = linear
     # The best diagonal Gaussian has the exact mean and the diagonal of the precision.
