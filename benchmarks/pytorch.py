@@ -61,7 +61,7 @@ CASES = (
     Case("vae 512-256-15", "mnist_vae_z15", _PLAIN, 100),
     Case("vae 200-200-50", "mnist_vae", (*_PLAIN, "trainer.average=null"), 100),
     Case("gpt 4 x 128", "shakespeare_lm", (), 20),
-    Case("20 steps of svi", "mnist_ivae_kl", _PLAIN, 20, "vae 512-256-15"),
+    Case("svi, 20 steps", "mnist_ivae_kl", _PLAIN, 20, "vae 512-256-15"),
 )
 
 
@@ -161,13 +161,13 @@ def measure(case: Case, turns: int, compared: bool) -> tuple[int, list[float], l
 
 
 def _row(case: Case, units: int, before: list[float], after: list[float]) -> list[str]:
-    """Medians, what passes a second, and how much faster ours is; or how long beside another's."""
+    """Medians, what passes a second, and how ours compares."""
     ours = statistics.median(after)
     if not before:
         return ["", f"{ours:.2f}", "", f"{1e3 * units / ours:,.0f}", ""]
     theirs = statistics.median(before)
     rates = (f"{1e3 * units / each:,.0f}" for each in (theirs, ours))
-    ratio = f"{ours / theirs:.2f}× the time" if case.against else f"{theirs / ours:.2f}×"
+    ratio = f"{ours / theirs:.2f}× slower" if case.against else f"{theirs / ours:.2f}× faster"
     return [f"{theirs:.2f}", f"{ours:.2f}", *rates, ratio]
 
 
@@ -184,7 +184,7 @@ def main(
     cases = [case for case in CASES if only in case.name]
     title = "a training step: milliseconds, and examples or tokens a second"
     made = Table(title=title, box=box.SIMPLE)
-    for head in ("case", "beside", "ms", "ours", "a second", "ours", "ratio"):
+    for head in ("case", "beside", "ms", "ours", "/s", "ours", "ours is"):
         left = head in ("case", "beside")
         made.add_column(head, justify="left" if left else "right", no_wrap=True)
     try:
