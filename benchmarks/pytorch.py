@@ -6,7 +6,7 @@ Both run in this process, on the same cores, on the same random data in memory; 
 that whoever shares the machine disturbs both, and the median over the turns is reported. Ours is
 the path that `grlu train` takes: the trainer's step in the loop's compiled chunk, with its metrics.
 PyTorch's is `benchmarks.plain_torch`: a loop over batches that are sliced from a tensor, with its
-own optimizers as they come. Only the comparison needs torch; `--no-torch` leaves it out.
+own optimizers as they come. Beside inference in 20 steps stands the same model without. Only the comparison needs torch; `--no-torch` leaves it out.
 """
 
 import dataclasses
@@ -184,9 +184,8 @@ def main(
     cases = [case for case in CASES if only in case.name]
     title = "a training step: milliseconds, and examples or tokens a second"
     made = Table(title=title, box=box.SIMPLE)
-    for head in ("case", "beside", "ms", "ours", "/s", "ours", "ours is"):
-        left = head in ("case", "beside")
-        made.add_column(head, justify="left" if left else "right", no_wrap=True)
+    for head in ("", "beside it, ms", "ours", "/s", "ours", "ours is"):
+        made.add_column(head, justify="right" if head else "left", no_wrap=True)
     try:
         if compared and importlib.util.find_spec("torch") is None:
             raise UserError(
@@ -199,7 +198,7 @@ def main(
             torch.set_num_threads(int(environment()["cores"]))
         for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
             units, before, after = measure(case, turns, compared)
-            made.add_row(case.name, case.against or "PyTorch", *_row(case, units, before, after))
+            made.add_row(case.name, *_row(case, units, before, after))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
