@@ -6,7 +6,8 @@ Both run in this process, on the same cores, on the same random data in memory; 
 that whoever shares the machine disturbs both, and the median over the turns is reported. Ours is
 the path that `grlu train` takes: the trainer's step in the loop's compiled chunk, with its metrics.
 PyTorch's is `benchmarks.plain_torch`: a loop over batches that are sliced from a tensor, with its
-own optimizers as they come. Beside inference in 20 steps stands the same model without. Only the comparison needs torch; `--no-torch` leaves it out.
+own optimizers as they come. Beside inference in 20 steps stands the same model without. Only the
+comparison needs torch; `--no-torch` leaves it out.
 """
 
 import dataclasses
