@@ -19,7 +19,7 @@ from grlu.errors import Interrupted, RunError
 from trainers import processes
 from trainers.compiled import compile_chunk, compile_evaluation
 from trainers.devices import placed
-from trainers.early_stopping import exhausted
+from trainers.early_stopping import exhausted, latest_is_best
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import (
@@ -149,7 +149,12 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                     if ended:
                         _log.info("ended: %s was best %d epochs ago", column, settings.patience)
                     if ended or step == steps:
-                        row |= _prefixed("test", evaluate(state, experiment.test))
+                        outcome = state
+                        if settings.patience and not latest_is_best(history, direction):
+                            found = checkpoints.restore(state, best=True)
+                            _log.info("tested: step %d, the best by %s", found.step, column)
+                            outcome = found.state
+                        row |= _prefixed("test", evaluate(outcome, experiment.test))
                     show(experiment, state, run.path / "samples.jsonl", step)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
