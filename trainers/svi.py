@@ -144,9 +144,9 @@ class SVI(GradientSettings):
             raise UserError(f"trainer.mode must be decoupled, kl or e2e; got {self.mode!r}")
         if self.mode == "e2e" and self.svi_natural:
             raise UserError(
-                "trainer.mode=e2e takes the gradient through the inner loop, which overflows through "
-                "natural steps: set trainer.svi_natural=false and a trainer.svi_learning_rate of "
-                "about 0.01, or trainer.mode=kl"
+                "trainer.mode=e2e takes the gradient through the inner loop, and through natural "
+                "steps it overflows: set trainer.svi_natural=false and a "
+                "trainer.svi_learning_rate of about 0.01, or trainer.mode=kl"
             )
         bound = super().make_objective(classes)
         return Refined(bound, self.refinement(), self.mode)
