@@ -20,6 +20,7 @@ from trainers import processes
 from trainers.compiled import compile_chunk, compile_evaluation
 from trainers.devices import placed
 from trainers.early_stopping import exhausted, latest_is_best
+from trainers.pictures import compile_pictures
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import (
@@ -82,6 +83,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         saved = step or None
         train_chunk = compile_chunk(experiment, where)
         evaluate = compile_evaluation(experiment, where)
+        pictures = compile_pictures(experiment)
         train = dict(experiment.train)
         if not experiment.streamed:
             train = where.data(train, by_seed=experiment.by_seed)
@@ -156,6 +158,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                             outcome = found.state
                         row |= _prefixed("test", evaluate(outcome, experiment.test))
                     show(experiment, state, run.path / "samples.jsonl", step)
+                    report.images(step, pictures(state, step))
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))
