@@ -114,7 +114,7 @@ def compile_evaluation(
     over = home.compiled(over, (0, shared, None, None))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
-        if experiment.streamed and experiment.length(arrays) > batch_size:
+        if experiment.streamed and not isinstance(arrays["image"], np.ndarray):
             return _in_parts(evaluate, state, arrays, experiment.length(arrays), batch_size)
         length = experiment.length(arrays)
         size = -(-min(batch_size, length) // home.size) * home.size
@@ -133,7 +133,7 @@ def _in_parts(
     """`evaluate` on one part of a split after the other: means of means, by their lengths."""
     total: Values = {}
     for start in range(0, length, size):
-        part = {name: np.asarray(array[start : start + size]) for name, array in arrays.items()}
+        part = {name: array[start : start + size] for name, array in arrays.items()}
         share = min(size, length - start) / length
         for name, value in evaluate(state, part).items():
             total[name] = total.get(name, 0.0) + share * value

@@ -34,8 +34,8 @@ from trainers.samples import show
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
-# Bytes of the data on disk that are in memory at once.
-_STREAMED = 2**27
+# Bytes of the data on disk that are read at once.
+_STREAMED = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 more = [(0, 0)] * (rows.ndim - 2) + [(0, longest - count), (0, 0)]
                 rows, part = np.pad(rows, more), train
                 if experiment.streamed:
-                    part = {name: np.asarray(a[rows.reshape(-1)]) for name, a in train.items()}
+                    part = {name: a[rows.reshape(-1)] for name, a in train.items()}
                     rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
                 state, averages, broken = train_chunk(state, part, rows, count)
                 step += count
