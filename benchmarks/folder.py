@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 SIDE = 64
-_MODEL = ("model.latent=16", "model.encoder_channels=(16,32)", "model.decoder_channels=(32,16)")
+_MODEL = ("model.latent=16", "model.encoder_channels=(8,8)", "model.decoder_channels=(8,8)")
 _TRAINER = ("trainer.epochs=1", "trainer.batch_size=128")
 
 

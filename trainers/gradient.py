@@ -155,6 +155,7 @@ class Trainer(TrainerLike):
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
+        looped: whether many steps may be one program: not where there are convolutions.
     """
 
     def __init__(
@@ -193,6 +194,8 @@ class Trainer(TrainerLike):
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+        kinds = (nnx.Conv, nnx.ConvTranspose)
+        self.looped = not any(isinstance(m, kinds) for _, m in nnx.iter_modules(model))
         model.eval()
         self._evaluating = nnx.graphdef(model)
         model.train()

@@ -28,6 +28,8 @@ class TrainerLike(Protocol):
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
+        looped: whether many steps may be one program; on a CPU XLA's loops spoil the gradients of
+            convolutions, which it rewrites outside of loops alone (10 times slower, measured).
     """
 
     settings: Any
@@ -36,6 +38,7 @@ class TrainerLike(Protocol):
     better: tuple[str, Literal["min", "max"]]
     block: int
     tiny: bool
+    looped: bool = True
 
     def init(self, key: jax.Array) -> TrainState: ...
     def step(self, state: Any, batch: Arrays) -> tuple[TrainState, Values]: ...
