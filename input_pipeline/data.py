@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from input_pipeline.binarize import (
     Binarization,
     drawn_anew,
@@ -14,6 +12,7 @@ from input_pipeline.binarize import (
     require_binarization,
 )
 from input_pipeline.classes import few, keep, renumbered
+from input_pipeline.on_disk import OnDisk
 from input_pipeline.preprocess import Moments, preprocess_for
 from input_pipeline.splits import Examples, carve
 from input_pipeline.tokenizers import Tokenizer
@@ -61,7 +60,7 @@ class Data:
     @property
     def streamed(self) -> bool:
         """Whether the data stay on the disk, and come into memory in parts."""
-        return any(isinstance(array, np.memmap) for array in self.train.values())
+        return any(isinstance(array, OnDisk) for array in self.train.values())
 
 
 def image_data(

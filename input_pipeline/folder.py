@@ -13,16 +13,18 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from grlu.errors import UserError
 from input_pipeline.cache import cache_dir
 from input_pipeline.data import Data
+from input_pipeline.on_disk import OnDisk
 from input_pipeline.preprocess import preprocess_for
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+_LAYOUT = 2  # of the decoded files; changed with it, so that those of before are not read
 _SPLITS = ("train", "validation", "test")
 _log = logging.getLogger("grlu")
 
@@ -53,13 +55,13 @@ def image_folder(path: str) -> Callable[..., Data]:
         shape = (size, size, 3 if colour == "rgb" else 1)
         classes = sorted({file.parent for file in files})
         folder = _decoded(root, files, classes, shape, validation, test)
-        arrays = {
+        arrays: dict[str, Any] = {
             split: {
-                "image": np.load(folder / f"{split}_image.npy", mmap_mode="r"),
+                "image": OnDisk(folder / f"{split}_image.raw", shape),
                 "label": np.load(folder / f"{split}_label.npy"),
             }
             for split in _SPLITS
-            if (folder / f"{split}_image.npy").is_file()
+            if (folder / f"{split}_label.npy").is_file()
         }
         for split in ("train", "test"):
             if split not in arrays:
@@ -120,7 +122,7 @@ def _decoded(
     """The folder of the decoded splits, made unless it is there."""
     seen = [(file.as_posix(), (root / file).stat()) for file in files]
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in seen]
-    key = json.dumps([str(root.resolve()), stamps, shape, validation, test])
+    key = json.dumps([_LAYOUT, str(root.resolve()), stamps, shape, validation, test])
     folder = cache_dir() / "folders" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if folder.is_dir():
         return folder
@@ -164,7 +166,7 @@ def _decode(
     from rich.progress import track
 
     console, skipped, labels = Console(stderr=True), [], []
-    with (folder / "raw").open("wb") as raw:
+    with (folder / f"{split}_image.raw").open("wb") as raw:
         for file in track(files, f"decoding {split}", console=console, transient=True):
             try:
                 with Image.open(root / file) as image:
@@ -178,13 +180,5 @@ def _decode(
             raw.write(np.asarray(fitted, np.uint8).tobytes())
             labels.append(classes.index(file.parent))
     if labels:
-        images = np.memmap(folder / "raw", np.uint8, "r", shape=(len(labels), *shape))
-        stored = np.lib.format.open_memmap(
-            folder / f"{split}_image.npy", "w+", np.uint8, images.shape
-        )
-        for start in range(0, len(images), 1000):
-            stored[start : start + 1000] = images[start : start + 1000]
-        stored.flush()
         np.save(folder / f"{split}_label.npy", np.array(labels, np.int32))
-    (folder / "raw").unlink()
     return skipped

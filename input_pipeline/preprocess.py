@@ -72,7 +72,9 @@ def preprocess_for(
 
 def mean_image(images: np.ndarray, maximum: float) -> tuple[float, ...]:
     """Return the mean of `images / maximum` (N, H, W, C), pixel by pixel, summed as integers."""
-    total = images.sum(0, dtype=np.int64)
+    total = np.zeros(images.shape[1:], np.int64)
+    for start in range(0, len(images), 1000):
+        total += images[start : start + 1000].sum(0, dtype=np.int64)
     return tuple((total / (len(images) * maximum)).ravel().tolist())
 
 

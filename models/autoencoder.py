@@ -130,7 +130,11 @@ class Autoencoder(nnx.Module):
     def _decoded(self, i: int, h: jax.Array) -> jax.Array:
         if not self.tied:
             return self.decoder[i](h)
-        return h @ self.encoder[-1 - i].kernel[...].T + self.biases[i][...][None]
+        layer = self.encoder[-1 - i]
+        h, kernel, bias = nnx.nn.dtypes.promote_dtype(
+            (h, layer.kernel[...], self.biases[i][...]), dtype=layer.dtype
+        )
+        return h @ kernel.T + bias[None]
 
 
 class ConvAutoencoder(nnx.Module):

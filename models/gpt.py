@@ -4,7 +4,7 @@ Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learn
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 
 import grlu
 from models.attention import ATTENTIONS, Attention, Past, linear
+from models.layers import precise
 
 _gelu = grlu.activation(nnx.gelu)  # Its tanh form, which is GPT-2's.
 
@@ -145,6 +146,7 @@ class GPT(nnx.Module):
         )
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.value = linear(width, 1, 0.02, rngs) if value_head else None
+        self.dtype: Any = None  # in which the head computes; by default that of its weights
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits, shape (B, T, V), of what follows each of `tokens`, shape (B, T), int.
@@ -214,7 +216,9 @@ class GPT(nnx.Module):
         return x if self.dropout is None else self.dropout(x)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return x @ self.tokens.embedding[: self.vocabulary].T
+        rows = self.tokens.embedding[: self.vocabulary]
+        x, rows = nnx.nn.dtypes.promote_dtype((x, rows), dtype=self.dtype)
+        return precise(x @ rows.T)
 
     def _require_room(self, length: int) -> None:
         if length > self.block:

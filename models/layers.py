@@ -48,12 +48,18 @@ def dense(fan_in: int, units: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(fan_in, units, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
 
 
+def precise(x: jax.Array) -> jax.Array:
+    """`x` in float32 if it is in fewer bits, as the output of a layer that computes in bfloat16."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def layer_norm(x: jax.Array) -> jax.Array:
     """Layer norm over the last axis without parameters: (x - mean) / (std + 1e-8).
 
     The standard deviation is the population's. A constant input gives zeros, and a zero gradient
     where the square root has none.
     """
+    x = precise(x)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred / (jnp.sqrt(jnp.maximum(variance, 1e-16)) + 1e-8)

@@ -10,7 +10,7 @@ from flax import nnx
 import grlu
 from models.coders import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from models.densities import log_bernoulli, log_normal
-from models.layers import ActivationName
+from models.layers import ActivationName, precise
 
 LikelihoodName = Literal["bernoulli", "gaussian", "learned"]
 BackboneName = Literal["mlp", "conv"]
@@ -93,7 +93,7 @@ class VAE(nnx.Module):
 
     def posterior(self, x: jax.Array) -> Posterior:
         """q(z | x) for `x` of shape (B, *example_shape)."""
-        mean, raw = self.encoder(x)
+        mean, raw = map(precise, self.encoder(x))
         log_variance = clamp(raw)
         beyond = (raw < LOG_VARIANCES[0]) | (raw > LOG_VARIANCES[1])
         return Posterior(mean, log_variance, jnp.sum(beyond, -1).astype(mean.dtype))
@@ -104,7 +104,7 @@ class VAE(nnx.Module):
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Logits or means, shape (..., *example_shape), of codes (..., latent)."""
-        return self.decoder(z)
+        return precise(self.decoder(z))
 
     def log_likelihood(self, x: jax.Array, z: jax.Array) -> jax.Array:
         """log p(x | z) in nats, summed over the features.

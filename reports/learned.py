@@ -64,7 +64,8 @@ def learned(record: Record) -> Learned:
     if not isinstance(trainer, Trainer):
         raise UserError(f"{type(trainer).__name__} is a trainer whose model a report can't ask")
     with open_checkpoints(experiment, run) as checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(experiment.init))
+        best = experiment.run.patience is not None
+        restored = checkpoints.restore(jax.eval_shape(experiment.init), best=best)
     states = [restored.state]
     if experiment.run.seeds > 1:
         states = [

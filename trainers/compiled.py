@@ -32,6 +32,7 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
     """
     trainer, preprocess = experiment.trainer, experiment.preprocess
     home = where or Seeds(experiment.run.seeds)
+    looped = trainer.looped or trainer.block > 1 or jax.default_backend() != "cpu"
 
     def chunk(state: TrainState, arrays: Arrays, rows: jax.Array, count: jax.Array) -> Any:
         def fold(carry: Any, step: jax.Array, values: Values) -> Any:
@@ -64,7 +65,9 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
 
         start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32)))
         # A bound that is data: one compilation serves the shorter last chunk, too.
-        if trainer.block == 1:
+        if not looped:
+            state, (collection, broken) = one(jnp.zeros((), jnp.int32), start)
+        elif trainer.block == 1:
             state, (collection, broken) = jax.lax.fori_loop(0, count, one, start)
         else:
             blocks = -(-count // trainer.block)
@@ -74,13 +77,29 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
         return state, collection.compute(), broken
 
     shared = 0 if experiment.by_seed else None
-    return home.compiled(
+    compiled = home.compiled(
         chunk,
         (0, shared, 0, None),
         like=jax.eval_shape(experiment.init),
         donate_argnums=0,
         compiler_options=_compiler_options(trainer.tiny),
     )
+    return compiled if looped else _one_by_one(compiled)
+
+
+def _one_by_one(compiled: Callable) -> Callable:
+    """A chunk of steps by a program of one step, which is called for each."""
+
+    def chunk(state: TrainState, arrays: Arrays, rows: Any, count: int) -> Any:
+        total: Values = {}
+        broken: Any = -1
+        for i in range(count):
+            state, values, first = compiled(state, arrays, rows[..., i : i + 1, :], 1)
+            total = {name: total.get(name, 0.0) + value for name, value in values.items()}
+            broken = jnp.where(broken < 0, first, broken)
+        return state, {name: value / count for name, value in total.items()}, broken
+
+    return chunk
 
 
 def _compiler_options(tiny: bool) -> dict[str, bool | int | str] | None:
@@ -114,7 +133,7 @@ def compile_evaluation(
     over = home.compiled(over, (0, shared, None, None))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
-        if experiment.streamed and experiment.length(arrays) > batch_size:
+        if experiment.streamed and not isinstance(arrays["image"], np.ndarray):
             return _in_parts(evaluate, state, arrays, experiment.length(arrays), batch_size)
         length = experiment.length(arrays)
         size = -(-min(batch_size, length) // home.size) * home.size
@@ -133,7 +152,7 @@ def _in_parts(
     """`evaluate` on one part of a split after the other: means of means, by their lengths."""
     total: Values = {}
     for start in range(0, length, size):
-        part = {name: np.asarray(array[start : start + size]) for name, array in arrays.items()}
+        part = {name: array[start : start + size] for name, array in arrays.items()}
         share = min(size, length - start) / length
         for name, value in evaluate(state, part).items():
             total[name] = total.get(name, 0.0) + share * value

@@ -1,4 +1,7 @@
-"""When a run ends before its time: the validation metric has been no better for too long."""
+"""When a run ends before its time: the validation metric has been no better for too long.
+
+What such a run comes to is its best state, not its last.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,3 +19,9 @@ def exhausted(
     sign = 1 if direction == "max" else -1
     best = max(range(len(values)), key=lambda i: (sign * values[i], -i))
     return len(values) - 1 - best >= patience
+
+
+def latest_is_best(values: Sequence[float], direction: Literal["min", "max"]) -> bool:
+    """Whether no value is better than the last: of equals the newest is the best checkpoint."""
+    best = max(values) if direction == "max" else min(values)
+    return values[-1] == best

@@ -1,5 +1,6 @@
 """From a config to an experiment."""
 
+import math
 from typing import Any
 
 from flax import nnx
@@ -51,6 +52,8 @@ TRAINERS: dict[str, Any] = {
     ),
 }
 
+# Features of images that evaluation takes at once: 8 MB, before what a network makes of them.
+_FEATURES = 2**21
 # Logits that evaluation may hold at once: 0.5 GB.
 _LOGITS = 2**27
 
@@ -136,9 +139,9 @@ def make_experiment(
 
 
 def _at_once(data: input_pipeline.Data, settings: Any) -> int:
-    """How many examples evaluation takes at once: fewer where each is answered at length."""
+    """How many examples evaluation takes at once: fewer of large ones, or answered at length."""
     if data.tokenizer is None:
-        return Experiment.evaluated_at_once
+        return max(1, min(Experiment.evaluated_at_once, _FEATURES // math.prod(data.example_shape)))
     answers = getattr(settings, "eval_samples", 1)
     logits = answers * data.example_shape[0] * data.num_classes
     return max(1, min(Experiment.evaluated_at_once, _LOGITS // logits))

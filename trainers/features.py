@@ -121,7 +121,9 @@ def fresh(
 def restored(
     run: RunDirectory, *, best: bool, seen: Experiment | None = None
 ) -> Restored[TrainState]:
-    """The newest (or best) checkpoint of a run; `seen` is its experiment, if it is at hand.
+    """The newest (or best) checkpoint of a run; of one with patience always the best.
+
+    `seen` is its experiment, if it is at hand.
 
     Raises:
         UserError: if there is none.
@@ -132,6 +134,7 @@ def restored(
             raise UserError(
                 f"{run.path} has no checkpoint yet; 'grlu resume {run.resumed}' trains it"
             )
+        best = best or experiment.run.patience is not None
         return checkpoints.restore(experiment.init(), best=best)
 
 

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from grlu.backprop import Backprop
 from grlu.errors import UserError
 from grlu.learned_feedback import add_feedback
 from grlu.rule import Rule, pure_objective
 from trainers.blocks import Fold, averaged, taken
 from trainers.objectives import objective_of
 from trainers.optimizing import OptimizerSettings
+from trainers.precision import PrecisionName, set_precision
 from trainers.protocol import TrainerLike
 from trainers.schedules import OptimizerName, ScheduleName, require, schedule
 from trainers.state import TrainState
@@ -53,6 +55,8 @@ class GradientSettings(OptimizerSettings):
         online_chunk: with "sgd", a local rule and a dense first layer, the examples after which
             that layer is written; it changes the speed and not the result (`grlu.online`). 1 turns
             it off.
+        precision: in which the layers of training multiply: "float32", or "bfloat16", by backprop;
+            evaluation, parameters, optimizer and likelihoods are float32 (`trainers.precision`).
         average: decay per step of the running average of the weights that evaluation uses (0.999
             averages over about 1,000 steps), or None.
     """
@@ -73,6 +77,7 @@ class GradientSettings(OptimizerSettings):
     schedule: ScheduleName = "cosine"
     schedule_per: Literal["step", "epoch"] = "step"
     clip: float | None = None
+    precision: PrecisionName = "float32"
     average: float | None = None
     online_chunk: int = 64
 
@@ -83,6 +88,11 @@ class GradientSettings(OptimizerSettings):
         require("trainer.average", self.average, 0, 1)
         require("trainer.online_chunk", self.online_chunk, 1)
         require("trainer.fast_learning_rate", self.fast_learning_rate, 0)
+        if self.precision != "float32" and self.rule_class is not Backprop:
+            raise UserError(
+                f"trainer.precision={self.precision} is for backprop (trainer.name backprop or "
+                "svi): other rules compare rewards that differ in later digits; set it to float32"
+            )
         self.make_objective(classes=2)
         self.rule(getattr(self, "sigma", None))
 
@@ -145,6 +155,7 @@ class Trainer(TrainerLike):
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
+        looped: whether many steps may be one program: not where there are convolutions.
     """
 
     def __init__(
@@ -177,15 +188,20 @@ class Trainer(TrainerLike):
         plain = plain and type(self).step is Trainer.step
         # An objective that changes from step to step is not one for all of a block.
         plain = plain and not hasattr(self.objective, "at")
+        # A chunk finds its layers by their float32 products.
+        plain = plain and settings.precision == "float32"
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-        model.train()
-        self._training = nnx.graphdef(model)
-        self._steps = steps
+        kinds = (nnx.Conv, nnx.ConvTranspose)
+        self.looped = not any(isinstance(m, kinds) for _, m in nnx.iter_modules(model))
         model.eval()
         self._evaluating = nnx.graphdef(model)
+        model.train()
+        set_precision(model, settings.precision)
+        self._training = nnx.graphdef(model)
+        self._steps = steps
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step; the model is drawn from `key`."""

@@ -19,7 +19,8 @@ from grlu.errors import Interrupted, RunError
 from trainers import processes
 from trainers.compiled import compile_chunk, compile_evaluation
 from trainers.devices import placed
-from trainers.early_stopping import exhausted
+from trainers.early_stopping import exhausted, latest_is_best
+from trainers.pictures import compile_pictures
 from trainers.protocol import Arrays, Experiment
 from trainers.reporting import parameter_overview, reporting
 from trainers.run_directory import (
@@ -33,8 +34,8 @@ from trainers.samples import show
 from trainers.state import TrainState
 
 _log = logging.getLogger("grlu")
-# Bytes of the data on disk that are in memory at once.
-_STREAMED = 2**27
+# Bytes of the data on disk that are read at once.
+_STREAMED = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         saved = step or None
         train_chunk = compile_chunk(experiment, where)
         evaluate = compile_evaluation(experiment, where)
+        pictures = compile_pictures(experiment)
         train = dict(experiment.train)
         if not experiment.streamed:
             train = where.data(train, by_seed=experiment.by_seed)
@@ -121,7 +123,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 more = [(0, 0)] * (rows.ndim - 2) + [(0, longest - count), (0, 0)]
                 rows, part = np.pad(rows, more), train
                 if experiment.streamed:
-                    part = {name: np.asarray(a[rows.reshape(-1)]) for name, a in train.items()}
+                    part = {name: a[rows.reshape(-1)] for name, a in train.items()}
                     rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
                 state, averages, broken = train_chunk(state, part, rows, count)
                 step += count
@@ -149,8 +151,14 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                     if ended:
                         _log.info("ended: %s was best %d epochs ago", column, settings.patience)
                     if ended or step == steps:
-                        row |= _prefixed("test", evaluate(state, experiment.test))
+                        outcome = state
+                        if settings.patience and not latest_is_best(history, direction):
+                            found = checkpoints.restore(state, best=True)
+                            _log.info("tested: step %d, the best by %s", found.step, column)
+                            outcome = found.state
+                        row |= _prefixed("test", evaluate(outcome, experiment.test))
                     show(experiment, state, run.path / "samples.jsonl", step)
+                    report.images(step, pictures(state, step))
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from models.layers import precise
 from trainers.fast_learner import FastLearner
 from trainers.language import Denoising, LanguageModelling
 from trainers.variational import Elbo, Iwae
@@ -62,7 +63,7 @@ class Classification:
     def __call__(
         self, model: Any, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits = model(batch["image"])
+        logits = precise(model(batch["image"]))
         labels = batch["label"]
         if logits.ndim == 3:
             rewards = jnp.sum(jax.vmap(self.reward, (1, None), 1)(logits, labels), axis=1)
@@ -109,7 +110,7 @@ class Reconstruction:
         self, model: Any, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         target = batch["image"]
-        out = model(target)
+        out = precise(model(target))
         if jnp.shape(out) != jnp.shape(target):
             raise UserError(
                 f"reconstruction needs a model whose output has the shape of its input, "

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grlu.errors import UserError
 from trainers.devices import MeshSettings
 from trainers.schedules import require
 from trainers.state import TrainState
@@ -27,6 +28,8 @@ class TrainerLike(Protocol):
         better: the metric that chooses checkpoints, and its direction.
         block: how many updates `steps` takes at once; 1 if there is nothing to gain by it.
         tiny: whether a step is operations of a microsecond each, as those on one example are.
+        looped: whether many steps may be one program; on a CPU XLA's loops spoil the gradients of
+            convolutions, which it rewrites outside of loops alone (10 times slower, measured).
     """
 
     settings: Any
@@ -35,6 +38,7 @@ class TrainerLike(Protocol):
     better: tuple[str, Literal["min", "max"]]
     block: int
     tiny: bool
+    looped: bool = True
 
     def init(self, key: jax.Array) -> TrainState: ...
     def step(self, state: Any, batch: Arrays) -> tuple[TrainState, Values]: ...
@@ -82,7 +86,8 @@ class RunSettings:
             with `_sd` after their names, standard deviations over the seeds.
         keep_last: newest checkpoints to keep.
         keep_best: checkpoints to keep by the best validation metric.
-        patience: epochs without a better validation metric after which a run ends, or None.
+        patience: epochs without a better validation metric after which a run ends, or None. With it
+            what a run comes to, and is tested as, is its best state; without, its last.
         init_from: folder of a run whose weights this one begins with, where name and shape are the
             same, or None.
     """
@@ -100,6 +105,11 @@ class RunSettings:
         require("run.keep_last", self.keep_last, 1)
         require("run.keep_best", self.keep_best, 0)
         require("run.patience", self.patience, 1)
+        if self.patience and not self.keep_best:
+            raise UserError(
+                "run.patience makes a run's best state its outcome: run.keep_best must be at least "
+                "1, got 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -53,6 +54,11 @@ class Reporter:
         self._progress.update(
             self._task, completed=step, shown=f"{rate:,.0f}/s · {self._summary()}"
         )
+
+    def images(self, step: int, grids: Mapping[str, np.ndarray]) -> None:
+        """Shows images, uint8, (height, width, depth), in TensorBoard."""
+        for name, grid in grids.items():
+            self._events.add_image(name, grid, step, dataformats="HWC")
 
     def _summary(self) -> str:
         """`reward -0.31 accuracy 0.91 (validation 0.93)`, from the newest values."""

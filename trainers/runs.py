@@ -102,7 +102,8 @@ def evaluate(
 
     Args:
         run_dir: the run's folder.
-        best: whether the best checkpoint by validation is meant.
+        best: whether the best checkpoint by validation is meant, as it always is of a run with
+            `run.patience`.
         effort: how much a variational autoencoder is asked.
 
     Returns:

@@ -27,6 +27,7 @@ _MOVED = {
     ("train", "patience"): ("run", "patience"),
     ("train", "seed"): ("", "seed"),
 }
+_BY_NAME = (("model", "type"), ("train", "early_stopping"), ("train", "use_amp"))
 _log = logging.getLogger("grlu")
 
 
@@ -82,7 +83,7 @@ def translate(layout: Mapping[str, Any]) -> dict[str, Any]:
             )
         )
         for key, value in section.items():
-            if (where, key) in (("model", "type"), ("train", "early_stopping")):
+            if (where, key) in _BY_NAME:
                 continue
             if (where, key) in _MOVED:
                 target, new = _MOVED[where, key]
@@ -95,6 +96,8 @@ def translate(layout: Mapping[str, Any]) -> dict[str, Any]:
                 left_out.append(f"{where}.{key}")
     if (layout.get("train") or {}).get("early_stopping") is False:
         sections["run"]["patience"] = None
+    if (layout.get("train") or {}).get("use_amp"):
+        sections["trainer"]["precision"] = "bfloat16"
     if sections["trainer"].get("weight_decay"):
         sections["trainer"]["optimizer"] = "adamw"
     if not iterative:

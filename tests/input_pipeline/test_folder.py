@@ -9,6 +9,7 @@ from PIL import Image
 import input_pipeline
 import trainers
 from grlu.errors import UserError
+from input_pipeline.on_disk import OnDisk
 
 
 @pytest.fixture
@@ -34,12 +35,12 @@ def test_any_size_becomes_one_and_subfolders_are_classes(folder):
     data = load(folder)
     assert data.example_shape == (16, 16, 3)
     assert data.num_classes == 2
-    assert isinstance(data.train["image"], np.memmap)
+    assert data.streamed
     sizes = [len(split["label"]) for split in (data.train, data.validation, data.test)]
     assert sum(sizes) == 120
     assert sizes[0] > 80
     for split in (data.train, data.validation, data.test):
-        np.testing.assert_array_equal(split["image"][:, 3, 3, 0], 40 + 150 * split["label"])
+        np.testing.assert_array_equal(split["image"][:][:, 3, 3, 0], 40 + 150 * split["label"])
     grey = load(folder, colour="grey", flatten=True)
     assert grey.preprocess(grey.test)["image"].shape[1:] == grey.example_shape == (256,)
 
@@ -85,6 +86,36 @@ def test_folders_without_images_are_refused(tmp_path):
         load(tmp_path)
 
 
+def test_a_file_cut_short_is_told(tmp_path):
+    path = tmp_path / "image.raw"
+    path.write_bytes(bytes(24))
+    rows = OnDisk(path, (2, 3))
+    path.write_bytes(bytes(20))
+    with pytest.raises(UserError, match=r"image\.raw is damaged: remove"):
+        rows[3]
+    with pytest.raises(UserError, match=r"image\.raw is damaged: remove"):
+        OnDisk(path, (2, 3))
+
+
+def test_evaluation_and_standardisation_take_the_data_in_parts(folder, tmp_path, monkeypatch):
+    read = []
+    whole = OnDisk.__getitem__
+    monkeypatch.setattr(OnDisk, "__getitem__", lambda *a: read.append(out := whole(*a)) or out)
+    monkeypatch.setattr("trainers.experiment._FEATURES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr("trainers.loop._STREAMED", 10 * 16 * 16 * 3)
+    config = {
+        "dataset": {"name": f"folder:{folder}", "size": 16, "flatten": True},
+        "model": {"name": "mlp", "hidden": (), "layer_norm": False},
+        "trainer": {"name": "backprop", "epochs": 1, "batch_size": 5},
+        "run": {"rows_per_epoch": 1},
+    }
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    assert max(len(rows) for rows in read if rows.ndim == 4) <= 10
+    monkeypatch.setattr("trainers.experiment._FEATURES", 10**9)
+    at_once = trainers.evaluate(tmp_path / "run")
+    assert at_once["test_reward"] == pytest.approx(result.metrics["test_reward"], rel=1e-5)
+
+
 def test_training_from_disk_is_training_from_memory(folder, tmp_path, monkeypatch):
     config = {
         "dataset": {"name": f"folder:{folder}", "size": 16},
@@ -107,7 +138,7 @@ def test_training_from_disk_is_training_from_memory(folder, tmp_path, monkeypatc
     for section in ({"run": {"seeds": 2}}, {"mesh": {"data": 2}}):
         with pytest.raises(UserError, match=r"run\.seeds, .* must be 1"):
             trainers.train(config | section, tmp_path / "two", progress=False)
-    monkeypatch.setattr(input_pipeline.Data, "streamed", False)
+    monkeypatch.setattr(input_pipeline.folder, "OnDisk", lambda *given: OnDisk(*given)[:])
     whole = trainers.train(config, tmp_path / "whole", progress=False)
     assert streamed.metrics == whole.metrics
     assert streamed.step == whole.step

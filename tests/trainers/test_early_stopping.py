@@ -7,7 +7,8 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.early_stopping import exhausted
+from trainers.early_stopping import exhausted, latest_is_best
+from trainers.protocol import RunSettings
 from trainers.run_directory import read_metrics
 
 
@@ -19,6 +20,43 @@ def test_the_best_must_not_be_too_long_ago():
     assert not exhausted(values, "min", 5)
     assert not exhausted(values, "max", None)
     assert not exhausted([], "max", 1)
+
+
+def test_of_equals_the_latest_is_the_best():
+    assert latest_is_best([0.5, 0.1, 0.5], "max")
+    assert not latest_is_best([0.5, 0.1], "max")
+    assert latest_is_best([0.5, 0.1], "min")
+
+
+@pytest.mark.slow
+def test_a_run_with_patience_comes_to_its_best_state(small, tmp_path):
+    # Steps so large that some epoch is worse than the one before.
+    small["trainer"] = {
+        "name": "backprop",
+        "epochs": 40,
+        "batch_size": 8,
+        "optimizer": "adam",
+        "learning_rate": 0.1,
+        "schedule": "constant",
+    }
+    small["run"] = {"rows_per_epoch": 1, "patience": 2, "keep_best": 2, "keep_last": 1}
+    result = trainers.train(small, tmp_path / "run", progress=False)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    by_merit = sorted(rows, key=lambda r: (float(r["validation_accuracy"]), int(r["step"])))
+    best, last = int(by_merit[-1]["step"]), int(rows[-1]["step"])
+    assert best < last == result.step
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {int(row["step"]) for row in by_merit[-2:]} | {last}
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"tested: step {best}, the best by validation_accuracy" in log
+    evaluated = trainers.evaluate(tmp_path / "run")
+    assert evaluated["step"] == best
+    assert evaluated["test_reward"] == result.metrics["test_reward"]
+
+
+def test_patience_needs_the_best_to_be_kept():
+    with pytest.raises(UserError, match=r"run\.keep_best must be at least 1"):
+        RunSettings(patience=3, keep_best=0)
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ def test_an_iterative_one(tmp_path, caplog):
     (tmp_path / "ivae.yaml").write_text(ITERATIVE)
     with caplog.at_level(logging.WARNING, "grlu"):
         config = trainers.resolve(tmp_path / "ivae.yaml")
-    for key in ("dataset.num_workers", "train.save_dir", "train.use_amp"):
+    for key in ("dataset.num_workers", "train.save_dir"):
         assert key in caplog.text
+    assert "use_amp" not in caplog.text
     assert (config.model.name, config.model.latent) == ("ivae", 15)
     assert config.model.encoder_hidden == (512, 256, 128)
     trainer = config.trainer
@@ -37,6 +38,7 @@ def test_an_iterative_one(tmp_path, caplog):
     assert (trainer.learning_rate, trainer.svi_learning_rate) == (1e-4, 1e-2)
     assert (trainer.batch_size, trainer.clip, trainer.epochs) == (64, 1.0, 3)
     assert (trainer.optimizer, trainer.weight_decay) == ("adamw", 1e-5)
+    assert trainer.precision == "bfloat16"
     assert (config.run.patience, config.run.keep_best) == (7, 5)
 
 

@@ -1,0 +1,56 @@
+"""A program of one step, called for each, against one that loops over them."""
+
+import jax
+import numpy as np
+import pytest
+
+from trainers.compiled import compile_chunk
+from trainers.experiment import make_experiment
+from trainers.runs import resolve
+
+CONV = {"name": "conv_autoencoder", "channels": (2,), "latent": 3}
+
+
+def experiment(**run):
+    config = {
+        "dataset": {"name": "digits", "normalize": "unit", "flatten": False},
+        "model": CONV,
+        "trainer": {"name": "backprop", "objective": "reconstruction", "batch_size": 8},
+        "run": run,
+    }
+    return make_experiment(resolve(config))
+
+
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_convolutions_take_their_steps_one_by_one_and_the_same(seeds):
+    given = experiment(seeds=seeds)
+    assert not given.trainer.looped
+    arrays, rows = dict(given.train), given.order(0)[..., :4, :]
+    found = compile_chunk(given)(given.init(), arrays, rows, 3)
+    given.trainer.looped = True
+    expected = compile_chunk(given)(given.init(), arrays, rows, 3)
+    np.testing.assert_array_equal(found[0].step, 3)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if not jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_step_with_what_is_not_finite_is_told():
+    given = experiment()
+    preprocess = given.preprocess
+
+    def spoilt(batch):
+        batch = preprocess(batch)
+        return batch | {"image": batch["image"] / (batch["label"] != 99)[:, None, None, None]}
+
+    object.__setattr__(given, "preprocess", spoilt)
+    arrays, rows = dict(given.train), given.order(0)[:4]
+    arrays["label"] = arrays["label"].copy()
+    arrays["label"][rows[2, 0]] = 99
+    _, _, broken = compile_chunk(given)(given.init(), arrays, rows, 4)
+    assert int(broken) == 2
+
+
+def test_dense_models_loop():
+    config = {"dataset": {"name": "digits"}, "model": {"name": "mlp"}, "trainer": {"name": "grlu"}}
+    assert make_experiment(resolve(config)).trainer.looped
