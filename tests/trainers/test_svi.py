@@ -190,7 +190,6 @@ def test_an_inner_loop_that_diverges_is_told(tiny, tmp_path):
     [
         ({"mode": "both"}, "trainer.mode must be"),
         ({"objective": "iwae"}, "trainer.objective must be elbo"),
-        ({"mode": "e2e", "svi_natural": True}, "trainer.svi_natural=false"),
         ({"svi_steps": 0}, "trainer.svi_steps must be at least 1"),
         ({"svi_clip": 0.0}, "trainer.svi_clip must be positive"),
         ({"svi_momentum": 2.0}, "trainer.svi_momentum must be between"),
