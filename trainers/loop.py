@@ -97,11 +97,13 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         with (
             contextlib.closing(table),
             reporting(
-                run.path,
+                run,
                 step=step,
                 steps=steps,
                 batch_size=experiment.batch_size,
+                tokens=trainer.tokens,
                 show=progress,
+                remote=settings.wandb,
             ) as report,
         ):
             if steps == 0:
@@ -150,7 +152,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         _log.info("ended: %s was best %d epochs ago", column, settings.patience)
                     if ended or step == steps:
                         row |= _prefixed("test", evaluate(state, experiment.test))
-                    show(experiment, state, run.path / "samples.jsonl", step)
+                    show(experiment, state, run.samples, step)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))
