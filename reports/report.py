@@ -144,6 +144,8 @@ class _Report:
 
     def answers(self, record: Record) -> Iterator[Picture]:
         """Pictures of what a run's newest checkpoint has learned."""
+        if written(record):
+            return  # What a policy has learned is what it writes.
         _log.info("asking %s", record.path)
         try:
             found = learned(record)

@@ -90,7 +90,6 @@ class PairTrainer(TrainerLike):
         self.prompts = None
         if not data.pairs:
             self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
-        self._length = data.example_shape[0]
         self.utility = rewards_of(settings.utility, settings.utility_weights)
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
@@ -196,7 +195,7 @@ class PairTrainer(TrainerLike):
         policy = self._policy(rngs)
         if not self.settings.scores:
             return policy
-        return critic_of(policy, self._length, rngs)
+        return critic_of(policy, rngs)
 
     def _sampled(self, model: Any, prompts: jax.Array, key: jax.Array, samples: int) -> Completions:
         assert self.prompts

@@ -267,7 +267,7 @@ class PolicyTrainer(TrainerLike):
         return of_run(name, data, temperature)
 
     def _make_critic(self, rngs: nnx.Rngs) -> Critic:
-        return critic_of(self._make_model(rngs), self.prompts.length, rngs)
+        return critic_of(self._make_model(rngs), rngs)
 
 
 def _first_fault(before: jax.Array, paid: Paid, prompts: jax.Array, tokens: jax.Array) -> jax.Array:

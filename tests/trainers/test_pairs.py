@@ -108,7 +108,11 @@ def test_recorded_preferences_are_learned(kind, tmp_path):
     with pytest.raises(
         UserError, match=r"holds preferences, from which trainer\.name=reward_model"
     ):
-        trainers.train(config | {"trainer": {"name": "grpo"}}, tmp_path / "policy", progress=False)
+        trainers.train(
+            config | {"trainer": {"name": "grpo", "batch_size": 8}},
+            tmp_path / "policy",
+            progress=False,
+        )
 
 
 def test_the_likelihood_of_recorded_answers_is_that_of_their_own_tokens():
