@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
                 "population": 128,
                 "rank": 1,
                 "sigma": 0.05,
-                "epochs": 2,
+                "epochs": 4,
                 "batch_size": 16,
                 "optimizer": "adam",
                 "learning_rate": 0.01,

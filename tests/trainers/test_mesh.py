@@ -111,7 +111,7 @@ CASES = [
     case("grpo", SHARDED, **TEXT, **POLICY, samples=4, reference="random", beta_kl=0.1),
     case("ppo", SHARDED, **TEXT, **POLICY, updates=2, minibatches=2, horizon=1),
     case("dpo", SHARDED, **TEXT, optimizer="momentum", utility=("share",)),
-    case("reward_model", SHARDED, **TEXT, optimizer="momentum", utility=("share",)),
+    case("reward_model", SHARDED, **TEXT, optimizer="momentum", horizon=3, utility=("share",)),
 ]
 
 

@@ -257,7 +257,7 @@ def test_a_reference_has_the_same_characters_and_not_only_as_many(tmp_path):
     said = "trainer.reference: the run in .*first has other tokens, the characters 'abc', .* 'abd'"
     with pytest.raises(UserError, match=said):
         trainers.train(runs["abd"] | {"trainer": held}, tmp_path / "second", progress=False)
-    scores = {"name": "reward_model", "epochs": 0, "utility": ["taste"], "batch_size": 8}
+    scores = {"name": "reward_model", "epochs": 0, "horizon": 4, "batch_size": 8}
     trainers.train(runs["abc"] | {"trainer": scores}, tmp_path / "judge", progress=False)
     with pytest.raises(UserError, match="judge is a reward model, which scores texts and writes"):
         trainers.generate(tmp_path / "judge")

@@ -23,7 +23,7 @@ POLICIES = {
 
 def pipeline(kind):
     steps = {"epochs": 12, "batch_size": 8}
-    model = {"name": "gpt", "layers": 1, "heads": 1, "width": 8}
+    model = {"name": "gpt", "layers": 1, "heads": 1, "width": 8, "block": 4}
     policy = {"name": kind, "rewards": ["judge"], "beta_kl": 0.1, **steps, **POLICIES[kind]}
     return {
         "dataset": {"name": "copy", "digits": 1, "validation": 0, "test": 0.1, "examples": 10},
