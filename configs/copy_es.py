@@ -2,7 +2,9 @@
 
     grlu train copy_es
 
-Not yet trained to its end.
+Of the answers that are drawn in training, the mean of 100 steps, 80 % are exact after 600 steps,
+99.6 % after 900 and 99.9 % at the end (seed 0); 90 seconds of one core, evaluation left out. With
+half the epochs, and so a cosine twice as fast, 22 %. Not yet tested on unseen questions.
 """
 
 from ml_collections import ConfigDict
