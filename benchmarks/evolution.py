@@ -73,7 +73,7 @@ def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], f
     settings = TRAINERS["evolution"](batch_size=batch, optimizer="adam", **options)
     experiment = Experiment(
         seed=0,
-        trainer=settings.build(mlp(), 1000, 10),
+        trainer=settings.build(mlp(), 1000, data),
         train=data.train,
         validation=None,
         test={},

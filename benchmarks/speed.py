@@ -102,7 +102,7 @@ class Ours:
         self._name, self._examples = case.name, examples
         experiment = Experiment(
             seed=0,
-            trainer=case.settings.build(case.make_model, examples, 10),
+            trainer=case.settings.build(case.make_model, examples, data),
             train=data.train,
             validation=None,
             test={},

@@ -96,6 +96,7 @@ def list_() -> None:
             "tfds:NAME": "Any image-classification set of TFDS.",
             "folder:PATH": "A folder of images of any size, streamed from disk.",
             "text:PATH": "Any text in a file.",
+            "preferences:PATH": "Pairs of completions of which one was preferred, as JSON lines.",
         },
     }
     width = max(len(name) for entries in sections.values() for name in entries)

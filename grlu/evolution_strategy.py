@@ -48,8 +48,9 @@ class EvolutionStrategy(Rule):
     Attributes:
         population: number of members, even.
         sigma: σ, standard deviation of the noise, in units of the parameters.
-        rank: rank of the noise on the kernels of dense layers, never materialised; all other
-            parameters get full-rank noise, and with None the kernels too.
+        rank: rank of the noise on the kernels of dense layers, never materialised, however often a
+            layer is called; all other parameters get full-rank noise, and with None the kernels
+            too.
         shaping: of the rewards over the whole population: "centered_rank" (to [-1/2, 1/2], ties
             sharing their mean), "zscore", or "none".
         batches: whether all pairs see the "same" whole batch, or each its "own" slice of it.
@@ -71,6 +72,7 @@ class EvolutionStrategy(Rule):
     True
     """
 
+    of_weights: ClassVar[bool] = True
     dealt: ClassVar[tuple[str, int]] = ("population", 2)
 
     population: int = 256

@@ -43,8 +43,8 @@ class ParameterNoise:
         params: the parameters.
         rest: the model's other state.
         batch: a batch of the size that `rewards` will be asked for.
-        rank: r of the kernels of dense layers that are used in one place, whole; all other
-            parameters, and with None these too, get full-rank noise.
+        rank: r of the kernels that are used in dense layers alone, whole; all other parameters,
+            and with None these too, get full-rank noise.
 
     Raises:
         UserError: if the reward depends on no parameter or one is not a float; with a rank, also if
@@ -123,11 +123,15 @@ class ParameterNoise:
 
 
 def dense_kernels(network: Network) -> frozenset[int]:
-    """The leaves that are the kernel of one dense layer and meet nothing else, anywhere."""
+    """The leaves that are the kernel of dense layers and meet nothing else, anywhere."""
     jaxpr = network.closed.jaxpr
     met = collections.Counter(i for info in network.sites for i in info.site.params)
-    kernels = [info.site.dense.kernel for info in network.sites if info.site.dense is not None]
-    return frozenset(i for i in kernels if met[i] == 1 and reads(jaxpr, jaxpr.invars[i]) == 1)
+    dense = collections.Counter(
+        info.site.dense.kernel for info in network.sites if info.site.dense is not None
+    )
+    return frozenset(
+        i for i, n in dense.items() if met[i] == n and reads(jaxpr, jaxpr.invars[i]) == n
+    )
 
 
 def _product(x: jax.Array, factors: Factors) -> jax.Array:

@@ -26,6 +26,8 @@ class Rule:
         local: class attribute: whether the gradient of a dense layer is its input times a credit
             of its output alone, as an exact gradient's and a local rule's is; first layers can then
             learn online in chunks (`grlu.online`).
+        of_weights: class attribute: whether the rule moves the weights themselves and looks at the
+            reward alone, which then needs no slope: moved weights can draw what is rewarded.
         dealt: class attribute: the field with the number of noisy passes that several devices share
             (`grlu.spread`), "" if there is none, and how many of them belong together.
         update: NNX filter of the variables, such as `nnx.BatchStat`, that the estimate writes back
@@ -36,6 +38,7 @@ class Rule:
     update: Any = None
 
     local: ClassVar[bool] = False
+    of_weights: ClassVar[bool] = False
     dealt: ClassVar[tuple[str, int]] = ("", 1)
 
     def __call__(self, reward_fn: RewardFn, *, has_aux: bool = False) -> Estimate:

@@ -35,6 +35,7 @@ class WeightPerturbation(Rule):
     True
     """
 
+    of_weights: ClassVar[bool] = True
     dealt: ClassVar[tuple[str, int]] = ("samples", 1)
 
     samples: int = 16

@@ -20,6 +20,7 @@ from input_pipeline.data import Data
 from input_pipeline.digits import digits
 from input_pipeline.folder import image_folder
 from input_pipeline.names import nearest
+from input_pipeline.preferences import preferences
 from input_pipeline.prepare import Prepared, prepare
 from input_pipeline.sonnets import SONNETS
 from input_pipeline.tasks import TASKS
@@ -70,7 +71,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
 
 
 def loader(name: str) -> Callable[..., Data]:
-    """Return the loader called `name`, of `DATASETS`, `tfds:NAME`, `folder:PATH` or `text:PATH`.
+    """Return the loader called `name`, of `DATASETS`, or of the form `KIND:PLACE`.
 
     Raises:
         UserError: for a name that is none of them.
@@ -84,10 +85,12 @@ def loader(name: str) -> Callable[..., Data]:
         return image_folder(name.removeprefix("folder:"))
     if isinstance(name, str) and name.startswith("text:") and name != "text:":
         return text_file(name.removeprefix("text:"))
+    if isinstance(name, str) and name.startswith("preferences:") and name != "preferences:":
+        return preferences(name.removeprefix("preferences:"), load)
     raise UserError(
         f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
         f" {', '.join(DATASETS)}, tfds:NAME for images of TFDS, folder:PATH for images of your own,"
-        " and text:PATH for a text)."
+        " text:PATH for a text, and preferences:PATH for pairs of completions)."
     )
 
 

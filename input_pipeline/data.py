@@ -29,6 +29,7 @@ class Data:
     `preprocess` takes a batch of any split, in numpy or in JAX, inside `jit` or not, and returns it
     with `image` as float32, normalised, of shape `(B, *example_shape)`; or with `tokens` as int32
     and `scored` (B, T), 1 for each of the last T tokens that is to be said and 0 for the others.
+    Preferences, of which `pairs` tells, are `input_pipeline.preferences`'s.
     `validation` is None where training uses every example.
 
     `augment` makes a training batch of a preprocessed one, anew each time, from a key; None
@@ -51,6 +52,7 @@ class Data:
     augment: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     tokenizer: Tokenizer | None = None
     prompt: int = 0
+    pairs: bool = False
 
     @property
     def examples(self) -> int:

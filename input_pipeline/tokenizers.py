@@ -21,9 +21,11 @@ class Tokenizer(Protocol):
 
     Attributes:
         size: V, of the vocabulary: tokens are 0 to V - 1.
+        vocabulary: the same for two that give every text the same tokens.
     """
 
     size: int
+    vocabulary: str
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text, shape (T,), int32."""
@@ -42,6 +44,7 @@ class Characters:
 
     def __init__(self, characters: str):
         self.characters, self.size = characters, len(characters)
+        self.vocabulary = f"the characters {characters!r}"
         self._numbers = {c: i for i, c in enumerate(characters)}
 
     def encode(self, text: str) -> np.ndarray:
@@ -72,6 +75,7 @@ class Bytes:
     """
 
     size = 256
+    vocabulary = "bytes"
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text, shape (T,), int32."""
@@ -91,6 +95,8 @@ class GPT2:
     Raises:
         UserError: if a file or tiktoken is missing, or a file is damaged.
     """
+
+    vocabulary = "GPT-2's tokens"
 
     def __init__(self, folder: str | os.PathLike[str]):
         files = [Path(folder).expanduser() / name for name in ("vocab.bpe", "encoder.json")]

@@ -52,6 +52,10 @@ th[scope=row] {{ font-weight: 400; color: var(--muted); }}
 tbody tr {{ border-top: 1px solid var(--line); }}
 .numbers td, .numbers thead th {{ text-align: right; font-variant-numeric: tabular-nums; }}
 .numbers td:last-child, .numbers thead th:last-child {{ padding-right: .2rem; }}
+.written td, .written th[scope=row] {{
+  font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .8rem;
+  color: var(--ink); white-space: pre-wrap; overflow-wrap: break-word; min-width: 4ch;
+}}
 summary {{ cursor: pointer; }}
 """
 

@@ -22,6 +22,7 @@ from reports.record import Record, read_records
 from reports.style import Picture
 from reports.timeline import timeline
 from reports.units import duration
+from reports.written import written
 
 _log = logging.getLogger("grlu")
 
@@ -81,6 +82,9 @@ class _Report:
             parts.append(section(title, table, self.whole(record, several)))
         parts.append(section("What was learned", self.asked(records, several)))
         for record in records:
+            title = f"What {record.label} writes" if several else "What it writes"
+            parts.append(section(title, written(record)))
+        for record in records:
             for stage in record.stages:
                 parts.append(self.stage(record, stage, several))
         parts.append(section("Settings", _settings(records)))
@@ -134,11 +138,14 @@ class _Report:
             f"<p>{tables.escape(_facts(stage))}</p>",
             curves,
             pictures(answers),
+            written(stage),
             folded("Settings of this stage", _config(stage)),
         )
 
     def answers(self, record: Record) -> Iterator[Picture]:
         """Pictures of what a run's newest checkpoint has learned."""
+        if written(record):
+            return  # What a policy has learned is what it writes.
         _log.info("asking %s", record.path)
         try:
             found = learned(record)

@@ -14,7 +14,8 @@ def unit(metric: str, config: Mapping[str, Any]) -> str:
     if metric.endswith("accuracy"):
         return "%"
     trainer = config.get("trainer") or {}
-    if metric == "reward" and trainer.get("reward") != "probability":
+    paid = "rewards" in trainer and trainer.get("objective") in (None, "completion_reward")
+    if metric == "reward" and not paid and trainer.get("reward") != "probability":
         return "nats"
     return ""
 

@@ -26,6 +26,16 @@ def require_whole(data: Data, run: RunSettings, mesh: MeshSettings) -> None:
         )
 
 
+def require_vocabulary(what: str, data: Data, other: Data, path: Any) -> None:
+    """Raises UserError where a run's data and those of another one have other tokens."""
+    own, theirs = (d.tokenizer.vocabulary if d.tokenizer else None for d in (data, other))
+    if own != theirs:
+        raise UserError(
+            f"{what}: the run in {path} has other tokens, {theirs or 'none'}, than this run's "
+            f"data, {own or 'none'}: both need the same text, or dataset.tokenizer=byte or gpt2"
+        )
+
+
 def require_shares(trainer: str, settings: Any, run: RunSettings, mesh: MeshSettings) -> None:
     """Raises UserError where the mesh can't share out the run evenly."""
     if run.seeds > 1 and mesh.size > 1:
@@ -61,8 +71,9 @@ def require_fit(
 ) -> None:
     """Raises UserError where objective, model and data don't go together."""
     text = data.tokenizer is not None
-    if text != (settings.objective in ("lm", "denoising")):
-        kind, fitting = ("text", "lm or denoising") if text else ("images", "classification")
+    if text != (settings.objective in ("lm", "denoising", "completion_reward")):
+        of_text = "lm, denoising or completion_reward"
+        kind, fitting = ("text", of_text) if text else ("images", "classification")
         raise UserError(
             f"trainer.objective={settings.objective} does not go with {data.name}, which is {kind}:"
             f" use trainer.objective={fitting}"
@@ -124,7 +135,7 @@ def _require_language_model(
             f"{data.num_classes} tokens at each of the {data.example_shape[0]} places, such as gpt,"
             f" and {config.model.name} gives one of shape {shape[1:]}"
         )
-    causal = settings.objective == "lm"
+    causal = settings.objective != "denoising"
     if config.model.get("causal", causal) != causal:
         raise UserError(
             f"trainer.objective={settings.objective} needs a model that sees "

@@ -23,8 +23,8 @@ class Critic(nnx.Module):
         return jnp.take_along_axis(self(sequences), last[:, None], axis=1)[:, 0]
 
 
-def critic_of(body: Any, length: int, rngs: nnx.Rngs) -> Critic:
-    """A critic with the features of `body`, which can take `length` tokens."""
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+def critic_of(body: Any, rngs: nnx.Rngs) -> Critic:
+    """A critic with the features of `body`."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     width = nnx.eval_shape(lambda m, x: m.encode(x), body, tokens).shape[-1]
     return Critic(body, width, rngs)

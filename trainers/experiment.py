@@ -14,7 +14,7 @@ from trainers.compatibility import require_fit, require_shares, require_whole
 from trainers.config import build
 from trainers.devices import MeshSettings, one_device_per_core
 from trainers.gradient import GradientSettings, gradient_settings
-from trainers.pairs import DPO, RewardModel
+from trainers.pair_settings import DPO, PairSettings, RewardModel
 from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
 from trainers.protocol import Experiment, RunSettings
 from trainers.state import TrainState
@@ -107,10 +107,13 @@ def make_experiment(
             f"run.seeds is {run.seeds}, but {data.name} are those of {len(data.train['label'])} "
             "seeds: it must be the same, or 1 for the model whose features they are"
         )
-    about: Any = data
+    if data.pairs and not isinstance(settings, PairSettings):
+        raise UserError(
+            f"{data.name} holds preferences, from which trainer.name=reward_model or dpo learns, "
+            f"and not {config.trainer.name}"
+        )
     if isinstance(settings, GradientSettings):
         require_fit(config, data, settings, make_model)
-        about = data.num_classes
     given = {} if judge is None else {"judge": judge}
     if given and not isinstance(settings, PolicySettings):
         raise UserError(
@@ -121,7 +124,7 @@ def make_experiment(
     require_whole(data, run, mesh)
     return Experiment(
         seed=config.seed,
-        trainer=settings.build(make_model, examples // settings.batch_size, about, **given),
+        trainer=settings.build(make_model, examples // settings.batch_size, data, **given),
         train=data.train,
         validation=data.validation,
         test=data.test,

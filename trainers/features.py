@@ -25,6 +25,7 @@ import input_pipeline
 from checkpoints import Restored
 from grlu.errors import UserError
 from input_pipeline import Data
+from trainers.compatibility import require_vocabulary
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
 from trainers.loop import open_checkpoints
@@ -73,12 +74,13 @@ def open_experiment(
     experiment, data = fresh(config, run, computed)
     linked: dict[str, Any] = {}
     if "judge" in config:
-        judge = _judge(_linked(run, config.judge), trained=bool(computed))
+        judge = _judge(_linked(run, config.judge), data, trained=bool(computed))
         linked |= {"judge": judge}
     training = set(computed) == set(SPLITS)
     if "start" in config:
         other = _linked(run, config.start)
-        before, _ = fresh(config_of(other), other, ())
+        before, seen = fresh(config_of(other), other, ())
+        require_vocabulary("start", data, seen, other.path)
         expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
         found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
         if expected != found:
@@ -94,17 +96,18 @@ def open_experiment(
     return warm_started(experiment) if training and not begun else experiment
 
 
-def _judge(run: RunDirectory, *, trained: bool) -> Any:
+def _judge(run: RunDirectory, data: Data, *, trained: bool) -> Any:
     """The reward that the model of a run pays; not `trained`, its checkpoint is not read.
 
     Raises:
-        UserError: if it is no reward model, or of several seeds.
+        UserError: if it is no reward model, of several seeds, or of other tokens than `data`.
     """
-    experiment, _ = fresh(config_of(run), run, ())
+    experiment, seen = fresh(config_of(run), run, ())
     if not isinstance(experiment.trainer, PairTrainer) or not experiment.trainer.settings.scores:
         raise UserError(f"judge: {run.path} is no run of a reward model (trainer reward_model)")
     if experiment.run.seeds > 1:
         raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
+    require_vocabulary("judge", data, seen, run.path)
     if not trained:
         return experiment.trainer.judge(None)
     return experiment.trainer.judge(restored(run, best=False, seen=experiment).state)

@@ -11,6 +11,8 @@ from grlu.errors import UserError
 from input_pipeline import Data
 from trainers.features import config_of, fresh, restored
 from trainers.language import unmask
+from trainers.pairs import PairTrainer
+from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
 from trainers.sampling import sample
 
@@ -50,8 +52,7 @@ def generate(
     """
     run = RunDirectory.open(pathlib.Path(run_dir))
     experiment, data = fresh(config_of(run), run, ())
-    if data.tokenizer is None:
-        raise UserError(f"{run.path} is a run on {data.name}, which is no text: nothing to sample")
+    require_writer(run, experiment, data)
     given = _encoded(data, prompt)
     state = restored(run, best=best, seen=experiment).state
     if experiment.run.seeds > 1:
@@ -94,6 +95,28 @@ def generate(
         )
         text, left, pieces = jnp.concatenate([text, found.tokens], 1), left - steps, pieces + 1
     return _decoded(data, text, prompt, given.shape[1])
+
+
+def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
+    """Raises UserError where the model of a run writes no text, which says what it does."""
+    trainer = experiment.trainer
+    if isinstance(trainer, PairTrainer) and trainer.settings.scores:
+        raise UserError(
+            f"{run.path} is a reward model, which scores texts and writes none: name the policy "
+            "that it pays, or the language model with which it began"
+        )
+    if data.tokenizer is not None:
+        return
+    objective = getattr(trainer.settings, "objective", "")
+    if objective in ("elbo", "iwae"):
+        what = (
+            f"a variational autoencoder of {data.name}: 'grlu report {run.path}' draws its images"
+        )
+    elif objective == "reconstruction":
+        what = f"an autoencoder of {data.name}: 'grlu report {run.path}' draws what it gives back"
+    else:
+        what = f"a classifier of {data.name}: 'grlu evaluate {run.path}' tells how good it is"
+    raise UserError(f"{run.path} writes no text, it is {what}")
 
 
 def _encoded(data: Data, prompt: str) -> jax.Array:

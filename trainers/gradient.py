@@ -17,9 +17,10 @@ from grlu.backprop import Backprop
 from grlu.errors import UserError
 from grlu.learned_feedback import add_feedback
 from grlu.rule import Rule, pure_objective
+from input_pipeline import Data
 from trainers.blocks import Fold, averaged, taken
-from trainers.objectives import objective_of
-from trainers.optimizing import OptimizerSettings
+from trainers.completing import PaidSettings
+from trainers.objectives import objective_named
 from trainers.precision import PrecisionName, set_precision
 from trainers.protocol import TrainerLike
 from trainers.schedules import OptimizerName, ScheduleName, require, schedule
@@ -33,15 +34,16 @@ _LARGE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientSettings(OptimizerSettings):
+class GradientSettings(PaidSettings):
     """The config's `trainer` section, less the rule's own keys.
 
     Attributes:
         objective: what is rewarded, one of `trainers.OBJECTIVES`: "classification",
             "reconstruction" (of an autoencoder), "lm" (the next token), "denoising" (masked
-            tokens), or "fast_learner": how well a linear head does that learns on the features of
-            half of the batch by GRLU (for evolution); of a variational autoencoder, "elbo" or
-            "iwae" (`trainers.variational`).
+            tokens), "completion_reward" (what a language model writes; `rewards`, `prompt` and what
+            else is a policy's are of this alone), or "fast_learner": how well a linear head does
+            that learns on the features of half of the batch by GRLU (for evolution); of a
+            variational autoencoder, "elbo" or "iwae" (`trainers.variational`).
         reward: name of an answer's reward, one of `trainers.REWARDS`.
         likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian";
             a variational autoencoder's is its model's.
@@ -49,6 +51,8 @@ class GradientSettings(OptimizerSettings):
         beta: of "elbo": weight of the divergence.
         free_bits: of "elbo": nats of each latent's divergence below which it is not reduced.
         kl_warmup: of "elbo": share of the run in which the divergence's weight rises from 0.
+        completions: of "completion_reward": those of each prompt, of which the mean is rewarded.
+        greedy: of "completion_reward": whether a completion is the likeliest tokens, not a draw.
         fast_samples: pairs of perturbations per example with which a fast learner learns.
         fast_learning_rate: at which it learns.
         schedule_per: whether schedules move with each "step" or each "epoch".
@@ -70,6 +74,8 @@ class GradientSettings(OptimizerSettings):
     beta: float = 1.0
     free_bits: float = 0.0
     kl_warmup: float = 0.0
+    completions: int = 1
+    greedy: bool = False
     fast_samples: int = 16
     fast_learning_rate: float = 0.01
     optimizer: OptimizerName = "sgd"
@@ -93,12 +99,13 @@ class GradientSettings(OptimizerSettings):
                 f"trainer.precision={self.precision} is for backprop (trainer.name backprop or "
                 "svi): other rules compare rewards that differ in later digits; set it to float32"
             )
-        self.make_objective(classes=2)
+        require("trainer.completions", self.completions, 1)
+        objective_named(self.objective)
         self.rule(getattr(self, "sigma", None))
 
-    def make_objective(self, classes: int) -> Any:
-        """What is rewarded, for data of so many classes."""
-        return objective_of(self, classes)
+    def make_objective(self, data: Data) -> Any:
+        """What is rewarded, on some data."""
+        return objective_named(self.objective)(self, data)
 
     def rule(self, sigma: Any) -> Rule:
         """The learning rule at a noise scale (ignored by rules that have none)."""
@@ -112,13 +119,15 @@ class GradientSettings(OptimizerSettings):
         """A new model, with what the rule adds to it."""
         if vars(self).get("feedback") is not None:
             add_feedback(model, outputs)
+        if self.objective == "completion_reward":
+            model.draws = nnx.Rngs(0).default  # A rule reseeds it.
         return model
 
     def build(
-        self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int, classes: int
+        self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int, data: Data
     ) -> "Trainer":
-        """The trainer of a model, for data of so many steps an epoch and so many classes."""
-        return Trainer(self, make_model, steps_per_epoch, classes)
+        """The trainer of a model, for data of so many steps an epoch."""
+        return Trainer(self, make_model, steps_per_epoch, data)
 
 
 def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[GradientSettings]:
@@ -163,11 +172,12 @@ class Trainer(TrainerLike):
         settings: GradientSettings,
         make_model: Callable[[nnx.Rngs], Any],
         steps_per_epoch: int,
-        classes: int,
+        data: Data,
     ):
         self.settings = settings
-        self.objective = settings.make_objective(classes)
-        self.evaluated, self.better = self.objective.metrics, self.objective.better
+        self.objective = settings.make_objective(data)
+        self.evaluated = getattr(self.objective, "evaluated", self.objective.metrics)
+        self.better = self.objective.better
         monitors = settings.rule(getattr(settings, "sigma", None)).monitors
         self.metrics = (*self.objective.metrics, *monitors)
         steps = max(1, settings.epochs * steps_per_epoch)  # A schedule has no length of 0.
@@ -192,6 +202,7 @@ class Trainer(TrainerLike):
         plain = plain and settings.precision == "float32"
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
+        self._tokens = None if data.tokenizer is None else data.example_shape[0]
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         kinds = (nnx.Conv, nnx.ConvTranspose)
@@ -268,7 +279,16 @@ class Trainer(TrainerLike):
 
     def evaluate(self, state: TrainState, batch: Batch) -> Values:
         """Values per example, deterministic."""
+        # What is judged otherwise than rewarded has a method `evaluate`.
+        if hasattr(self.objective, "evaluate"):
+            return self.objective.evaluate(self.model(state), batch)
         return self.objective(self.model(state), batch)[1]
+
+    def examples(self, state: TrainState, batch: Batch) -> list[dict[str, Any]]:
+        """What a person should see of the model's answers, if the objective shows any."""
+        if not hasattr(self.objective, "examples"):
+            return []
+        return self.objective.examples(self.model(state), state.key, batch)
 
     def encode(self, state: TrainState, batch: Batch) -> jax.Array:
         """The features that the model makes of a batch's images, as in `evaluate`.
@@ -280,6 +300,11 @@ class Trainer(TrainerLike):
         if not hasattr(model, "encode"):
             raise UserError(f"a {type(model).__name__} has no features to learn on, no `encode`")
         return model.encode(batch["image"])
+
+    def tokens(self, values: Mapping[str, float]) -> float | None:
+        """Tokens of an example: those that are scored, or that are drawn in the clean pass."""
+        drawn = values.get("train_length")
+        return self._tokens if drawn is None else drawn * self.settings.completions
 
     def scales(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules say at a step, for the log."""

@@ -31,7 +31,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers import continual, processes
+from trainers import continual, processes, remote
 from trainers.config import STAGE_KEYS, to_json
 from trainers.devices import placed
 from trainers.experiment import SECTIONS
@@ -107,6 +107,7 @@ def check(pipeline: ConfigDict) -> None:
                 _prepare(plain(pipeline), stage, run)
                 experiment = open_experiment(config_of(own), own, computed=())
                 placed(experiment.run.seeds, experiment.mesh)
+                remote.require(experiment.run.wandb)
 
 
 def fit_stages(

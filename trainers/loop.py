@@ -99,11 +99,13 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         with (
             contextlib.closing(table),
             reporting(
-                run.path,
+                run,
                 step=step,
                 steps=steps,
                 batch_size=experiment.batch_size,
+                tokens=trainer.tokens,
                 show=progress,
+                remote=settings.wandb,
             ) as report,
         ):
             if steps == 0:
@@ -157,7 +159,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                             _log.info("tested: step %d, the best by %s", found.step, column)
                             outcome = found.state
                         row |= _prefixed("test", evaluate(outcome, experiment.test))
-                    show(experiment, state, run.path / "samples.jsonl", step)
+                    show(experiment, state, run.samples, step)
                     report.images(step, pictures(state, step))
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from input_pipeline import Data
 from models.layers import precise
+from trainers.completion_objective import CompletionReward
 from trainers.fast_learner import FastLearner
 from trainers.language import Denoising, LanguageModelling
 from trainers.variational import Elbo, Iwae
@@ -129,17 +131,18 @@ class Reconstruction:
         return rewards, {"reward": rewards, "mse": jnp.mean(jnp.square(target - mean), features)}
 
 
-# Name → the objective that a trainer's settings ask for, for a task of so many classes.
-OBJECTIVES: dict[str, Callable[[Any, int], Any]] = {
-    "classification": lambda s, classes: Classification(reward_named(s.reward)),
-    "denoising": lambda s, classes: Denoising(),
-    "elbo": lambda s, classes: Elbo(s.latent_samples, s.beta, s.free_bits, s.kl_warmup),
-    "fast_learner": lambda s, classes: FastLearner(
-        reward_named(s.reward), classes, s.fast_samples, s.fast_learning_rate
+# Name → the objective that a trainer's settings ask for, on some data.
+OBJECTIVES: dict[str, Callable[[Any, Data], Any]] = {
+    "classification": lambda s, data: Classification(reward_named(s.reward)),
+    "completion_reward": CompletionReward.of,
+    "denoising": lambda s, data: Denoising(),
+    "elbo": lambda s, data: Elbo(s.latent_samples, s.beta, s.free_bits, s.kl_warmup),
+    "fast_learner": lambda s, data: FastLearner(
+        reward_named(s.reward), data.num_classes, s.fast_samples, s.fast_learning_rate
     ),
-    "iwae": lambda s, classes: _iwae(s),
-    "lm": lambda s, classes: LanguageModelling(),
-    "reconstruction": lambda s, classes: Reconstruction(s.likelihood),
+    "iwae": lambda s, data: _iwae(s),
+    "lm": lambda s, data: LanguageModelling(),
+    "reconstruction": lambda s, data: Reconstruction(s.likelihood),
 }
 
 
@@ -152,16 +155,15 @@ def _iwae(settings: Any) -> Iwae:
     return Iwae(settings.latent_samples)
 
 
-def objective_of(settings: Any, classes: int) -> Any:
-    """The objective that a trainer's settings name.
+def objective_named(name: str) -> Callable[[Any, Data], Any]:
+    """What makes the objective of that name, of a trainer's settings and data.
 
     Raises:
-        UserError: if there is none of that name, or it refuses a value.
+        UserError: if there is none.
     """
-    if settings.objective not in OBJECTIVES:
-        known = ", ".join(OBJECTIVES)
-        raise UserError(f"trainer.objective must be one of {known}; got {settings.objective!r}")
-    return OBJECTIVES[settings.objective](settings, classes)
+    if name not in OBJECTIVES:
+        raise UserError(f"trainer.objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
+    return OBJECTIVES[name]
 
 
 def reward_named(name: str) -> Reward:

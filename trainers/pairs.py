@@ -1,12 +1,12 @@
 """Learning from preferences: a reward model (Bradley-Terry), or a policy without one (DPO).
 
 A step draws two completions of each prompt from a frozen policy, the one with whose weights the run
-begins; a judge who knows the `utility` prefers one; and the model learns which.
+begins; a judge who knows the `utility` prefers one; and the model learns which. Or else the pairs
+are those of a data set of preferences (`dataset.name=preferences:PATH`), recorded once and for all.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,70 +17,13 @@ from grlu import kl
 from grlu.preferences import bradley_terry, dpo, dpo_margin
 from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
-from trainers.optimizing import OptimizerSettings
+from trainers.pair_settings import PairSettings
 from trainers.policy_data import Prompts
 from trainers.protocol import TrainerLike
 from trainers.sampling import Completions, log_probs, sample
-from trainers.schedules import require
 from trainers.state import TrainState
 
 Values = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairSettings(OptimizerSettings):
-    """The `trainer` section of a model that learns from preferences.
-
-    Attributes:
-        prompt: tokens of a prompt; by default the data set's.
-        horizon: most tokens of a completion; by default the rest of an example.
-        end: the text of the token that ends a completion, or None.
-        temperature: at which pairs are drawn.
-        utility: rewards (`trainers.COMPLETION_REWARDS`, ...) by whose sum the judge prefers.
-        utility_weights: of each; by default 1.
-        doubt: the judge prefers the one with more utility, by d, with the probability
-            sigmoid(d / doubt); with 0 always.
-        beta: of DPO: what a nat of divergence costs, in units of the implied reward.
-    """
-
-    prompt: int | None = None
-    horizon: int | None = None
-    end: str | None = None
-    temperature: float = 1.0
-    utility: tuple[str, ...] = ("taste",)
-    utility_weights: tuple[float, ...] | None = None
-    doubt: float = 0.0
-    beta: float = 0.1
-
-    scores: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require("trainer.temperature", self.temperature, 1e-6)
-        require("trainer.doubt", self.doubt, 0)
-        require("trainer.beta", self.beta, 0)
-        rewards_of(self.utility, self.utility_weights)
-
-    def prepare(self, model: Any, outputs: int) -> Any:
-        """A new model, as it is."""
-        return model
-
-    def build(self, make_model: Callable[[Any], Any], steps_per_epoch: int, data: Any) -> Any:
-        """The trainer of a model, for data of so many steps an epoch."""
-        return PairTrainer(self, make_model, steps_per_epoch, data)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardModel(PairSettings):
-    """Reward model: scores completions so as to foretell a judge's preferences."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DPO(PairSettings):
-    """Direct preference optimisation: a policy learns from a judge's preferences."""
-
-    learning_rate: float = 1e-4
-    scores: ClassVar[bool] = False
 
 
 class PairState(TrainState):
@@ -105,6 +48,20 @@ class PairState(TrainState):
         return self.replace(params=params, drawn_from=(policy, self.drawn_from[1]))
 
 
+class Pairs(NamedTuple):
+    """N pairs: what is preferred and what not, each tokens (N, L) and which of them count, (N, L).
+
+    Attributes:
+        better: what is preferred.
+        worse: what is not.
+        worth: their mean utility, where the judge has one, (N,).
+    """
+
+    better: tuple[jax.Array, jax.Array]
+    worse: tuple[jax.Array, jax.Array]
+    worth: jax.Array
+
+
 class PairTrainer(TrainerLike):
     """Pure functions of a run: `init`, `step`, `evaluate`.
 
@@ -112,7 +69,8 @@ class PairTrainer(TrainerLike):
         metrics: names of the values that `step` gives per prompt: `pair_accuracy` is how often the
             model prefers what the judge does, `margin` by how much.
         evaluated: names of those that `evaluate` gives; of DPO also the `utility` of the policy's
-            own completions, less that of the frozen policy's, and their divergence, in nats.
+            own completions, less that of the frozen policy's, and their divergence, in nats: but
+            not where pairs are recorded, of whose judge nothing is known.
         better: the metric that chooses checkpoints, and its direction.
         block: updates that are taken at once: 1.
         tiny: whether a step is operations of a microsecond each.
@@ -129,15 +87,18 @@ class PairTrainer(TrainerLike):
         data: Any,
     ):
         self.settings = settings
-        self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
+        self.prompts = None
+        if not data.pairs:
+            self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
         self.utility = rewards_of(settings.utility, settings.utility_weights)
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
         self._make_model = make_model
         self.metrics = ("loss", "pair_accuracy", "margin", "length")
-        self.evaluated = self.metrics + (() if settings.scores else ("utility", "kl"))
+        self._of_policy = not (settings.scores or data.pairs)
+        self.evaluated = self.metrics + (("utility", "kl") if self._of_policy else ())
         self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
-        if not settings.scores:
+        if self._of_policy:
             self.better = ("utility", "max")
         made = nnx.eval_shape(lambda: (self._policy(nnx.Rngs(0)), self._learner(nnx.Rngs(0))))
         self._policy_graphdef, self._graphdef = (nnx.graphdef(m) for m in made)
@@ -160,7 +121,7 @@ class PairTrainer(TrainerLike):
     def step(self, state: PairState, batch: Any) -> tuple[PairState, Values]:
         """One update; the values, per prompt, are those of the state before it."""
         key = jax.random.fold_in(state.key, state.step)
-        pairs = self._pairs(state, self.prompts.columns(batch), key)
+        pairs = self._pairs(state, batch, key)
 
         def loss(params: Any) -> tuple[jax.Array, Values]:
             values = self._compared(state, params, pairs)
@@ -173,18 +134,20 @@ class PairTrainer(TrainerLike):
 
     def evaluate(self, state: PairState, batch: Any) -> Values:
         """Values per prompt, deterministic; the judge has no doubts."""
-        batch, key = self.prompts.columns(batch), jax.random.key(0)
+        key = jax.random.key(0)
         pairs = self._pairs(state, batch, key, doubt=0.0)
         values = self._compared(state, state.params, pairs)
-        if self.settings.scores:
+        if self.prompts is None or not self._of_policy:
             return values
+        batch = self.prompts.columns(batch)
         found = self._sampled(self.model(state), batch["prompt"], key, 1)
         sequences = jnp.concatenate([batch["prompt"], found.tokens], axis=1)
-        log_p = self._log_policy(self._graphdef, (state.params, state.rest), sequences)
-        log_q = self._log_policy(self._policy_graphdef, state.drawn_from, sequences)
-        before = (pairs[2] + pairs[3]) / 2
+        log_p, log_q = (
+            self._log_policy(graphdef, variables, sequences)[:, self.prompts.length - 1 :]
+            for graphdef, variables in self._both(state, state.params)
+        )
         return values | {
-            "utility": self._worth(batch, found) - before,
+            "utility": self._worth(batch, found) - pairs.worth,
             "kl": (kl.exact(log_p, log_q) * found.mask).sum(1),
         }
 
@@ -208,14 +171,20 @@ class PairTrainer(TrainerLike):
         return score
 
     def encode(self, state: PairState, batch: Any) -> jax.Array:
-        """Features of each token of the prompts."""
+        """Features of each token of the prompts, or of what is preferred."""
         model = self.model(state)
         body = model.body if isinstance(model, Critic) else model
+        if self.prompts is None:
+            return body.encode(batch["chosen"])
         return body.encode(self.prompts.columns(batch)["prompt"])
 
     def scales(self, step: jax.Array) -> Values:
         """What the schedules say at a step, for the log."""
         return {"learning_rate": self.learning_rate(step)}
+
+    def tokens(self, values: Mapping[str, float]) -> float:
+        """Tokens of a pair's completions."""
+        return 2 * values["train_length"]
 
     def _policy(self, rngs: nnx.Rngs) -> Any:
         model = self._make_model(rngs)
@@ -226,9 +195,10 @@ class PairTrainer(TrainerLike):
         policy = self._policy(rngs)
         if not self.settings.scores:
             return policy
-        return critic_of(policy, self.prompts.length, rngs)
+        return critic_of(policy, rngs)
 
     def _sampled(self, model: Any, prompts: jax.Array, key: jax.Array, samples: int) -> Completions:
+        assert self.prompts
         return sample(
             model,
             prompts,
@@ -247,8 +217,12 @@ class PairTrainer(TrainerLike):
 
     def _pairs(
         self, state: PairState, batch: Any, key: jax.Array, doubt: float | None = None
-    ) -> Any:
-        """What the judge prefers and what not, (sequences, mask) each, and their utilities."""
+    ) -> Pairs:
+        """What is recorded of preferences; or what is drawn, and the judge prefers."""
+        if self.prompts is None:
+            better, worse = ((batch[n], batch[f"{n}_mask"]) for n in ("chosen", "rejected"))
+            return Pairs(better, worse, jnp.zeros(len(better[0])))
+        batch = self.prompts.columns(batch)
         doubt = self.settings.doubt if doubt is None else doubt
         draw, judge = jax.random.split(key)
         policy = nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
@@ -263,28 +237,22 @@ class PairTrainer(TrainerLike):
             certain = lead + doubt * noise >= 0
         order = jnp.where(certain[:, None], jnp.array([[0, 1]]), jnp.array([[1, 0]]))
         at = 2 * jnp.arange(len(order))[:, None] + order
-        better, worse = (
-            (sequences[rows], found.mask[rows].astype(jnp.float32)) for rows in (at[:, 0], at[:, 1])
-        )
-        return better, worse, worth[:, 0], worth[:, 1]
+        masks = jnp.pad(found.mask.astype(jnp.float32), ((0, 0), (self.prompts.length, 0)))
+        better, worse = ((sequences[rows], masks[rows]) for rows in (at[:, 0], at[:, 1]))
+        return Pairs(better, worse, worth.mean(1))
 
-    def _compared(self, state: PairState, params: Any, pairs: Any) -> Values:
-        better, worse = pairs[:2]
+    def _compared(self, state: PairState, params: Any, pairs: Pairs) -> Values:
+        better, worse = pairs.better, pairs.worse
         if self.settings.scores:
             model = nnx.merge(self._graphdef, params, state.rest, copy=True)
-            first, second = (
-                model.score(s, (self.prompts.length - 1 + mask.sum(1)).astype(jnp.int32))
-                for s, mask in (better, worse)
-            )
+            first, second = (model.score(s, _last(mask)) for s, mask in (better, worse))
             margin = first - second
             losses = bradley_terry(first, second)
         else:
-            new = [
-                self._log_likelihood(self._graphdef, (params, state.rest), *p) for p in pairs[:2]
-            ]
-            old = [
-                self._log_likelihood(self._policy_graphdef, state.drawn_from, *p) for p in pairs[:2]
-            ]
+            new, old = (
+                [self._log_likelihood(graphdef, variables, *each) for each in (better, worse)]
+                for graphdef, variables in self._both(state, params)
+            )
             margin = dpo_margin(*new, *old)
             losses = dpo(margin, self.settings.beta)
         # A tie is half right.
@@ -292,14 +260,24 @@ class PairTrainer(TrainerLike):
         lengths = (better[1].sum(1) + worse[1].sum(1)) / 2
         return {"loss": losses, "pair_accuracy": right, "margin": margin, "length": lengths}
 
+    def _both(self, state: PairState, params: Any) -> list[tuple[Any, Any]]:
+        """The policy that learns and the frozen one: graph definition and variables."""
+        learning = self._graphdef, (params, state.rest)
+        return [learning, (self._policy_graphdef, state.drawn_from)]
+
     def _log_policy(self, graphdef: Any, variables: Any, sequences: jax.Array) -> jax.Array:
+        """Of each token but the first, (N, L - 1, V)."""
         model = nnx.merge(graphdef, *variables, copy=True)
-        logits = model(sequences[:, :-1])[:, self.prompts.length - 1 :]
-        return nnx.log_softmax(logits / self.settings.temperature)
+        return nnx.log_softmax(model(sequences[:, :-1]) / self.settings.temperature)
 
     def _log_likelihood(
         self, graphdef: Any, variables: Any, sequences: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """Log-probability of whole completions, (N,)."""
         log_p = self._log_policy(graphdef, variables, sequences)
-        return (log_probs(log_p, sequences[:, self.prompts.length :]) * mask).sum(1)
+        return (log_probs(log_p, sequences[:, 1:]) * mask[:, 1:]).sum(1)
+
+
+def _last(mask: jax.Array) -> jax.Array:
+    """The place of the last token that counts, (N,)."""
+    return jnp.argmax(mask * jnp.arange(mask.shape[1])[None], axis=1).astype(jnp.int32)

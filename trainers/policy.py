@@ -15,17 +15,17 @@ from flax import nnx
 from grlu import kl
 from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
 from grlu.errors import UserError
-from trainers.completion_rewards import Reward, rewards_of
+from trainers import policy_evaluation
+from trainers.completing import Completing, repeated
+from trainers.completion_rewards import Paid, Reward
 from trainers.critic import Critic, critic_of
 from trainers.diagnostics import checklist
-from trainers.policy_data import Prompts
-from trainers.policy_evaluation import evaluated, written
 from trainers.policy_settings import PolicySettings
 from trainers.policy_state import PolicyState
 from trainers.policy_updates import Drawn, Learner
 from trainers.protocol import TrainerLike
 from trainers.references import Reference, bigram, bigram_table, frozen, of_run
-from trainers.sampling import Completions, sample
+from trainers.sampling import Completions
 
 Batch = Any
 Values = dict[str, jax.Array]
@@ -55,8 +55,8 @@ class PolicyTrainer(TrainerLike):
         judge: Reward | None = None,
     ):
         self.settings = settings
-        self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
-        self.rewards = rewards_of(settings.rewards, settings.reward_weights, judge)
+        self.asked = Completing.of(settings, data, judge)
+        self.prompts = self.asked.prompts
         self.learning_rate = settings.rate(steps_per_epoch)
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
@@ -82,8 +82,7 @@ class PolicyTrainer(TrainerLike):
             settings.rate(steps_per_epoch, settings.value_learning_rate),
         )
         self.metrics = (
-            "reward",
-            *(f"reward_{name}" for name in self.names()),
+            *self.asked.metrics,
             *self.learner.metrics,
             "zero_std",
             "length",
@@ -91,9 +90,7 @@ class PolicyTrainer(TrainerLike):
             *(["cut_off"] if settings.end else []),
         )
         self.evaluated = (
-            "reward",
-            *(f"reward_{name}" for name in self.names()),
-            *("nll", "greedy_accuracy", "greedy_exact", "pass_1", "pass_k", "length"),
+            *policy_evaluation.metrics(self.asked),
             *(["kl"] if self.reference else []),
         )
 
@@ -133,10 +130,16 @@ class PolicyTrainer(TrainerLike):
         key = jax.random.fold_in(state.key, state.step)
         draw, shuffle = jax.random.split(key)
         batch = self.prompts.columns(batch)
-        found = self.sampled(state, batch["prompt"], draw, settings.samples, settings.temperature)
-        rows = jax.tree.map(lambda a: jnp.repeat(a, settings.samples, axis=0), batch)
+        found = self.asked.sampled(
+            self.model(state),
+            batch["prompt"],
+            draw,
+            settings.samples,
+            temperature=settings.temperature,
+        )
+        rows = repeated(batch, settings.samples)
         mask = found.mask.astype(jnp.float32)
-        whole, each, singles, fault = self.paid(rows, found.tokens, mask, state.fault)
+        paid = self.asked.paid(rows, found.tokens, mask)
         beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
         drawn = Drawn(
             sequences=jnp.concatenate([rows["prompt"], found.tokens], axis=1),
@@ -149,7 +152,7 @@ class PolicyTrainer(TrainerLike):
             value_targets=mask,
         )
         drawn = self.learner.scored(state, drawn)
-        drawn = self._credited(state, drawn, whole, each, beta)
+        drawn = self._credited(state, drawn, paid, beta)
         params, critic, opt, critic_opt, measured = self.learner.learn(state, drawn, beta, shuffle)
         state = state.replace(
             step=state.step + 1,
@@ -159,13 +162,13 @@ class PolicyTrainer(TrainerLike):
             critic_opt=critic_opt,
             # Enough for any warm-up, and never beyond an int32.
             tokens=jnp.minimum(state.tokens + found.lengths.sum(), 2**30),
-            fault=fault,
+            fault=_first_fault(state.fault, paid, rows["prompt"], found.tokens),
         )
         grouped = (len(batch["prompt"]), settings.samples)
-        total = (whole + (each * mask).sum(1)).reshape(grouped)
+        total = (paid.whole + paid.each.sum(1)).reshape(grouped)
         values = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
         per_sample = {"reward": total, "length": found.lengths, "repetition": _repetition(found)}
-        per_sample |= {f"reward_{n}": singles[n] for n in self.names()}
+        per_sample |= self.asked.singles(paid)
         if self.prompts.end_token is not None:
             ended = (found.tokens == self.prompts.end_token).any(1)
             per_sample["cut_off"] = 1.0 - ended
@@ -174,7 +177,17 @@ class PolicyTrainer(TrainerLike):
 
     def evaluate(self, state: PolicyState, batch: Batch) -> Values:
         """Values per prompt, deterministic, whatever the number of training's samples."""
-        return evaluated(self, state, self.prompts.columns(batch))
+        batch, model = self.prompts.columns(batch), self.model(state)
+        values, found = policy_evaluation.evaluated(self.asked, self.settings, model, batch)
+        if self.reference is not None:
+            samples = self.settings.eval_samples
+            rows = repeated(batch["prompt"], samples)
+            sequences = jnp.concatenate([rows, found.tokens], axis=1)
+            log_p, _ = self.learner.log_policy(state.params, state.rest, sequences)
+            log_q = self.reference.log_probs(state.reference, sequences, self.prompts.length)
+            divergence = (kl.exact(log_p, log_q) * found.mask).sum(1)
+            values["kl"] = divergence.reshape(-1, samples).mean(1)
+        return values
 
     def model(self, state: PolicyState) -> Any:
         """The policy, in evaluation mode."""
@@ -188,13 +201,18 @@ class PolicyTrainer(TrainerLike):
         """What the schedules say at a step, for the log."""
         return {"learning_rate": self.learning_rate(step)}
 
+    def tokens(self, values: Mapping[str, float]) -> float:
+        """Tokens that are drawn for a prompt."""
+        return values["train_length"] * self.settings.samples
+
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
         """What holds of the first steps' metrics, and what should (`trainers/diagnostics.py`)."""
         return checklist(values, off_policy=self.learner.updates > 1)
 
     def examples(self, state: PolicyState, batch: Batch) -> list[dict[str, Any]]:
         """A completion of each prompt of a batch, with its target and reward, for a person."""
-        return written(self, state, batch)
+        model = self.model(state)
+        return policy_evaluation.written(self.asked, self.settings, model, state.key, batch)
 
     def reason(self, state: PolicyState) -> str:
         """Why a value was not finite, if a reward was the reason; else what may help."""
@@ -203,51 +221,12 @@ class PolicyTrainer(TrainerLike):
             return self.settings.remedy
         length = self.prompts.length
         said = self.prompts.decode(tokens[:length]), self.prompts.decode(tokens[length:])
-        return self.rewards.why(reward, *said)
+        return self.asked.rewards.why(reward, *said)
 
-    def names(self) -> list[str]:
-        """Of the rewards, if there are several."""
-        names = [name.rpartition(":")[2] for name in self.settings.rewards]
-        return names if len(names) > 1 else []
-
-    def sampled(
-        self,
-        state: PolicyState,
-        prompts: jax.Array,
-        key: jax.Array,
-        samples: int,
-        temperature: float,
-        greedy: bool = False,
-    ) -> Completions:
-        return sample(
-            self.model(state),
-            prompts,
-            steps=self.prompts.horizon,
-            key=key,
-            samples=samples,
-            temperature=temperature,
-            greedy=greedy,
-            end_token=self.prompts.end_token,
-        )
-
-    def paid(
-        self, rows: Any, tokens: jax.Array, mask: jax.Array, before: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], jax.Array]:
-        """Rewards per completion and per token, those of each function, and the first fault."""
-        columns = {k: v for k, v in rows.items() if k != "prompt"}
-        wrong = -1.0 if self.settings.reward_mode == "±1" else 0.0
-        paid = self.rewards(rows["prompt"], tokens, mask=mask, wrong=wrong, **columns)
-        i = paid.fault[1]
-        told = jnp.concatenate([paid.fault[:1], rows["prompt"][i], tokens[i]])
-        fault = jnp.where((before[0] < 0) & (paid.fault[0] >= 0), told, before)
-        singles = dict(zip(self.names(), paid.singles, strict=False))
-        return paid.whole, paid.each, singles, fault
-
-    def _credited(
-        self, state: PolicyState, drawn: Drawn, whole: jax.Array, each: jax.Array, beta: jax.Array
-    ) -> Drawn:
+    def _credited(self, state: PolicyState, drawn: Drawn, paid: Paid, beta: jax.Array) -> Drawn:
         """What was drawn, with its advantages."""
         settings, mask = self.settings, drawn.mask
+        whole, each = paid.whole, paid.each
         if settings.kl_in == "reward" and self.reference is not None:
             each = each - beta * self.learner.divergence(state, drawn) * mask
         if settings.advantage == "gae":
@@ -285,10 +264,17 @@ class PolicyTrainer(TrainerLike):
                 return nnx.split(model, nnx.Param, ...)[1:]
 
             return frozen(self._graphdef, temperature, draw)
-        return of_run(name, self.prompts.vocabulary, temperature)
+        return of_run(name, data, temperature)
 
     def _make_critic(self, rngs: nnx.Rngs) -> Critic:
-        return critic_of(self._make_model(rngs), self.prompts.length, rngs)
+        return critic_of(self._make_model(rngs), rngs)
+
+
+def _first_fault(before: jax.Array, paid: Paid, prompts: jax.Array, tokens: jax.Array) -> jax.Array:
+    """What a state tells of the first reward that was not finite."""
+    i = paid.fault[1]
+    told = jnp.concatenate([paid.fault[:1], prompts[i], tokens[i]])
+    return jnp.where((before[0] < 0) & (paid.fault[0] >= 0), told, before)
 
 
 def _repetition(found: Completions) -> jax.Array:

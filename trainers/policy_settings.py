@@ -8,15 +8,15 @@ from grlu.advantages import ADVANTAGES
 from grlu.errors import UserError
 from grlu.kl import KLName, Place, require_sound
 from grlu.policy_losses import Aggregation, Level
-from trainers.completion_rewards import Reward, rewards_of
-from trainers.optimizing import OptimizerSettings
+from trainers.completing import PaidSettings
+from trainers.completion_rewards import Reward
 from trainers.schedules import require
 
 AdvantageName = Literal["none", "mean", "leave_one_out", "group_mean", "group_mean_std", "gae"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicySettings(OptimizerSettings):
+class PolicySettings(PaidSettings):
     """The `trainer` section of a language model that learns from reward.
 
     A step draws `samples` completions of each of `batch_size` prompts, and makes `updates` passes
@@ -25,20 +25,10 @@ class PolicySettings(OptimizerSettings):
 
     Attributes:
         samples: K, completions of each prompt.
-        prompt: tokens of a prompt; by default the data set's, which of a text is 1.
-        horizon: most tokens of a completion; by default the rest of an example.
-        end: the text of the token that ends a completion, or None.
-        temperature: of the policy, in sampling and in training.
-        rewards: names of `trainers.COMPLETION_REWARDS`, `token:NUMBER`, `FILE.py:FUNCTION`, or
-            "judge", the reward model that the config's `judge` names.
-        reward_weights: of each; by default 1.
-        reward_mode: what a wrong answer is paid, where a right one is paid 1: "+1" nothing, "±1"
-            minus 1.
         partial_logprob: weight of log p(target's token | what the policy wrote before it), per
             token, which is maximised beside the reward.
         advantage: "none", "mean", "leave_one_out", "group_mean", "group_mean_std", or "gae", which
             has a critic.
-        discount: of rewards per token; with 0 a token is paid for itself alone.
         whiten: whether advantages are shifted and scaled to mean 0 and deviation 1.
         loss: "reinforce", or "clip", that of PPO.
         ratio: "token", or "sequence" (GSPO).
@@ -60,21 +50,11 @@ class PolicySettings(OptimizerSettings):
         value_weight: of the critic's loss, half of its squared error.
         value_clip: how far a value may move from the old one and count, or None.
         value_learning_rate: of a critic apart.
-        eval_samples: k of pass@k, completions of each prompt in evaluation.
-        eval_temperature: at which they are drawn.
     """
 
     samples: int = 8
-    prompt: int | None = None
-    horizon: int | None = None
-    end: str | None = None
-    temperature: float = 1.0
-    rewards: tuple[str, ...] = ("exact",)
-    reward_weights: tuple[float, ...] | None = None
-    reward_mode: Literal["+1", "±1"] = "+1"
     partial_logprob: float = 0.0
     advantage: AdvantageName = "group_mean_std"
-    discount: float = 1.0
     whiten: bool = False
     loss: Literal["reinforce", "clip"] = "clip"
     ratio: Level = "token"
@@ -95,24 +75,16 @@ class PolicySettings(OptimizerSettings):
     value_weight: float = 1.0
     value_clip: float | None = 0.2
     value_learning_rate: float = 1e-3
-    eval_samples: int = 4
-    eval_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "prompt", "updates", "minibatches", "micro_batches"):
+        for name in ("samples", "updates", "minibatches", "micro_batches"):
             require(f"trainer.{name}", getattr(self, name), 1)
-        for name in ("horizon", "eval_samples"):
-            require(f"trainer.{name}", getattr(self, name), 1)
-        for name in ("temperature", "eval_temperature", "value_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"trainer.{name} must be positive, got {value:g}")
+        if self.value_clip is not None and not self.value_clip > 0:
+            raise UserError(f"trainer.value_clip must be positive, got {self.value_clip:g}")
         for name in ("beta_kl", "kl_warmup_tokens", "clip_low", "clip_high", "value_weight"):
             require(f"trainer.{name}", getattr(self, name), 0)
-        for name in ("discount", "gae_decay"):
-            require(f"trainer.{name}", getattr(self, name), 0, 1)
-        rewards_of(self.rewards, self.reward_weights)
+        require("trainer.gae_decay", self.gae_decay, 0, 1)
         require_sound(self.kl, self.kl_in)
         if self.advantage in ("leave_one_out", "group_mean", "group_mean_std"):
             if self.samples < 2:

@@ -71,6 +71,10 @@ class TrainerLike(Protocol):
         """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
         return []
 
+    def tokens(self, values: Mapping[str, float]) -> float | None:
+        """Tokens of an example that a step learns from, by a row's metrics; None: no text."""
+        return None
+
     def examples(self, state: Any, batch: Arrays) -> list[dict[str, Any]]:
         """What a person should see of the model's answers: nothing."""
         return []
@@ -88,6 +92,7 @@ class RunSettings:
         keep_best: checkpoints to keep by the best validation metric.
         patience: epochs without a better validation metric after which a run ends, or None. With it
             what a run comes to, and is tested as, is its best state; without, its last.
+        wandb: whether rows also go to Weights & Biases, if that is installed.
         init_from: folder of a run whose weights this one begins with, where name and shape are the
             same, or None.
     """
@@ -97,6 +102,7 @@ class RunSettings:
     keep_last: int = 2
     keep_best: int = 1
     patience: int | None = None
+    wandb: bool = False
     init_from: str | None = None
 
     def __post_init__(self) -> None:

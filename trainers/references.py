@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
+from input_pipeline import Data
+from trainers.compatibility import require_vocabulary
 
 # (stored, sequences (N, P + T), prompt length P) -> log-probabilities of the completion (N, T, V)
 LogProbs = Callable[[Any, jax.Array, int], jax.Array]
@@ -66,23 +68,24 @@ def frozen(graphdef: Any, temperature: float, draw: Callable[[jax.Array], Any] |
     return Reference(init, log_probs, follows=draw is None)
 
 
-def of_run(path: str, vocabulary: int, temperature: float) -> Reference:
+def of_run(path: str, data: Data, temperature: float) -> Reference:
     """The model of a run, by its newest checkpoint.
 
     Raises:
-        UserError: if there is none, or it has another vocabulary.
+        UserError: if there is none, or it is no language model of the same vocabulary.
     """
-    from trainers.features import config_of, open_experiment, restored
+    from trainers.features import config_of, fresh, restored
+    from trainers.generate import require_writer
     from trainers.run_directory import RunDirectory
 
     run = RunDirectory.open(pathlib.Path(path))
-    experiment = open_experiment(config_of(run), run, computed=())
+    experiment, other = fresh(config_of(run), run, ())
+    try:
+        require_writer(run, experiment, other)
+    except UserError as error:
+        raise UserError(f"trainer.reference must be a language model: {error}") from error
+    require_vocabulary("trainer.reference", data, other, path)
     state = restored(run, best=False, seen=experiment).state
     model: Any = experiment.trainer.model(state)  # type: ignore[attr-defined]
-    if model.vocabulary != vocabulary:
-        raise UserError(
-            f"trainer.reference: the model in {path} has a vocabulary of {model.vocabulary} "
-            f"tokens, and this run's data one of {vocabulary}: they must be the same"
-        )
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     return frozen(graphdef, temperature, lambda key: jax.tree.map(jnp.asarray, (params, rest)))

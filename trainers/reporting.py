@@ -1,10 +1,9 @@
-"""What a person sees of a run: progress bar, TensorBoard, and a table at the end."""
+"""What a person sees of a run: progress bar, TensorBoard, W&B, and a table at the end."""
 
 import contextlib
 import logging
-import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from trainers import processes
+from trainers.remote import Remote
+from trainers.run_directory import RunDirectory
 
 _log = logging.getLogger("grlu")
 
@@ -23,13 +24,27 @@ class Reporter:
     Of several processes the first shows and writes them.
     """
 
-    def __init__(self, path: pathlib.Path, *, step: int, steps: int, batch_size: int, show: bool):
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        step: int,
+        steps: int,
+        batch_size: int,
+        tokens: Callable[[Mapping[str, float]], float | None],
+        show: bool,
+        remote: bool = False,
+    ):
         from tensorboardX import SummaryWriter
 
         first = processes.first()
-        self._events = SummaryWriter(str(path), purge_step=step + 1, write_to_disk=first)
-        self._batch_size = batch_size
+        self._remote = Remote(run) if remote and first else None
+        self._events = SummaryWriter(str(run.path), purge_step=step + 1, write_to_disk=first)
+        self._batch_size, self._tokens = batch_size, tokens
         self._step, self._time = step, time.monotonic()
+        # Of all rows but the first, in which programs are compiled.
+        self._timed = {"seconds": 0.0, "examples": 0.0, "tokens": 0.0}
+        self._warm = False
         self._latest: dict[str, float] = {}
         self._progress = Progress(
             BarColumn(bar_width=10),
@@ -46,14 +61,26 @@ class Reporter:
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """Shows the metrics of a step."""
         now = time.monotonic()
-        rate = (step - self._step) * self._batch_size / max(now - self._time, 1e-9)
+        seconds = max(now - self._time, 1e-9)
+        examples = (step - self._step) * self._batch_size
         self._step, self._time = step, now
-        for name, value in {**values, "examples_per_second": rate}.items():
+        each = self._tokens(values)
+        speed = {"examples_per_second": examples / seconds}
+        shown = f"{examples / seconds:,.0f}/s"
+        if each is not None:
+            speed["tokens_per_second"] = each * examples / seconds
+            shown = f"{speed['tokens_per_second']:,.0f} tokens/s"
+        if self._warm:
+            self._timed["seconds"] += seconds
+            self._timed["examples"] += examples
+            self._timed["tokens"] += (each or 0.0) * examples
+        self._warm = True
+        for name, value in {**values, **speed}.items():
             self._events.add_scalar(name.replace("_", "/", 1), value, step)
+        if self._remote:
+            self._remote.row(step, {**values, **speed})
         self._latest |= values
-        self._progress.update(
-            self._task, completed=step, shown=f"{rate:,.0f}/s · {self._summary()}"
-        )
+        self._progress.update(self._task, completed=step, shown=f"{shown} · {self._summary()}")
 
     def images(self, step: int, grids: Mapping[str, np.ndarray]) -> None:
         """Shows images, uint8, (height, width, depth), in TensorBoard."""
@@ -75,6 +102,11 @@ class Reporter:
     def close(self) -> None:
         self._progress.stop()
         self._events.close()
+        if self._remote:
+            self._remote.close()
+        if seconds := self._timed["seconds"]:
+            rates = (f"{v / seconds:,.0f} {k}/s" for k, v in self._timed.items() if v)
+            _log.info("speed after the first row: %s", ", ".join(list(rates)[1:]))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ _log = logging.getLogger("grlu")
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events.
+    """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events,
+    and of a policy `samples.jsonl`.
 
     `config.json` is written last when a run is created: a folder that has it holds a run. A
     pipeline's has `stages/NAME/`, a run each, and `summary.json` in place of metrics and
@@ -62,7 +63,7 @@ class RunDirectory:
                 for folder in (run.checkpoints, run.stages, path / "report"):
                     shutil.rmtree(folder, ignore_errors=True)
                 events = path.glob("events.out.tfevents.*")
-                for file in [run.metrics, run.log, run.summary, *events]:
+                for file in [run.metrics, run.log, run.samples, run.summary, *events]:
                     file.unlink(missing_ok=True)
             path.mkdir(parents=True, exist_ok=True)
             write_atomically(run.config, config_json)
@@ -94,6 +95,10 @@ class RunDirectory:
     @property
     def log(self) -> pathlib.Path:
         return self.path / "log.txt"
+
+    @property
+    def samples(self) -> pathlib.Path:
+        return self.path / "samples.jsonl"
 
     @property
     def checkpoints(self) -> pathlib.Path:

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers import generative, hybrid
+from trainers import generative, hybrid, remote
 from trainers.config import load_config, source_name, to_json, validate
 from trainers.devices import placed
 from trainers.experiment import SECTIONS, make_experiment
@@ -59,6 +59,7 @@ def train(
         return hybrid.fit_stages(config, run, progress=progress)
     experiment = warm_started(make_experiment(config))
     placed(experiment.run.seeds, experiment.mesh)
+    remote.require(experiment.run.wandb)
     run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
     with logged_to(run.log):
         _log.info("training in %s", run.path)

@@ -58,6 +58,7 @@ def sample(
     top_p: float | None = None,
     greedy: bool = False,
     end_token: int | None = None,
+    unrolled: bool = False,
 ) -> Completions:
     """Continues prompts, in evaluation mode: without dropout. Pure, and may be compiled.
 
@@ -76,6 +77,8 @@ def sample(
             this nor `top_k` changes the log-probabilities that are returned.
         greedy: take the most likely token, in place of a draw.
         end_token: the token that ends a completion, or None.
+        unrolled: whether all steps are taken, and laid open to who traces this, one after the
+            other, not in a loop: slow to compile.
 
     Raises:
         UserError: on a value outside its range, or prompts that leave no room for `steps` tokens.
@@ -128,7 +131,13 @@ def sample(
     lengths = jnp.full((rows,), steps, jnp.int32)
     lengths = _ended(lengths, first, lengths == steps, 0)
     start = (jnp.ones((), jnp.int32), cache, tokens, chosen, lengths)
-    _, _, tokens, chosen, lengths = jax.lax.while_loop(running, advance, start)
+    if unrolled:
+        carry: Any = start
+        for step in range(1, steps):
+            carry = advance((step, *carry[1:]))
+    else:
+        carry = jax.lax.while_loop(running, advance, start)
+    _, _, tokens, chosen, lengths = carry
     return Completions(tokens, chosen, lengths)
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 
 import grlu
 from grlu.errors import UserError
+from input_pipeline import Data
 from models.densities import kl_between
 from models.vae import VAE
 from trainers.gradient import GradientSettings
@@ -127,7 +128,7 @@ class SVI(GradientSettings):
             self.svi_natural,
         )
 
-    def make_objective(self, classes: int) -> Refined:
+    def make_objective(self, data: Data) -> Refined:
         """The bound at refined posteriors.
 
         Raises:
@@ -140,5 +141,5 @@ class SVI(GradientSettings):
             )
         if self.mode not in ("decoupled", "kl", "e2e"):
             raise UserError(f"trainer.mode must be decoupled, kl or e2e; got {self.mode!r}")
-        bound = super().make_objective(classes)
+        bound = super().make_objective(data)
         return Refined(bound, self.refinement(), self.mode)

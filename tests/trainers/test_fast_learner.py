@@ -8,7 +8,7 @@ import pytest
 import trainers
 from grlu.errors import UserError
 from trainers.fast_learner import FastLearner
-from trainers.objectives import log_likelihood, objective_of
+from trainers.objectives import log_likelihood, objective_named
 
 
 class Features:
@@ -76,11 +76,8 @@ def test_evolution_grows_features_on_which_a_head_learns_faster(tmp_path):
 
 
 def test_an_objective_that_is_unknown_is_refused():
-    class Settings:
-        objective = "classificatoin"
-
     with pytest.raises(UserError, match=r"must be one of classification, .*fast_learner"):
-        objective_of(Settings(), 10)
+        objective_named("classificatoin")
 
 
 def test_batches_of_any_size_are_shared_out():

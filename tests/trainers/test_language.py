@@ -218,5 +218,25 @@ def test_a_run_on_images_has_no_text(small, tmp_path):
     small |= {"dataset": {"name": "digits", "subset": 50}, "model": {"name": "mlp"}}
     small["trainer"] = {"name": "backprop", "epochs": 1, "batch_size": 50}
     trainers.train(small, tmp_path / "run", progress=False)
-    with pytest.raises(grlu.UserError, match="a run on digits, which is no text"):
+    with pytest.raises(grlu.UserError, match="writes no text, it is a classifier of digits"):
         trainers.generate(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "said"),
+    [
+        ({"name": "vae_mlp", "latent": 2}, "elbo", "a variational autoencoder of digits: 'grlu re"),
+        ({"name": "autoencoder"}, "reconstruction", "an autoencoder of digits: 'grlu report "),
+    ],
+)
+def test_what_draws_images_writes_no_text(model, objective, said, tmp_path):
+    config = {
+        "dataset": {"name": "digits", "subset": 50, "normalize": "unit"},
+        "model": model,
+        "trainer": {"name": "backprop", "objective": objective, "epochs": 0, "batch_size": 50},
+    }
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.json").write_text(trainers.config.to_json(trainers.resolve(config)))
+    with pytest.raises(grlu.UserError, match=f"writes no text, it is {said}"):
+        trainers.generate(path)

@@ -36,8 +36,15 @@ def trained(config, mesh):
         state, arrays, experiment.order(0)[:2], 2)
     assert int(broken) == -1 and int(state.step) == 2
     if mesh.get("fully_sharded"):
-        kernels = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (64, 8)]
-        assert kernels and all(x.addressable_shards[0].data.shape == (16, 8) for x in kernels)
+        # The optimizer's state, and what a policy has besides: its reference, its critic.
+        kept = [getattr(state, name, None) for name in ("opt_state", "critic", "critic_opt",
+                                                        "reference", "drawn_from")]
+        for part in filter(None, kept):
+            large = [x for x in jax.tree.leaves(part)
+                     if any(n and n % mesh["data"] == 0 for n in x.shape)]
+            assert large, part
+            for x in large:
+                assert x.addressable_shards[0].data.size * mesh["data"] == x.size, x.shape
     last = jax.tree.leaves(state.params)
     assert max(np.abs(a - b).max() for a, b in zip(first, last)) > 1e-3, config
     return last + jax.tree.leaves(averages)
@@ -81,6 +88,9 @@ def case(trainer, *meshes, dataset=None, model=None, **more):
     }, meshes
 
 
+POLICY = {"optimizer": "momentum", "rewards": ("share",)}
+SHARDED = mesh(1, 8, fully_sharded=True)
+
 CASES = [
     case("grlu", mesh(4, 2), samples=8),
     # A first layer written after every four examples, by `Trainer.steps`.
@@ -96,6 +106,12 @@ CASES = [
     case("svi", mesh(1, 8), **POSTERIORS, mode="kl", svi_steps=2, learning_rate=1e-3),
     case("grpo", mesh(1, 8), **TEXT, optimizer="sgd", samples=4, rewards=("share",)),
     case("dpo", mesh(1, 8), **TEXT, optimizer="sgd", utility=("share",)),
+    # Data-parallel and fully sharded at once.
+    case("backprop", SHARDED, **TEXT, optimizer="momentum", objective="lm"),
+    case("grpo", SHARDED, **TEXT, **POLICY, samples=4, reference="random", beta_kl=0.1),
+    case("ppo", SHARDED, **TEXT, **POLICY, updates=2, minibatches=2, horizon=1),
+    case("dpo", SHARDED, **TEXT, optimizer="momentum", utility=("share",)),
+    case("reward_model", SHARDED, **TEXT, optimizer="momentum", horizon=3, utility=("share",)),
 ]
 
 

@@ -1,6 +1,7 @@
 """Learning from preferences of a judge whose utility is known."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import input_pipeline
 import trainers
 from grlu.errors import UserError
 from models import GPT
-from trainers.pairs import DPO, PairTrainer, RewardModel
+from trainers.pair_settings import DPO, RewardModel
+from trainers.pairs import PairTrainer
 
 KINDS = {"dpo": DPO, "reward_model": RewardModel}
 
@@ -78,3 +80,48 @@ def test_a_utility_that_is_unknown():
         RewardModel(utility=("tast",))
     for name, kind in KINDS.items():
         assert trainers.TRAINERS[name] is kind
+
+
+def recorded(path, count=60):
+    """Preferences for the answer that is longer."""
+    rows = [
+        {"prompt": f"{i % 7}?", "chosen": "yes" * (1 + i % 2), "rejected": "no" * (1 + i % 3)}
+        for i in range(count)
+        if 3 * (1 + i % 2) > 2 * (1 + i % 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"preferences:{path}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_preferences_are_learned(kind, tmp_path):
+    config = {
+        "dataset": {"name": recorded(tmp_path / "pairs.jsonl"), "validation": 4, "test": 4},
+        "model": {"name": "gpt", "layers": 1, "heads": 1, "width": 8},
+        "trainer": {"name": kind, "batch_size": 8, "epochs": 10, "learning_rate": 0.02},
+        "run": {"rows_per_epoch": 1},
+    }
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    assert result.metrics["test_pair_accuracy"] > 0.9
+    assert result.metrics["test_margin"] > 0.1
+    assert "test_utility" not in result.metrics
+    with pytest.raises(
+        UserError, match=r"holds preferences, from which trainer\.name=reward_model"
+    ):
+        trainers.train(
+            config | {"trainer": {"name": "grpo", "batch_size": 8}},
+            tmp_path / "policy",
+            progress=False,
+        )
+
+
+def test_the_likelihood_of_recorded_answers_is_that_of_their_own_tokens():
+    """Padding, and the prompt, change nothing."""
+    trainer, _, state = made("dpo")
+    sequences = jnp.array([[1, 4, 5, 6, 7, 0, 0]])
+    mask = jnp.array([[0.0, 0, 1, 1, 0, 0, 0]])
+    args = trainer._graphdef, (state.params, state.rest)
+    found = trainer._log_likelihood(*args, sequences, mask)
+    logits = trainer.model(state)(sequences[:, :3])
+    p = jax.nn.softmax(logits, -1)
+    np.testing.assert_allclose(found[0], jnp.log(p[0, 1, 5] * p[0, 2, 6]), rtol=1e-5)

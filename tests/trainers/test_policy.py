@@ -244,6 +244,28 @@ def test_a_reference_can_be_a_run(tmp_path):
     assert result.metrics["test_kl"] > 0
 
 
+def test_a_reference_has_the_same_characters_and_not_only_as_many(tmp_path):
+    untrained = {"objective": "lm", "name": "backprop", "epochs": 0, "batch_size": 8}
+    runs = {}
+    for letters in ("abc", "abd"):
+        text = tmp_path / f"{letters}.txt"
+        text.write_text(letters * 400)
+        data = {"name": f"text:{text}", "length": 6}
+        runs[letters] = CONFIG | {"dataset": data, "trainer": untrained}
+    trainers.train(runs["abc"], tmp_path / "first", progress=False)
+    held = {"name": "grpo", "reference": str(tmp_path / "first")}
+    said = "trainer.reference: the run in .*first has other tokens, the characters 'abc', .* 'abd'"
+    with pytest.raises(UserError, match=said):
+        trainers.train(runs["abd"] | {"trainer": held}, tmp_path / "second", progress=False)
+    scores = {"name": "reward_model", "epochs": 0, "horizon": 4, "batch_size": 8}
+    trainers.train(runs["abc"] | {"trainer": scores}, tmp_path / "judge", progress=False)
+    with pytest.raises(UserError, match="judge is a reward model, which scores texts and writes"):
+        trainers.generate(tmp_path / "judge")
+    held["reference"] = str(tmp_path / "judge")
+    with pytest.raises(UserError, match=r"trainer\.reference must be a language model: .* scores"):
+        trainers.train(runs["abc"] | {"trainer": held}, tmp_path / "second", progress=False)
+
+
 def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monkeypatch):
     def sometimes(prompts, completions, **columns):
         return jnp.where(completions[:, 0] == 5, jnp.nan, 1.0)

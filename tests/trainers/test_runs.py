@@ -96,7 +96,7 @@ def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
             stage["model"] |= {"layers": 1, "width": 32}
             if "stages" in config:
                 stage.pop("dataset", None)
-        if "horizon" in trainer:
+        if language:
             trainer |= {"prompt": 8, "horizon": 2}
         trainer["epochs"] = min(trainer["epochs"], 1)
         trainer["batch_size"] = min(trainer["batch_size"], 16)
@@ -106,7 +106,8 @@ def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
         if trainer["schedule"] == "warmup_cosine":
             trainer["schedule"] = "cosine"
     result = trainers.train(config, tmp_path / "run", progress=False)
-    policy = "rewards" in stages[-1]["trainer"]
+    trainer = stages[-1]["trainer"]
+    policy = trainer.get("objective", "completion_reward") == "completion_reward"
     assert np.isfinite([v for k, v in result.metrics.items() if k.startswith("test_")]).all()
     assert 0 <= result.metrics.get("test_greedy_accuracy" if policy else "test_accuracy", 0) <= 1
     assert ("test_perplexity" in result.metrics) == (language and not policy)

@@ -1,0 +1,151 @@
+"""Recorded preferences: lines of JSON, each a prompt, the completion chosen, and the one rejected.
+
+{"prompt": "Shall I ", "chosen": "compare thee", "rejected": "go home"}
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grlu.errors import UserError
+from input_pipeline.data import Data
+from input_pipeline.prepared import data_root
+from input_pipeline.splits import carve
+from input_pipeline.text import read_text
+from input_pipeline.tokenizers import Tokenizer, TokenizerName, tokenizer_for
+
+_KEYS = ("prompt", "chosen", "rejected")
+
+
+def preferences(path: str, load: Callable[..., Data]) -> Callable[..., Data]:
+    """Return the loader of the preferences in a file; `load` loads another data set by its name.
+
+    The arrays of a split are `chosen` and `rejected`, (N, L), tokens of the prompt and what follows
+    it; `given`, (N,), how many are the prompt's; `chosen_ends` and `rejected_ends`, (N,), how many
+    there are in all. Beyond these stands token 0. `preprocess` makes of them `chosen` and
+    `rejected` as int32, and `chosen_mask` and `rejected_mask`, 1 at the tokens of the completion.
+    """
+
+    def load_pairs(
+        *,
+        data_dir: str | None = None,
+        tokenizer: TokenizerName = "char",
+        bpe: str | None = None,
+        like: str | None = None,
+        length: int | None = None,
+        validation: int | float = 0.1,
+        test: int | float = 0.1,
+        split_seed: int = 0,
+        subset: int | None = None,
+    ) -> Data:
+        lines = read_pairs(Path(path))
+        root = data_root(data_dir)
+        if like is not None:
+            chosen = load(like, data_dir=data_dir).tokenizer
+            if chosen is None:
+                raise UserError(f"dataset.like must be a data set of text, and {like} is none.")
+        else:
+            text = "".join(line[key] for line in lines.values() for key in _KEYS)
+            chosen = tokenizer_for(tokenizer, text, bpe or root / "gpt2_bpe")
+        arrays = encoded(path, lines, chosen, length)
+        sizes: Any = {"split_seed": split_seed}
+        rest, tested = carve(arrays, validation=test, subset=None, split_seed=0, option="test")
+        train, held_out = carve(rest, validation=validation, subset=subset, **sizes)
+        if tested is None:
+            raise UserError("dataset.test must leave some examples for the test: it is 0.")
+        return Data(
+            name=f"preferences:{path}",
+            train=train,
+            validation=held_out,
+            test=tested,
+            preprocess=_masked,
+            example_shape=(arrays["chosen"].shape[1],),
+            num_classes=chosen.size,
+            tokenizer=chosen,
+            pairs=True,
+        )
+
+    load_pairs.__doc__ = f"""The preferences in {path}.
+
+        Their characters are the vocabulary, unless `tokenizer` is "byte" or "gpt2" (whose files lie
+        in the folder `bpe`), or `like` names a text by whose tokens they are to be read, such as
+        that of the run with which this one begins. `length` is the longest that a prompt with its
+        completion may be, by default that of the longest; `validation` and `test` are held out.
+        """
+    return load_pairs
+
+
+def read_pairs(path: Path) -> dict[int, dict[str, str]]:
+    """The pairs in a file, by the number of their line, from 1; empty lines are passed over.
+
+    Raises:
+        UserError: naming the line that is no pair.
+    """
+    found: dict[int, dict[str, str]] = {}
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            pair = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not valid JSON: {error.msg}.") from error
+        if not isinstance(pair, dict):
+            raise UserError(f"{where}: must be an object with {', '.join(_KEYS)}, not {line[:40]}.")
+        for key in _KEYS:
+            if not isinstance(pair.get(key), str) or not pair[key]:
+                what = repr(pair[key]) if key in pair else "missing"
+                raise UserError(f"{where}: {key!r} must be a text of at least one token: {what}.")
+        if pair["chosen"] == pair["rejected"]:
+            raise UserError(
+                f"{where}: chosen and rejected are the same, so that none is preferred."
+            )
+        found[number] = {key: pair[key] for key in _KEYS}
+    if not found:
+        raise UserError(f"{path} holds no preferences: it is empty.")
+    return found
+
+
+def encoded(
+    path: str, lines: dict[int, dict[str, str]], tokenizer: Tokenizer, length: int | None
+) -> dict[str, np.ndarray]:
+    """The arrays of pairs, as above, in the order of the lines.
+
+    Raises:
+        UserError: naming the line with a character outside the vocabulary, or that is too long.
+    """
+    rows: dict[str, list[Any]] = {key: [] for key in ("given", "chosen", "rejected")}
+    for number, line in lines.items():
+        try:
+            prompt, *answers = (tokenizer.encode(line[key]) for key in _KEYS)
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        longest = len(prompt) + max(map(len, answers))
+        if length is not None and longest > length:
+            raise UserError(
+                f"{path}, line {number}: a prompt and its completion are {longest} tokens, more "
+                f"than dataset.length={length}."
+            )
+        rows["given"].append(len(prompt))
+        for key, answer in zip(("chosen", "rejected"), answers, strict=True):
+            rows[key].append(np.concatenate([prompt, answer]))
+    size = length or max(len(row) for key in ("chosen", "rejected") for row in rows[key])
+    dtype = np.min_scalar_type(tokenizer.size - 1)
+    arrays = {"given": np.array(rows["given"], np.int32)}
+    for key in ("chosen", "rejected"):
+        arrays[f"{key}_ends"] = np.array([len(row) for row in rows[key]], np.int32)
+        padded = [np.pad(row, (0, size - len(row))) for row in rows[key]]
+        arrays[key] = np.stack(padded).astype(dtype)
+    return arrays
+
+
+def _masked(batch: dict[str, Any]) -> dict[str, Any]:
+    places = np.arange(batch["chosen"].shape[1])[None]
+    found: dict[str, Any] = {}
+    for key in ("chosen", "rejected"):
+        said = (places >= batch["given"][:, None]) & (places < batch[f"{key}_ends"][:, None])
+        found |= {key: batch[key].astype(np.int32), f"{key}_mask": said.astype(np.float32)}
+    return found

@@ -1,0 +1,55 @@
+"""What a policy wrote in the course of its training, and what it was paid for it: a table."""
+
+import json
+from typing import Any
+
+from grlu.errors import UserError
+from reports import tables
+from reports.record import Record
+from reports.units import number
+from trainers.run_directory import RunDirectory
+
+
+def written(record: Record) -> str:
+    """The completions of the first, the middle and the last step at which they were written down.
+
+    Nothing for a run without any.
+
+    Raises:
+        UserError: if the file can't be read.
+    """
+    by_step = _samples(record)
+    if not by_step:
+        return ""
+    steps = sorted(by_step)
+    shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    heads = ["prompt"]
+    for step in shown:
+        heads += [f"step {step:,}", "reward"]
+    rows = []
+    for same in zip(*(by_step[step] for step in shown), strict=False):
+        row = [_visible(same[0]["prompt"])]
+        for sample in same:
+            row += [_visible(sample["completion"]), number("reward", sample["reward"], None)]
+        rows.append([*row, _visible(same[0]["target"])])
+    table = tables.table([*heads, "the data's own"], rows, "written")
+    return f"{table}<p class='lead'>Drawn for the same prompts; ⏎ is a line feed.</p>"
+
+
+def _samples(record: Record) -> dict[int, list[dict[str, Any]]]:
+    path = RunDirectory(record.path).samples
+    if not path.is_file():
+        return {}
+    found: dict[int, list[dict[str, Any]]] = {}
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            sample = json.loads(text)
+            kept = {key: sample[key] for key in ("prompt", "completion", "target", "reward")}
+            found.setdefault(int(sample["step"]), []).append(kept)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {line}: no sample of a policy: {error}") from error
+    return found
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "⏎")

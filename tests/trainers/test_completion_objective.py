@@ -1,0 +1,154 @@
+"""Completions rewarded by any rule: rules of the weights draw anew, all others respond to noise."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+import grlu
+import input_pipeline
+import trainers
+from grlu.errors import UserError
+from grlu.parameter_noise import ParameterNoise
+from grlu.rule import pure_objective
+from models import GPT
+from trainers.completion_objective import CompletionReward
+from trainers.completion_rewards import COMPLETION_REWARDS
+
+
+@functools.cache
+def copying():
+    return input_pipeline.load("copy", digits=2, test=0.2)
+
+
+def gpt(width):
+    return GPT((6,), 12, layers=1, heads=2, width=width, rngs=nnx.Rngs(0))
+
+
+def made(trainer, width=8, **options):
+    """A trainer's objective as a pure function, the variables of a model, and a batch."""
+    options = {"objective": "completion_reward", "rewards": ("match",), **options}
+    settings = trainers.TRAINERS[trainer](**options)
+    model = gpt(width)
+    # At the initial weights all tokens are about as likely.
+    nnx.update(model, jax.tree.map(lambda p: 5 * p if p.ndim > 1 else p, nnx.state(model)))
+    graphdef, params, rest = nnx.split(settings.prepare(model, 12), nnx.Param, ...)
+    objective = CompletionReward.of(settings, copying())
+    batch = copying().preprocess({k: jnp.asarray(v[:4]) for k, v in copying().train.items()})
+    return pure_objective(graphdef, objective, has_aux=True), params, rest, batch
+
+
+def flat(tree):
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def cosine(one, two):
+    one, two = flat(one), flat(two)
+    return one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+
+
+def test_the_slope_of_what_was_drawn_is_that_of_the_expected_reward():
+    objective, params, rest, batch = made("backprop", completions=2000, horizon=1)
+    graphdef = nnx.graphdef(gpt(8))
+
+    def expected(params):
+        """One token, so that all answers can be listed."""
+        model = nnx.merge(graphdef, params, nnx.State({}), copy=True)
+        prompts, target = batch["tokens"][:, :4], batch["tokens"][:, 4]
+        chosen = nnx.softmax(model(prompts)[:, -1])
+        return jnp.take_along_axis(chosen, target[:, None], 1).mean()
+
+    rewards, _, ascent = grlu.Backprop().gradient(objective, params, rest, batch, jax.random.key(0))
+    value, exact = jax.value_and_grad(expected)(params)
+    np.testing.assert_allclose(rewards.mean(), value, atol=0.02)
+    assert cosine(ascent, exact) > 0.97
+    assert 0.8 < np.linalg.norm(flat(ascent)) / np.linalg.norm(flat(exact)) < 1.2
+
+
+def test_node_perturbation_finds_the_slope_of_what_was_drawn():
+    """Of so few units that the directions of all of them can be orthogonal."""
+    objective, params, rest, batch = made("grlu", width=4, horizon=1, reward_mode="±1")
+    rule = grlu.NodePerturbation(samples=256, sigma=0.01, noise="orthogonal")
+    key = jax.random.key(2)
+    rewards, _, found = jax.jit(functools.partial(rule.gradient, objective))(
+        params, rest, batch, key
+    )
+    clean, _, exact = grlu.Backprop().gradient(objective, params, rest, batch, key)
+    np.testing.assert_array_equal(rewards, clean)  # The same completions.
+    assert np.abs(flat(exact)).max() > 0.01
+    assert cosine(found, exact) > 0.97
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_moved_weights_write_what_they_would_by_themselves(greedy):
+    options = {"greedy": greedy, "completions": 1 if greedy else 2}
+    low = made("evolution", rank=1, **options)
+    plain, params, rest, batch = made("evolution", **options)
+    noise = ParameterNoise(low[0], params, rest, batch, 1)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert {i for i, p in enumerate(paths) if "kernel" in p} == set(noise.low)
+    direction = noise.draw(jax.random.key(1))
+    epsilon = noise.restore(noise.weighted(jax.tree.map(lambda e: e[None], direction), jnp.ones(1)))
+    written = set()
+    for step in (0.0, 0.3, -0.3):
+        moved = jax.tree.map(lambda p, e: p + step * e, params, epsilon)  # noqa: B023
+        rewards, (values, _) = plain(moved, rest, batch)
+        np.testing.assert_array_equal(noise.rewards(direction, step, rest, batch), rewards)
+        np.testing.assert_array_equal(rewards, values["reward"])
+        written.add(tuple(rewards.tolist()))
+    assert len(written) > 1
+
+
+CONFIG = {
+    "dataset": {"name": "copy", "digits": 2},
+    "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 16},
+    "trainer": {"objective": "completion_reward", "batch_size": 16, "optimizer": "adam"},
+    "run": {"rows_per_epoch": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("evolution", {"population": 32, "rank": 1, "sigma": 0.05, "learning_rate": 0.03}),
+        ("grlu", {"samples": 4, "sigma": 0.02, "completions": 4, "learning_rate": 0.01}),
+    ],
+)
+def test_a_run_learns_from_reward_alone(name, options, tmp_path):
+    options = {"name": name, "rewards": ["token:5"], "discount": 0.0, "epochs": 8, **options}
+    config = CONFIG | {"trainer": CONFIG["trainer"] | options}
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    assert result.metrics["test_reward"] > 0.7  # 1 / 6 by chance
+    assert {"test_pass_k", "test_greedy_exact", "test_nll"} <= set(result.metrics)
+    assert trainers.evaluate(tmp_path / "run")["test_reward"] == result.metrics["test_reward"]
+    shown = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert {"step", "prompt", "completion", "target", "reward"} == set(json.loads(shown[-1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "grlu", "greedy": True}, "respond to noise on weights alone"),
+        ({"rewards": ["exakt"]}, "did you mean 'exact'"),
+        ({"completions": 0}, "trainer.completions must be at least 1"),
+        ({"horizon": 3}, "too few for a trainer.prompt of 4 and a trainer.horizon of 3"),
+    ],
+)
+def test_a_mistake_is_said_at_once(change, said, tmp_path):
+    trainer = CONFIG["trainer"] | {"name": "evolution"} | change
+    with pytest.raises(UserError, match=said):
+        trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_of_ones_own_needs_no_slope(monkeypatch, tmp_path):
+    brief = trainers.in_python(lambda prompts, completions, **columns: completions[:, 0] * 1.0)
+    monkeypatch.setitem(COMPLETION_REWARDS, "brief", brief)
+    options = {"name": "evolution", "population": 4, "rewards": ["brief"], "epochs": 1}
+    config = CONFIG | {"trainer": CONFIG["trainer"] | options}
+    assert trainers.train(config, tmp_path / "run", progress=False).metrics["test_reward"] > 0
