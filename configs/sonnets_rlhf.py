@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
                     "trainer": {
                         "name": "reward_model",
                         "utility": ("taste",),
+                        "pairs": 8,
                         "prompt": 16,
                         "horizon": 16,
                         "epochs": 10,

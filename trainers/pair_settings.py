@@ -16,6 +16,7 @@ class PairSettings(PromptSettings):
     Of recorded pairs all keys that say how pairs come about, down to `doubt`, say nothing.
 
     Attributes:
+        pairs: drawn of each prompt, in a step and in evaluation.
         utility: rewards (`trainers.COMPLETION_REWARDS`, ...) by whose sum the judge prefers.
         utility_weights: of each; by default 1.
         doubt: the judge prefers the one with more utility, by d, with the probability
@@ -23,6 +24,7 @@ class PairSettings(PromptSettings):
         beta: of DPO: what a nat of divergence costs, in units of the implied reward.
     """
 
+    pairs: int = 1
     utility: tuple[str, ...] = ("taste",)
     utility_weights: tuple[float, ...] | None = None
     doubt: float = 0.0
@@ -32,6 +34,7 @@ class PairSettings(PromptSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require("trainer.pairs", self.pairs, 1)
         require("trainer.doubt", self.doubt, 0)
         require("trainer.beta", self.beta, 0)
         rewards_of(self.utility, self.utility_weights)

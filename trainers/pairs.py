@@ -54,7 +54,7 @@ class Pairs(NamedTuple):
     Attributes:
         better: what is preferred.
         worse: what is not.
-        worth: their mean utility, where the judge has one, (N,).
+        worth: the utility of each prompt's completions, (B, 2N / B); of recorded ones none.
     """
 
     better: tuple[jax.Array, jax.Array]
@@ -67,7 +67,9 @@ class PairTrainer(TrainerLike):
 
     Attributes:
         metrics: names of the values that `step` gives per prompt: `pair_accuracy` is how often the
-            model prefers what the judge does, `margin` by how much.
+            model prefers what the judge does, `margin` by how much; where pairs are drawn, `worth`
+            is the utility of the frozen policy's completions and `worth_sd` its standard deviation
+            among those of a prompt.
         evaluated: names of those that `evaluate` gives; of DPO also the `utility` of the policy's
             own completions, less that of the frozen policy's, and their divergence, in nats: but
             not where pairs are recorded, of whose judge nothing is known.
@@ -94,7 +96,8 @@ class PairTrainer(TrainerLike):
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
         self._make_model = make_model
-        self.metrics = ("loss", "pair_accuracy", "margin", "length")
+        self.metrics: tuple[str, ...] = ("loss", "pair_accuracy", "margin", "length")
+        self.metrics += () if data.pairs else ("worth", "worth_sd")
         self._of_policy = not (settings.scores or data.pairs)
         self.evaluated = self.metrics + (("utility", "kl") if self._of_policy else ())
         self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
@@ -147,7 +150,7 @@ class PairTrainer(TrainerLike):
             for graphdef, variables in self._both(state, state.params)
         )
         return values | {
-            "utility": self._worth(batch, found) - pairs.worth,
+            "utility": self._worth(batch, found) - values["worth"],
             "kl": (kl.exact(log_p, log_q) * found.mask).sum(1),
         }
 
@@ -221,13 +224,14 @@ class PairTrainer(TrainerLike):
         """What is recorded of preferences; or what is drawn, and the judge prefers."""
         if self.prompts is None:
             better, worse = ((batch[n], batch[f"{n}_mask"]) for n in ("chosen", "rejected"))
-            return Pairs(better, worse, jnp.zeros(len(better[0])))
+            return Pairs(better, worse, jnp.zeros((len(better[0]), 0)))
         batch = self.prompts.columns(batch)
         doubt = self.settings.doubt if doubt is None else doubt
         draw, judge = jax.random.split(key)
         policy = nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
-        found = self._sampled(policy, batch["prompt"], draw, 2)
-        rows = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), batch)
+        drawn = 2 * self.settings.pairs
+        found = self._sampled(policy, batch["prompt"], draw, drawn)
+        rows = jax.tree.map(lambda a: jnp.repeat(a, drawn, axis=0), batch)
         sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
         worth = self._worth(rows, found).reshape(-1, 2)
         lead = worth[:, 0] - worth[:, 1]
@@ -239,7 +243,7 @@ class PairTrainer(TrainerLike):
         at = 2 * jnp.arange(len(order))[:, None] + order
         masks = jnp.pad(found.mask.astype(jnp.float32), ((0, 0), (self.prompts.length, 0)))
         better, worse = ((sequences[rows], masks[rows]) for rows in (at[:, 0], at[:, 1]))
-        return Pairs(better, worse, worth.mean(1))
+        return Pairs(better, worse, worth.reshape(-1, drawn))
 
     def _compared(self, state: PairState, params: Any, pairs: Pairs) -> Values:
         better, worse = pairs.better, pairs.worse
@@ -258,7 +262,11 @@ class PairTrainer(TrainerLike):
         # A tie is half right.
         right = jnp.where(margin == 0, 0.5, (margin > 0).astype(jnp.float32))
         lengths = (better[1].sum(1) + worse[1].sum(1)) / 2
-        return {"loss": losses, "pair_accuracy": right, "margin": margin, "length": lengths}
+        values = {"loss": losses, "pair_accuracy": right, "margin": margin, "length": lengths}
+        values = {k: v.reshape(len(pairs.worth), -1).mean(1) for k, v in values.items()}
+        if self.prompts is None:
+            return values
+        return values | {"worth": pairs.worth.mean(1), "worth_sd": pairs.worth.std(1, ddof=1)}
 
     def _both(self, state: PairState, params: Any) -> list[tuple[Any, Any]]:
         """The policy that learns and the frozen one: graph definition and variables."""

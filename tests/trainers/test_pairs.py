@@ -12,6 +12,7 @@ import input_pipeline
 import trainers
 from grlu.errors import UserError
 from models import GPT
+from trainers.completion_rewards import COMPLETION_REWARDS
 from trainers.pair_settings import DPO, RewardModel
 from trainers.pairs import PairTrainer
 
@@ -49,6 +50,28 @@ def test_a_reward_model_learns_what_the_judge_prefers():
         state, values = step(state, batch(i))
     assert values["pair_accuracy"].mean() > 0.9
     assert values["loss"].mean() < 0.3
+
+
+def test_several_pairs_of_a_prompt_are_of_that_prompt_and_count_as_one_example():
+    trainer, _, state = made("reward_model", horizon=3, pairs=3)
+    drawn = trainer._pairs(state, batch(0), jax.random.key(1))
+    prompts = np.asarray(trainer.prompts.columns(batch(0))["prompt"])
+    length = prompts.shape[1]
+    worth = []
+    for sequences, mask in (drawn.better, drawn.worse):
+        np.testing.assert_array_equal(sequences[:, :length], np.repeat(prompts, 3, axis=0))
+        assert not np.asarray(mask)[:, :length].any()
+        found = COMPLETION_REWARDS["taste"](None, sequences[:, length:], mask=mask[:, length:])
+        worth.append(np.asarray(found))
+    assert (worth[0] >= worth[1]).all()
+    np.testing.assert_allclose(
+        np.sort(np.asarray(drawn.worth), axis=1),
+        np.sort(np.concatenate(worth).reshape(2, 32, 3).swapaxes(0, 1).reshape(32, 6), axis=1),
+        rtol=1e-5,
+    )
+    values = trainer.evaluate(state, batch(0))
+    assert {v.shape for v in values.values()} == {(32,)}
+    assert np.asarray(values["worth_sd"]).mean() > 0.5
 
 
 def test_dpo_starts_where_the_pairs_come_from_and_comes_to_prefer_what_the_judge_does():
