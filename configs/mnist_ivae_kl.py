@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
             "svi_steps": 20,
             "svi_learning_rate": 0.2,
             "svi_natural": True,
+            "svi_schedule": "linear",
         }
     )
     return config

@@ -6,7 +6,7 @@ arXiv:1802.02550.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from models.vae import LOG_VARIANCES, VAE, Posterior
 from trainers.schedules import require
 from trainers.variational import Values, terms
 
+ScheduleName = Literal["constant", "linear"]
 # (terms of the bound, posterior) -> what is raised, (B,)
 Reward = Callable[[Values, Posterior], jax.Array]
 
@@ -39,6 +40,8 @@ class Refinement:
             at one rate, below 1, for narrow posteriors and wide. A step takes a posterior no
             farther than `TRUSTED` nats: images unlike those of training would send it away.
         draws: samples of a posterior in each step.
+        schedule: of the rate: "constant", or "linear", falling to nothing with the last step, which
+            leaves less of the noise of the draws in where the steps lead.
 
     Raises:
         UserError: if a value is out of range.
@@ -50,6 +53,7 @@ class Refinement:
     clip: float | None = None
     natural: bool = False
     draws: int = 1
+    schedule: ScheduleName = "constant"
 
     def __post_init__(self) -> None:
         require("trainer.svi_steps", self.steps, 1)
@@ -57,6 +61,10 @@ class Refinement:
         require("trainer.svi_momentum", self.momentum, 0, 1)
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"trainer.svi_clip must be positive or null, got {self.clip:g}")
+        if self.schedule not in ("constant", "linear"):
+            raise UserError(
+                f"trainer.svi_schedule must be constant or linear, got {self.schedule!r}"
+            )
 
     def __call__(
         self,
@@ -88,13 +96,13 @@ class Refinement:
             found = terms(alike, x, posterior, posterior.draw(key, draws))
             return jnp.sum(reward(found, posterior) if reward else found["elbo"]), found["elbo"]
 
-        def step(carry: Any, key: jax.Array) -> Any:
-            where, velocity = carry
+        def step(carry: Any, at: tuple[jax.Array, jax.Array]) -> Any:
+            (where, velocity), (key, rate) = carry, at
             slope, elbo = jax.grad(raised, has_aux=True)(where, key)
             velocity = jax.tree.map(
                 lambda v, g: self.momentum * v + g, velocity, self._scaled(slope, where)
             )
-            move = jax.tree.map(lambda v: self.learning_rate * v, velocity)
+            move = jax.tree.map(lambda v: rate * v, velocity)
             if self.natural:
                 move = _trusted(move, where)
             mean, log_variance = jax.tree.map(jnp.add, where, move)
@@ -103,8 +111,11 @@ class Refinement:
 
         where = begin.mean, begin.log_variance
         start = where, jax.tree.map(jnp.zeros_like, where)
+        rates = jnp.full(self.steps, self.learning_rate)
+        if self.schedule == "linear":
+            rates *= 1 - jnp.arange(self.steps) / self.steps
         ((mean, log_variance), _), path = jax.lax.scan(
-            step, start, jax.random.split(key, self.steps)
+            step, start, (jax.random.split(key, self.steps), rates)
         )
         return begin._replace(mean=mean, log_variance=log_variance), path
 

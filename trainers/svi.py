@@ -19,7 +19,7 @@ from input_pipeline import Data
 from models.densities import kl_between
 from models.vae import VAE
 from trainers.gradient import GradientSettings
-from trainers.refinement import Refinement
+from trainers.refinement import Refinement, ScheduleName
 from trainers.variational import METRICS, Elbo, Values, divergence, terms
 
 Mode = Literal["decoupled", "kl", "e2e"]
@@ -102,6 +102,7 @@ class SVI(GradientSettings):
         svi_momentum: of the inner loop.
         svi_clip: largest norm of an example's gradient in the inner loop, or None.
         svi_natural: whether the inner loop's gradients are natural ones, at a rate below 1.
+        svi_schedule: of the inner loop's rate: "constant", or "linear", falling to nothing.
     """
 
     mode: Mode = "kl"
@@ -110,6 +111,7 @@ class SVI(GradientSettings):
     svi_momentum: float = 0.0
     svi_clip: float | None = None
     svi_natural: bool = False
+    svi_schedule: ScheduleName = "constant"
     objective: str = "elbo"
 
     rule_class: ClassVar[type[grlu.Rule]] = grlu.Backprop
@@ -126,6 +128,7 @@ class SVI(GradientSettings):
             self.svi_momentum,
             self.svi_clip,
             self.svi_natural,
+            schedule=self.svi_schedule,
         )
 
     def make_objective(self, data: Data) -> Refined:
