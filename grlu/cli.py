@@ -172,13 +172,16 @@ def evaluate(
     images: Annotated[
         int, typer.Option(min=1, help="Of a VAE: test images on which it is taken.")
     ] = 1000,
+    refined: Annotated[
+        bool, typer.Option("--refined", help="Of a VAE: draw them from refined posteriors.")
+    ] = False,
 ) -> None:
     """Evaluate a run on the test split."""
     import trainers
     from trainers.generative import Effort
     from trainers.reporting import corruptions_table, results_table, tasks_table
 
-    metrics = trainers.evaluate(run, best=best, effort=Effort(samples, images))
+    metrics = trainers.evaluate(run, best=best, effort=Effort(samples, images, refined))
     if as_json:
         print(json.dumps(metrics))
     else:

@@ -46,7 +46,7 @@ def imagined(model: Any, settings: Any, x: jax.Array, shape: tuple[int, ...]) ->
         x: test images as the model sees them, at least one.
         shape: of an image, (height, width, depth).
     """
-    refine = settings.refinement() if isinstance(settings, SVI) else generative.LONG
+    refine = settings.refinement() if isinstance(settings, SVI) else generative.SHORT
     rows, columns = SAMPLES
     samples = model.sample(jax.random.key(0), rows * columns)
 

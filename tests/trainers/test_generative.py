@@ -150,6 +150,7 @@ def test_a_run_is_evaluated(run):
     assert found["test_active_units"] == 4
     assert found["test_probe_accuracy"] > 0.6
     assert found["test_amortisation_gap"] > 0
+    assert 0 < found["test_gap_closed"] < 1.05
     assert set(found["out_of_distribution"]) == set(CORRUPTIONS)
     assert len(found["iterative"]["elbo"]) == 4
 
