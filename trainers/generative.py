@@ -57,7 +57,8 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
         samples from the posterior that the trainer learns from: the encoder's, or the refined one;
         "test_active_units"; "test_amortisation_gap": the ELBO that long refinement adds to the
         encoder's, in nats, and "test_gap_closed", the share of it that the trainer's own inner loop
-        adds, or else the one for pictures; "test_probe_accuracy": of a linear classifier on the posterior's means;
+        adds, or else the one for pictures; "test_probe_accuracy": of a linear classifier on the
+        posterior's means;
         "iterative" and "out_of_distribution": `corrupted` of the images as they are, and by
         corruption.
     """
