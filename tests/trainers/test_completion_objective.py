@@ -157,6 +157,7 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_of_ones_own_needs_no_slope(monkeypatch, tmp_path):
     brief = trainers.in_python(lambda prompts, completions, **columns: completions[:, 0] * 1.0)
     monkeypatch.setitem(COMPLETION_REWARDS, "brief", brief)
