@@ -100,8 +100,7 @@ CASES = [
 
 
 def on_devices(count, script, *arguments):
-    # Compiling is what takes the time.
-    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
         cwd=ROOT,

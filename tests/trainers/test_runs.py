@@ -14,11 +14,8 @@ import pytest
 import trainers
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError, UserError
-from trainers.config import config_names, to_json
+from trainers.config import to_json
 from trainers.gradient import GradientSettings
-
-# Keys of a config's data that its model hangs on.
-KEPT = ("renumber", "normalize", "flatten", "binarize")
 
 
 def final_state(run_dir):
@@ -77,39 +74,6 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
     best = trainers.evaluate(tmp_path / "run", best=True)
     by_validation = {int(r["step"]): r["validation_accuracy"] for r in rows}
     assert by_validation[best["step"]] == max(v for v in by_validation.values() if v)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", config_names())
-def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
-    """Each config's own model and trainer, on the embedded data."""
-    config = trainers.resolve(name).to_dict()
-    kept = {k: v for k, v in config["dataset"].items() if k in KEPT}
-    config["dataset"] = kept | {"name": "digits", "subset": 200}
-    stages = config.get("stages", [config])
-    language = stages[0]["model"]["name"] == "gpt"
-    if language:
-        config["dataset"] = {"name": "sonnets", "length": 16, "stride": 64}
-    for stage in stages:
-        trainer = stage["trainer"]
-        if language:
-            stage["model"] |= {"layers": 1, "width": 32}
-            if "stages" in config:
-                stage.pop("dataset", None)
-        if "horizon" in trainer:
-            trainer |= {"prompt": 8, "horizon": 2}
-        trainer["epochs"] = min(trainer["epochs"], 1)
-        trainer["batch_size"] = min(trainer["batch_size"], 16)
-        for key in ("samples", "population"):
-            if key in trainer:
-                trainer[key] = 2
-        if trainer["schedule"] == "warmup_cosine":
-            trainer["schedule"] = "cosine"
-    result = trainers.train(config, tmp_path / "run", progress=False)
-    policy = "rewards" in stages[-1]["trainer"]
-    assert np.isfinite([v for k, v in result.metrics.items() if k.startswith("test_")]).all()
-    assert 0 <= result.metrics.get("test_greedy_accuracy" if policy else "test_accuracy", 0) <= 1
-    assert ("test_perplexity" in result.metrics) == (language and not policy)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path):
