@@ -86,6 +86,7 @@ def test_low_rank_noise_is_on_every_kernel_and_moves_as_its_materialised_twin(at
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "rate"),
     [

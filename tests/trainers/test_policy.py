@@ -231,6 +231,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
     assert "test_pass_k" in trainers.evaluate(half)
 
 
+@pytest.mark.slow
 def test_a_reference_can_be_a_run(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
     trainers.train(config, tmp_path / "first", progress=False)
