@@ -31,6 +31,13 @@ def compiling(tmp_path_factory):
         jax.config.update(name, value)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgetting():
+    """A module's programs are let go after it: kept, they come to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def devices():
     """The environment of a process that sees so many devices."""
