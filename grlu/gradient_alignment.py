@@ -1,7 +1,6 @@
 """How close a rule's estimate comes to the exact gradient."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -48,7 +47,7 @@ def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.
     >>> round(grlu.alignment(rule, reward_fn, model, jnp.eye(3), jax.random.key(0)).cosine, 3)
     1.0
     """
-    estimated, exact = _both(rule, reward_fn, model, batch, key)
+    estimated, exact = _compiled(rule, reward_fn, model, batch, key)
     pairs = [
         (np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel())
         for a, b in zip(jax.tree.leaves(estimated), jax.tree.leaves(exact), strict=True)
@@ -60,12 +59,14 @@ def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.
     return Alignment(*whole, by_name)
 
 
-@functools.partial(nnx.jit, static_argnums=(0, 1))
 def _both(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.Array) -> Any:
     """The rule's gradient and the exact one, compiled once for all keys."""
     _, estimated = rule(reward_fn)(model, batch, key)
     _, exact = Backprop(wrt=rule.wrt)(reward_fn)(model, batch, key)
     return estimated, exact
+
+
+_compiled = nnx.jit(_both, static_argnums=(0, 1))
 
 
 def _compare(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
