@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from grlu.backprop import Backprop
 from grlu.network import parameter_names
@@ -46,8 +47,7 @@ def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.
     >>> round(grlu.alignment(rule, reward_fn, model, jnp.eye(3), jax.random.key(0)).cosine, 3)
     1.0
     """
-    _, estimated = rule(reward_fn)(model, batch, key)
-    _, exact = Backprop(wrt=rule.wrt)(reward_fn)(model, batch, key)
+    estimated, exact = _compiled(rule, reward_fn, model, batch, key)
     pairs = [
         (np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel())
         for a, b in zip(jax.tree.leaves(estimated), jax.tree.leaves(exact), strict=True)
@@ -57,6 +57,16 @@ def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.
     }
     whole = _compare(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
     return Alignment(*whole, by_name)
+
+
+def _both(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.Array) -> Any:
+    """The rule's gradient and the exact one, compiled once for all keys."""
+    _, estimated = rule(reward_fn)(model, batch, key)
+    _, exact = Backprop(wrt=rule.wrt)(reward_fn)(model, batch, key)
+    return estimated, exact
+
+
+_compiled = nnx.jit(_both, static_argnums=(0, 1))
 
 
 def _compare(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:

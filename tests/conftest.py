@@ -8,17 +8,45 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Compiling is what takes the time: programs this small need not be fast.
+if jax.__version_info__ < (0, 11):
+    # Later versions have no other emitters.
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    )
+COMPILING = {
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+}
+
 
 @pytest.fixture(autouse=True, scope="session")
-def compilation_cache(tmp_path_factory):
-    """Compiled programs are kept for the session, also for the processes that tests start."""
+def compiling(tmp_path_factory):
+    """Compiled quickly, and kept for the session; also in the processes that tests start."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "xla")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in {**COMPILING, "jax_compilation_cache_dir": str(root / "xla")}.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgetting():
+    """A module's programs are let go after it: kept, they come to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def devices():
+    """The environment of a process that sees so many devices."""
+
+    def of(count: int) -> dict[str, str]:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+        return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+    return of
 
 
 @pytest.fixture

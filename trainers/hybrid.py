@@ -37,6 +37,7 @@ from trainers.devices import placed
 from trainers.experiment import SECTIONS
 from trainers.features import config_of, open_experiment
 from trainers.loop import Result, fit
+from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory, latest_metrics, logged_to, write_atomically
 from trainers.schema import INHERITED, LINKS, schema, section_of, unknown, validate
 from trainers.values import plain
@@ -93,12 +94,16 @@ def ordinary(pipeline: Mapping[str, Any], stage: Mapping[str, Any]) -> ConfigDic
     return validate({"seed": pipeline.get("seed", 0), **own, **links}, SECTIONS)
 
 
-def check(pipeline: ConfigDict) -> None:
+def check(pipeline: ConfigDict) -> list[Experiment]:
     """Builds every stage once, on features that are zeros, so that no mistake waits for its turn.
+
+    Returns:
+        The stages' experiments.
 
     Raises:
         UserError: naming the stage that doesn't fit.
     """
+    built = []
     with tempfile.TemporaryDirectory() as scratch:
         run = RunDirectory(pathlib.Path(scratch))
         for stage in plain(pipeline)["stages"]:
@@ -108,6 +113,8 @@ def check(pipeline: ConfigDict) -> None:
                 experiment = open_experiment(config_of(own), own, computed=())
                 placed(experiment.run.seeds, experiment.mesh)
                 remote.require(experiment.run.wandb)
+                built.append(experiment)
+    return built
 
 
 def fit_stages(

@@ -52,12 +52,11 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 """
 
 
-def test_from_eight_devices_to_any(tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+def test_from_eight_devices_to_any(tmp_path, devices):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ON_EIGHT, str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **devices(8)},
         capture_output=True,
         text=True,
         timeout=120,

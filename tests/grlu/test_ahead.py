@@ -45,7 +45,8 @@ def test_the_values_are_those_that_the_steps_draw(step, seeds):
 
         results.append(jax.jit(whole if seeds is None else jax.vmap(whole))(start))
     for plain, early in zip(*results, strict=True):
-        np.testing.assert_array_equal(plain, early)
+        # Compiled otherwise, sums may be rounded otherwise; another draw is another number.
+        np.testing.assert_allclose(plain, early, atol=1e-5)
 
 
 def test_nothing_is_left_to_draw_in_the_loop():

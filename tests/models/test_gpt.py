@@ -14,6 +14,7 @@ import models
 ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
 
 
+passed = nnx.jit(lambda model, tokens: model(tokens))
 cached = nnx.jit(lambda model, tokens, cache: model.cached(tokens, cache))
 
 
@@ -36,7 +37,6 @@ def tokens(rows=3, length=12, key=1):
 @ATTENTIONS
 def test_changing_a_token_leaves_the_logits_before_it_untouched(attention):
     model, given = sharpened(make(attention)), tokens()
-    passed = nnx.jit(lambda model, tokens: model(tokens))
     before = passed(model, given)
     for j in (0, 5, 11):
         after = passed(model, given.at[:, j].set((given[:, j] + 1) % 7))
@@ -47,8 +47,8 @@ def test_changing_a_token_leaves_the_logits_before_it_untouched(attention):
 @ATTENTIONS
 def test_a_model_that_is_not_causal_sees_everything(attention):
     model, given = sharpened(make(attention, causal=False)), tokens()
-    after = model(given.at[:, 11].set((given[:, 11] + 1) % 7))
-    assert jnp.abs(model(given) - after).max(axis=(0, 2)).min() > 1e-5
+    after = passed(model, given.at[:, 11].set((given[:, 11] + 1) % 7))
+    assert jnp.abs(passed(model, given) - after).max(axis=(0, 2)).min() > 1e-5
 
 
 @ATTENTIONS
@@ -61,16 +61,18 @@ def test_the_cache_gives_the_logits_of_the_whole_pass(attention, parts):
         logits, cache = cached(model, given[:, start:end], cache)
         found.append(logits)
     assert int(cache.length) == 12
-    np.testing.assert_allclose(jnp.concatenate(found, 1), model(given), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jnp.concatenate(found, 1), passed(model, given), rtol=1e-4, atol=1e-5
+    )
 
 
 @ATTENTIONS
 def test_a_repeated_cache_continues_each_copy(attention):
     model, given = sharpened(make(attention)), tokens()
-    _, cache = model.cached(given[:, :4], model.empty_cache(3, 8))
+    _, cache = cached(model, given[:, :4], model.empty_cache(3, 8))
     more = tokens(6, 2, key=2)
-    logits, _ = model.cached(more, cache.repeated(2))
-    whole = model(jnp.concatenate([jnp.repeat(given[:, :4], 2, axis=0), more], 1))
+    logits, _ = cached(model, more, cache.repeated(2))
+    whole = passed(model, jnp.concatenate([jnp.repeat(given[:, :4], 2, axis=0), more], 1))
     np.testing.assert_allclose(logits, whole[:, 4:], rtol=1e-4, atol=1e-5)
 
 
@@ -106,7 +108,7 @@ def test_a_new_model_does_not_just_repeat_its_input(attention):
     """With a tied embedding of N(0, 1), as was once tried, it would with probability 1."""
     sizes = {"layers": 4, "heads": 4, "width": 128, "block": 32}
     model = models.GPT((32,), 65, attention=attention, rngs=nnx.Rngs(0), **sizes)
-    p = nnx.softmax(model(jax.random.randint(jax.random.key(0), (4, 32), 0, 65)))
+    p = nnx.softmax(passed(model, jax.random.randint(jax.random.key(0), (4, 32), 0, 65)))
     assert p.max() < 0.2
 
 

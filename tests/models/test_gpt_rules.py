@@ -43,8 +43,8 @@ def batch():
 @ATTENTIONS
 def test_the_local_update_of_exact_credit_is_the_gradient(attention, batch):
     model, key = sharpened(attention), jax.random.key(2)
-    _, local = grlu.ExactCredit()(mean_log_prob)(model, batch, key)
-    _, exact = grlu.Backprop()(mean_log_prob)(model, batch, key)
+    _, local = nnx.jit(grlu.ExactCredit()(mean_log_prob))(model, batch, key)
+    _, exact = nnx.jit(grlu.Backprop()(mean_log_prob))(model, batch, key)
     for a, b in zip(jax.tree.leaves(local), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
 
@@ -72,15 +72,21 @@ def test_low_rank_noise_is_on_every_kernel_and_moves_as_its_materialised_twin(at
     noise = ParameterNoise(objective, params, rest, batch, 1)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert {i for i, p in enumerate(paths) if "kernel" in p} == set(noise.low)
-    direction = noise.draw(jax.random.key(1))
-    epsilon = noise.restore(noise.weighted(jax.tree.map(lambda e: e[None], direction), jnp.ones(1)))
+
+    @jax.jit
+    def both(step):
+        direction = noise.draw(jax.random.key(1))
+        one = jax.tree.map(lambda e: e[None], direction)
+        epsilon = noise.restore(noise.weighted(one, jnp.ones(1)))
+        moved = jax.tree.map(lambda p, e: p + step * e, params, epsilon)
+        return noise.rewards(direction, step, rest, batch), objective(moved, rest, batch)[0]
+
     for step in (0.1, -0.1):
-        moved = jax.tree.map(lambda p, e: p + step * e, params, epsilon)  # noqa: B023
-        expected, _ = objective(moved, rest, batch)
-        found = noise.rewards(direction, step, rest, batch)
+        found, expected = both(step)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "rate"),
     [

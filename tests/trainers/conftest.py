@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+import trainers
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture
-def small():
-    """A config that trains in a second: 1,257 digits, 24 hidden units, 6 epochs."""
+def config():
     return {
         "seed": 3,
         "dataset": {"name": "digits"},
@@ -28,6 +28,20 @@ def small():
         },
         "run": {"rows_per_epoch": 4},
     }
+
+
+@pytest.fixture
+def small():
+    """A config that trains in a second: 1,257 digits, 24 hidden units, 6 epochs."""
+    return config()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Its run, trained to the end: to be read, or copied."""
+    path = tmp_path_factory.mktemp("small") / "whole"
+    trainers.train(config(), path, progress=False)
+    return path
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ def test_samples_of_a_step_are_written_once(tmp_path):
     assert [(row["step"], row["completion"]) for row in rows] == [(10, "ä"), (10, "b"), (20, "d")]
 
 
+@pytest.mark.slow
 def test_equal_rewards_everywhere_are_said_to_be_no_signal(tmp_path, monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.ones(len(c)))
     config = {

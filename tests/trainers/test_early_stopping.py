@@ -67,6 +67,7 @@ def stalled(small):
     return small
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_is_tested_and_stays_ended(stalled, tmp_path):
     result = trainers.train(stalled, tmp_path / "run", progress=False)
     assert result.step == 3 * (1257 // 8)

@@ -53,6 +53,7 @@ def test_only_the_support_teaches():
     assert one[39] != two[39]
 
 
+@pytest.mark.slow
 def test_evolution_grows_features_on_which_a_head_learns_faster(tmp_path):
     config = {
         "dataset": {"name": "digits"},

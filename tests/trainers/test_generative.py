@@ -155,6 +155,7 @@ def test_a_run_is_evaluated(run):
     assert len(found["iterative"]["elbo"]) == 4
 
 
+@pytest.mark.slow
 def test_a_collapsed_posterior_and_a_loop_that_diverges_are_told(run, caplog):
     path = run(name="svi", beta=1000.0, svi_steps=2, svi_learning_rate=100.0, svi_clip=10.0)
     with caplog.at_level(logging.WARNING, "grlu"):

@@ -151,6 +151,7 @@ def test_a_backbone_without_training_is_a_control(slow_fast, tmp_path):
     assert files(tmp_path / "run" / "stages" / "slow") == before
 
 
+@pytest.mark.slow
 def test_a_backbone_may_come_from_another_run(slow_fast, tmp_path):
     whole = trainers.train(slow_fast, tmp_path / "whole", progress=False)
     backbone = tmp_path / "whole" / "stages" / "slow"
@@ -239,6 +240,7 @@ def test_a_config_of_stages_reads_back_equal(slow_fast, tmp_path):
     assert trainers.resolve(path) == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 5])
 def test_stopped_in_any_stage_and_resumed_it_ends_the_same(rows, slow_fast, tmp_path, monkeypatch):
     trainers.train(slow_fast, tmp_path / "whole", progress=False)
@@ -373,6 +375,7 @@ def test_another_name_drops_the_keys_of_the_file_in_every_stage(slow_fast):
 FORBIDDEN = ("grad", "value_and_grad", "jvp", "linearize", "jacrev", "jacfwd", "hessian")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["[]", "[16]"])
 def test_no_gradient_crosses_a_layer_in_a_run_without_backprop(hidden, tmp_path, monkeypatch):
     """The one VJP that is left, a layer's local update, is seen to reach that layer alone."""

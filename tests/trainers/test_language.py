@@ -177,6 +177,7 @@ def test_a_text_longer_than_the_block_goes_on(small, tmp_path):
         trainers.generate(tmp_path / "run", "So", tokens=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -115,13 +115,11 @@ CASES = [
 ]
 
 
-def on_devices(count, script, *arguments):
-    # Compiling is what takes the time.
-    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+def run(script, environment, *arguments):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -138,8 +136,8 @@ def small(small):
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_update_of_one():
-    on_devices(8, STEPS, json.dumps(CASES))
+def test_eight_devices_give_the_update_of_one(devices):
+    run(STEPS, devices(8), json.dumps(CASES))
 
 
 def test_every_kind_of_trainer_is_tried_on_a_mesh():
@@ -152,7 +150,7 @@ def test_every_kind_of_trainer_is_tried_on_a_mesh():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_mesh(small, tmp_path):
+def test_a_run_goes_on_on_another_mesh(small, tmp_path, devices):
     small["trainer"] |= {"batch_size": 64, "epochs": 2}
     on_one, on_eight = tmp_path / "one", tmp_path / "eight"
     trainers.train(small, on_one, progress=False)
@@ -167,7 +165,7 @@ changes = ["mesh.population=2", "mesh.data=4", "mesh.fully_sharded=true"]
 trainers.resume(old, overrides=changes, progress=False)
 """
     config = json.dumps(small | {"mesh": mesh(4, 2)})
-    on_devices(8, script, config, on_eight, tmp_path / "more")
+    run(script, devices(8), config, on_eight, tmp_path / "more")
     same(on_one, on_eight)
     same(on_one, tmp_path / "more")
     unfinished(on_eight)

@@ -32,9 +32,7 @@ def made(kind, **changes):
         return GPT((8,), 12, layers=1, heads=2, width=16, rngs=rngs)
 
     trainer = PairTrainer(KINDS[kind](**settings), model, 10, copying())
-    options = {"xla_backend_optimization_level": 0}
-    step = jax.jit(trainer.step, compiler_options=options)
-    return trainer, step, jax.jit(trainer.init)(jax.random.key(0))
+    return trainer, jax.jit(trainer.step), jax.jit(trainer.init)(jax.random.key(0))
 
 
 def batch(i):

@@ -40,12 +40,7 @@ def made(kind="grpo", attention="multi_head", value_head=False, **changes):
         )  # fmt: skip
 
     trainer = PolicyTrainer(KINDS[kind](**settings), model, 10, copying())
-    return trainer, compiled(trainer.step), jax.jit(trainer.init)(jax.random.key(0))
-
-
-def compiled(function):
-    """Compiled in half the time: what is so small need not be fast."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return trainer, jax.jit(trainer.step), jax.jit(trainer.init)(jax.random.key(0))
 
 
 def batch(i=0, size=8):
@@ -55,7 +50,7 @@ def batch(i=0, size=8):
 
 
 def evaluated(trainer, state):
-    found = compiled(trainer.evaluate)(state, copying().preprocess(dict(copying().test)))
+    found = jax.jit(trainer.evaluate)(state, copying().preprocess(dict(copying().test)))
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -236,6 +231,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
     assert "test_pass_k" in trainers.evaluate(half)
 
 
+@pytest.mark.slow
 def test_a_reference_can_be_a_run(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
     trainers.train(config, tmp_path / "first", progress=False)

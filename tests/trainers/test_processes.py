@@ -14,11 +14,9 @@ from trainers.config import to_json
 from trainers.features import restored
 from trainers.run_directory import RunDirectory, read_metrics
 
-FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-
 
 @pytest.fixture
-def two(grlu_command):
+def two(grlu_command, devices):
     """Starts a command in two processes of two devices each."""
 
     def start(*arguments):
@@ -26,7 +24,7 @@ def two(grlu_command):
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         together = ("--coordinator", f"localhost:{port}", "--processes", 2, "--process")
-        return [grlu_command(*arguments, "--quiet", *together, i, env=FLAGS) for i in (0, 1)]
+        return [grlu_command(*arguments, "--quiet", *together, i, env=devices(2)) for i in (0, 1)]
 
     return start
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -14,11 +15,9 @@ import pytest
 import trainers
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError, UserError
-from trainers.config import config_names, to_json
+from trainers.config import to_json
 from trainers.gradient import GradientSettings
-
-# Keys of a config's data that its model hangs on.
-KEPT = ("renumber", "normalize", "flatten", "binarize")
+from trainers.run_directory import latest_metrics
 
 
 def final_state(run_dir):
@@ -79,40 +78,6 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
     assert by_validation[best["step"]] == max(v for v in by_validation.values() if v)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", config_names())
-def test_every_config_runs_shrunk_to_a_step(name, tmp_path):
-    """Each config's own model and trainer, on the embedded data."""
-    config = trainers.resolve(name).to_dict()
-    kept = {k: v for k, v in config["dataset"].items() if k in KEPT}
-    config["dataset"] = kept | {"name": "digits", "subset": 200}
-    stages = config.get("stages", [config])
-    language = stages[0]["model"]["name"] == "gpt"
-    if language:
-        config["dataset"] = {"name": "sonnets", "length": 16, "stride": 64}
-    for stage in stages:
-        trainer = stage["trainer"]
-        if language:
-            stage["model"] |= {"layers": 1, "width": 32}
-            if "stages" in config:
-                stage.pop("dataset", None)
-        if language:
-            trainer |= {"prompt": 8, "horizon": 2}
-        trainer["epochs"] = min(trainer["epochs"], 1)
-        trainer["batch_size"] = min(trainer["batch_size"], 16)
-        for key in ("samples", "population"):
-            if key in trainer:
-                trainer[key] = 2
-        if trainer["schedule"] == "warmup_cosine":
-            trainer["schedule"] = "cosine"
-    result = trainers.train(config, tmp_path / "run", progress=False)
-    trainer = stages[-1]["trainer"]
-    policy = trainer.get("objective", "completion_reward") == "completion_reward"
-    assert np.isfinite([v for k, v in result.metrics.items() if k.startswith("test_")]).all()
-    assert 0 <= result.metrics.get("test_greedy_accuracy" if policy else "test_accuracy", 0) <= 1
-    assert ("test_perplexity" in result.metrics) == (language and not policy)
-
-
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path):
     small["trainer"]["epochs"] = 1
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -141,13 +106,17 @@ def test_several_seeds_at_once_equal_runs_of_their_own(small, tmp_path):
     assert trainers.evaluate(tmp_path / "all")["test_accuracy"] == whole.metrics["test_accuracy"]
 
 
-def test_a_finished_run_resumed_is_only_read(small, tmp_path):
-    small["trainer"]["epochs"] = 1
-    first = trainers.train(small, tmp_path / "run", progress=False)
-    before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    again = trainers.resume(tmp_path / "run", progress=False)
-    assert (again.step, again.metrics) == (first.step, first.metrics)
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of the whole run that a test may change."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_a_finished_run_resumed_is_only_read(run):
+    before = (run / "metrics.csv").read_bytes()
+    again = trainers.resume(run, progress=False)
+    assert (again.step, again.metrics) == (6 * 157, latest_metrics(run / "metrics.csv"))
+    assert (run / "metrics.csv").read_bytes() == before
 
 
 def test_the_step_is_compiled_once(small, tmp_path, caplog):
@@ -207,8 +176,7 @@ def test_a_signal_saves_and_says_how_to_resume(number, small, tmp_path, grlu_com
         assert checkpoints.latest_step == int(rows[-1].split(",")[0])
 
 
-def test_a_run_stopped_and_resumed_equals_one_never_stopped(small, tmp_path, monkeypatch):
-    trainers.train(small, tmp_path / "whole", progress=False)
+def test_a_run_stopped_and_resumed_equals_one_never_stopped(small, whole, tmp_path, monkeypatch):
 
     def stop_after(rows):
         write, count = trainers.loop.MetricsTable.write, iter(range(rows + 1))
@@ -226,21 +194,19 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(small, tmp_path, mon
         with pytest.raises(Interrupted, match="grlu resume"):
             trainers.train(small, run, progress=False)
     trainers.resume(run, progress=False)
-    assert_same_run(tmp_path / "whole", run)
+    assert_same_run(whole, run)
 
 
-def test_a_checkpoint_cut_short_is_passed_over(small, tmp_path, caplog):
-    trainers.train(small, tmp_path / "whole", progress=False)
-    trainers.train(small, tmp_path / "cut", progress=False)
-    with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
+def test_a_checkpoint_cut_short_is_passed_over(run, whole):
+    with Checkpoints(run / "checkpoints") as checkpoints:
         newest = checkpoints.latest_step
-    folder = tmp_path / "cut" / "checkpoints" / str(newest)
+    folder = run / "checkpoints" / str(newest)
     for file in sorted(folder.rglob("*"), key=lambda f: f.stat().st_size)[-3:]:
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    trainers.resume(tmp_path / "cut", progress=False)
-    assert "checkpoint" in (tmp_path / "cut" / "log.txt").read_text().split("parameters")[-1]
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    trainers.resume(run, progress=False)
+    assert "checkpoint" in (run / "log.txt").read_text().split("parameters")[-1]
+    assert_same_run(whole, run)
 
 
 def test_a_value_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_path):
@@ -266,14 +232,13 @@ def test_the_last_good_checkpoint_survives_a_nan(small, tmp_path):
     assert trainers.evaluate(tmp_path / "run")["step"] == 157
 
 
-def test_a_folder_that_holds_a_run_is_refused_unless_told(small, tmp_path):
+def test_a_folder_that_holds_a_run_is_refused_unless_told(small, run):
     small["trainer"]["epochs"] = 1
-    trainers.train(small, tmp_path / "run", progress=False)
     with pytest.raises(UserError, match=r"already holds a run.*--overwrite"):
-        trainers.train(small, tmp_path / "run", progress=False)
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    trainers.train(small, tmp_path / "run", overwrite=True, progress=False)
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+        trainers.train(small, run, progress=False)
+    (run / "notes.txt").write_text("mine")
+    assert trainers.train(small, run, overwrite=True, progress=False).step == 157
+    assert (run / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_with_something_else_is_refused(small, tmp_path):
@@ -289,16 +254,14 @@ def test_a_place_that_cannot_be_written_is_refused(small, tmp_path):
         trainers.train(small, tmp_path / "file" / "run", progress=False)
 
 
-def test_a_config_that_does_not_fit_the_checkpoint_is_refused(small, tmp_path):
-    small["trainer"]["epochs"] = 1
-    trainers.train(small, tmp_path / "run", progress=False)
-    path = tmp_path / "run" / "config.json"
+def test_a_config_that_does_not_fit_the_checkpoint_is_refused(run):
+    path = run / "config.json"
     config = json.loads(path.read_text())
     config["model"]["hidden"] = [25]
     path.write_text(json.dumps(config))
     for use in (trainers.resume, trainers.evaluate):
         with pytest.raises(UserError, match="config and checkpoint don't match"):
-            use(tmp_path / "run")
+            use(run)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -170,6 +170,7 @@ def tiny():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["decoupled", "kl", "e2e"])
 def test_every_mode_learns(mode, tiny, tmp_path):
     tiny["trainer"]["mode"] = mode

@@ -180,6 +180,7 @@ def test_a_run_learns_and_its_kl_weight_is_logged(tiny, tmp_path):
     assert again["test_elbo"] == result.metrics["test_elbo"]
 
 
+@pytest.mark.slow
 def test_several_seeds_and_a_gaussian_likelihood(tiny, tmp_path):
     tiny["dataset"] = {"name": "digits"}
     tiny["model"]["likelihood"] = "learned"
@@ -216,6 +217,7 @@ def test_what_does_not_fit_is_refused(section, change, sentence, tiny, tmp_path)
         trainers.train(tiny, tmp_path / "run", progress=False)
 
 
+@pytest.mark.slow
 def test_the_latent_feeds_a_head_that_learns_from_reward(tiny, tmp_path):
     head = {"name": "grlu", "samples": 16, "epochs": 4, "optimizer": "adam", "batch_size": 8}
     pipeline = {

@@ -1,0 +1,111 @@
+"""Every config as it is fits together and traces; one of each kind also runs, shrunk to a step."""
+
+import jax
+import numpy as np
+import pytest
+
+import trainers
+from input_pipeline import tfds_images, tokenizers
+from input_pipeline.tokenizers import Characters
+from trainers.compiled import compile_chunk, compile_evaluation
+from trainers.config import config_names
+from trainers.experiment import make_experiment
+from trainers.hybrid import check
+
+# Keys of a config's data that its model hangs on.
+KEPT = ("renumber", "normalize", "flatten", "binarize")
+
+
+@pytest.fixture
+def sets(tmp_path, monkeypatch):
+    """The sets that need preparing, as large as they are, with nothing on them."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
+    (tmp_path / "sets").mkdir()
+    letters = "".join(map(chr, range(32, 32 + 65)))
+    (tmp_path / "sets" / "tinyshakespeare.txt").write_text(letters * (1_115_394 // 65))
+    # Fewer tokens than GPT-2's: a table of its bigrams would take 10 GB.
+    gpt2 = Characters("".join(map(chr, range(1000))))
+    monkeypatch.setattr(tokenizers, "GPT2", lambda folder: gpt2)
+
+    def blank(key, *_):
+        size = 60_000 if key.endswith("train") else 10_000
+        label = np.arange(size, dtype=np.int32) % 10
+        return {"image": np.zeros((size, 28, 28, 1), np.uint8), "label": label, "num_classes": 10}
+
+    monkeypatch.setattr(tfds_images, "find", lambda name, root: root / name)
+    monkeypatch.setattr(tfds_images, "fingerprint", lambda folder: "")
+    monkeypatch.setattr(tfds_images, "cached", blank)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_fits_together_and_traces(name, sets):
+    """Its own sizes on data of its own shape: nothing is shrunk, and nothing computed."""
+    config = trainers.resolve(name)
+    for experiment in check(config) if "stages" in config else [make_experiment(config)]:
+        trainer, state = experiment.trainer, jax.eval_shape(experiment.init)
+        train, test = (shapes(dict(split)) for split in (experiment.train, experiment.test))
+        rows = experiment.order(0)[..., :2, :]
+        after, averages, _ = jax.eval_shape(compile_chunk(experiment), state, train, rows, 2)
+        assert shapes(after) == state
+        found = jax.eval_shape(compile_evaluation(experiment), state, test)
+        seeds = (experiment.run.seeds,) if experiment.run.seeds > 1 else ()
+        for values, names in ((averages, trainer.metrics), (found, trainer.evaluated)):
+            assert {name: value.shape for name, value in values.items()} == dict.fromkeys(
+                names, seeds
+            )
+
+
+def kinds(name):
+    """What of each stage decides which code runs."""
+    config = trainers.resolve(name).to_dict()
+    return {
+        (stage["model"]["name"], stage["trainer"]["name"], stage["trainer"].get("objective"))
+        for stage in config.get("stages", [config])
+    }
+
+
+def one_of_each_kind():
+    """The configs with the most kinds of stages first, each if it has one that is new."""
+    seen = set()
+    for name in sorted(config_names(), key=lambda name: -len(kinds(name))):
+        if not kinds(name) <= seen:
+            seen |= kinds(name)
+            yield name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(one_of_each_kind()))
+def test_one_config_of_each_kind_runs_shrunk_to_a_step(name, tmp_path):
+    """Each config's own model and trainer, on the embedded data."""
+    config = trainers.resolve(name).to_dict()
+    kept = {k: v for k, v in config["dataset"].items() if k in KEPT}
+    config["dataset"] = kept | {"name": "digits", "subset": 200}
+    stages = config.get("stages", [config])
+    language = stages[0]["model"]["name"] == "gpt"
+    if language:
+        config["dataset"] = {"name": "sonnets", "length": 16, "stride": 64}
+    for stage in stages:
+        trainer = stage["trainer"]
+        if language:
+            stage["model"] |= {"layers": 1, "width": 32}
+            if "stages" in config:
+                stage.pop("dataset", None)
+        if language:
+            trainer |= {"prompt": 8, "horizon": 2}
+        trainer["epochs"] = min(trainer["epochs"], 1)
+        trainer["batch_size"] = min(trainer["batch_size"], 16)
+        for key in ("samples", "population"):
+            if key in trainer:
+                trainer[key] = 2
+        if trainer["schedule"] == "warmup_cosine":
+            trainer["schedule"] = "cosine"
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    trainer = stages[-1]["trainer"]
+    policy = trainer.get("objective", "completion_reward") == "completion_reward"
+    assert np.isfinite([v for k, v in result.metrics.items() if k.startswith("test_")]).all()
+    assert 0 <= result.metrics.get("test_greedy_accuracy" if policy else "test_accuracy", 0) <= 1
+    assert ("test_perplexity" in result.metrics) == (language and not policy)
