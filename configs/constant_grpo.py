@@ -2,9 +2,7 @@
 
     grlu train constant_grpo
 
-Goal: from 1 in 12 tokens to at least 95 %, in 15 s on 2 cores.
-
-Not yet trained to its end.
+From 1 in 12 tokens to 99.8 % (seeds 0, 1 and 2); 26 s on one core.
 """
 
 from ml_collections import ConfigDict

