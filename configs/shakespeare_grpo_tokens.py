@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
                 "reward_mode": "+1",
                 "partial_logprob": 0.0,
                 "advantage": "group_mean",
-                "reference": "bigram",
+                "reference": "start",
                 "kl": "exact",
                 "beta_kl": 0.001,
                 "kl_warmup_tokens": 0,

@@ -18,6 +18,8 @@ from grlu.errors import UserError
 from input_pipeline import Data
 from trainers.compatibility import require_vocabulary
 
+BIGRAMS = 8192
+"""The most tokens that a table of bigrams is made for: 256 MiB."""
 # (stored, sequences (N, P + T), prompt length P) -> log-probabilities of the completion (N, T, V)
 LogProbs = Callable[[Any, jax.Array, int], jax.Array]
 
@@ -38,7 +40,16 @@ class Reference:
 
 
 def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
-    """log((count + 1) / (row sum + V)) of pairs of neighbours in `sequences` (..., T): (V, V)."""
+    """log((count + 1) / (row sum + V)) of pairs of neighbours in `sequences` (..., T): (V, V).
+
+    Raises:
+        UserError: if so many tokens would make it a table of gigabytes.
+    """
+    if vocabulary > BIGRAMS:
+        raise UserError(
+            f"trainer.reference=bigram is a table of {vocabulary:,} x {vocabulary:,} tokens, at "
+            f"most {BIGRAMS:,}: use start, random or the folder of a run"
+        )
     pairs = np.stack([sequences[..., :-1].reshape(-1), sequences[..., 1:].reshape(-1)])
     counts = np.zeros((vocabulary, vocabulary))
     np.add.at(counts, tuple(pairs), 1)

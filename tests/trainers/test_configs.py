@@ -23,8 +23,7 @@ def sets(tmp_path, monkeypatch):
     (tmp_path / "sets").mkdir()
     letters = "".join(map(chr, range(32, 32 + 65)))
     (tmp_path / "sets" / "tinyshakespeare.txt").write_text(letters * (1_115_394 // 65))
-    # Fewer tokens than GPT-2's: a table of its bigrams would take 10 GB.
-    gpt2 = Characters("".join(map(chr, range(1000))))
+    gpt2 = Characters("".join(map(chr, range(50_257))))
     monkeypatch.setattr(tokenizers, "GPT2", lambda folder: gpt2)
 
     def blank(key, *_):

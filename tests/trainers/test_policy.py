@@ -169,6 +169,8 @@ def test_the_bigram_is_counted():
     table = bigram_table(np.array([[0, 1, 2], [0, 1, 1]]), 3)
     expected = np.array([[1, 3, 1], [1, 2, 2], [1, 1, 1]]) / np.array([[5], [5], [3]])
     np.testing.assert_allclose(np.exp(table), expected, rtol=1e-6)
+    with pytest.raises(UserError, match="at most 8,192: use start"):
+        bigram_table(np.zeros((1, 2), int), 50_257)
     _, _, state = made(reference="bigram")
     np.testing.assert_allclose(np.exp(state.reference).sum(1), 1, rtol=1e-5)
 
