@@ -2,9 +2,9 @@
 
     grlu train addition_grpo
 
-Goal: 20 points more exact answers on unseen pairs than after the supervised stage.
-
-Not yet trained to its end.
+Exact sums of unseen pairs, seeds 0, 1 and 2: of those drawn 29.9 ± 3.6 % after the supervised
+stage (`stages.grpo.trainer.epochs=0`) and 70.9 ± 3.5 % in the end; of the likeliest 76 ± 13 and
+88.8 ± 4.2 %. All three seeds at once take 2.5 minutes on one core.
 """
 
 from ml_collections import ConfigDict
@@ -38,10 +38,10 @@ def get_config() -> ConfigDict:
                         "rewards": ("exact", "share"),
                         "reward_weights": (1.0, 0.5),
                         "samples": 8,
-                        "epochs": 2,
+                        "epochs": 4,
                         "batch_size": 32,
                         "optimizer": "adam",
-                        "learning_rate": 0.001,
+                        "learning_rate": 0.0003,
                     },
                 },
             ],
