@@ -3,8 +3,8 @@
     grlu train mnist_vae_grlu
 
 The autoencoder, that of `mnist_vae` in 50 epochs, learns by backprop and without labels; the head
-is that of `mnist_autoencoder_grlu`. Goal: a test accuracy of at least 97 %. Not yet trained to its
-end.
+is that of `mnist_autoencoder_grlu`. Test accuracy (`run.seeds=3`): 97.04 ± 0.21 %; the three seeds
+take 4 minutes on one core.
 """
 
 from ml_collections import ConfigDict
