@@ -43,7 +43,8 @@ def test_a_convolutional_one_gives_back_the_images_shape(shape, channels):
         return model.encode(x).shape, model(x).shape
 
     shapes = []
-    jax.eval_shape(lambda x: shapes.extend(found(x)), jax.ShapeDtypeStruct((3, *shape), float))
+    x = jax.ShapeDtypeStruct((3, *shape), np.float32)
+    jax.eval_shape(lambda x: shapes.extend(found(x)), x)
     assert shapes == [(3, 5), (3, *shape)]
 
 
