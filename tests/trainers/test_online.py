@@ -23,6 +23,7 @@ def trained(overrides, examples=1000):
 PLAIN = ["trainer.optimizer=sgd", "trainer.batch_size=1", "trainer.learning_rate=0.002"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -45,7 +45,8 @@ def assert_same_run(one, two):
 @pytest.mark.parametrize(
     "name",
     [
-        n
+        # Programs compiled as tests' are take evolution half a minute.
+        pytest.param(n, marks=pytest.mark.slow) if n == "evolution" else n
         for n, kind in trainers.TRAINERS.items()
         if issubclass(kind, GradientSettings) and n != "svi"
     ],
