@@ -2,9 +2,9 @@
 
     grlu train copy_es
 
-Of the answers that are drawn in training, the mean of 100 steps, 80 % are exact after 600 steps,
-99.6 % after 900 and 99.9 % at the end (seed 0); 90 seconds of one core, evaluation left out. With
-half the epochs, and so a cosine twice as fast, 22 %. Not yet tested on unseen questions.
+Test, unseen questions (seed 0): all answers exact when the likeliest digits are taken, and 99.9 %
+of drawn answers; 2 minutes on one core. Of the answers drawn in training 80 % are exact after 600
+steps of 2,136.
 """
 
 from ml_collections import ConfigDict
