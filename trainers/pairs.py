@@ -15,12 +15,13 @@ from flax import nnx
 
 from grlu import kl
 from grlu.preferences import bradley_terry, dpo, dpo_margin
+from trainers.completing import Completing
 from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import Critic, critic_of
 from trainers.pair_settings import PairSettings
 from trainers.policy_data import Prompts
 from trainers.protocol import TrainerLike
-from trainers.sampling import Completions, log_probs, sample
+from trainers.sampling import Completions, log_probs
 from trainers.state import TrainState
 
 Values = dict[str, jax.Array]
@@ -89,10 +90,11 @@ class PairTrainer(TrainerLike):
         data: Any,
     ):
         self.settings = settings
-        self.prompts = None
+        self.prompts = self.asked = None
         if not data.pairs:
             self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
-        self.utility = rewards_of(settings.utility, settings.utility_weights)
+            utility = rewards_of(settings.utility, settings.utility_weights)
+            self.asked = Completing(self.prompts, utility, names=(), wrong=0.0)
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
         self._make_model = make_model
@@ -201,21 +203,13 @@ class PairTrainer(TrainerLike):
         return critic_of(policy, rngs)
 
     def _sampled(self, model: Any, prompts: jax.Array, key: jax.Array, samples: int) -> Completions:
-        assert self.prompts
-        return sample(
-            model,
-            prompts,
-            steps=self.prompts.horizon,
-            key=key,
-            samples=samples,
-            temperature=self.settings.temperature,
-            end_token=self.prompts.end_token,
-        )
+        assert self.asked
+        how = {"temperature": self.settings.temperature}
+        return self.asked.sampled(model, prompts, key, samples, **how)
 
     def _worth(self, rows: Any, found: Completions) -> jax.Array:
-        columns = {k: v for k, v in rows.items() if k != "prompt"}
-        mask = found.mask.astype(jnp.float32)
-        paid = self.utility(rows["prompt"], found.tokens, mask=mask, wrong=0.0, **columns)
+        assert self.asked
+        paid = self.asked.paid(rows, found.tokens, found.mask.astype(jnp.float32))
         return paid.whole + paid.each.sum(1)
 
     def _pairs(

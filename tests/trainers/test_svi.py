@@ -110,6 +110,23 @@ def test_refinement_finds_the_posterior_of_a_linear_gaussian_model(natural):
     np.testing.assert_array_equal(path["mean"][0], begin.mean)
 
 
+def test_a_rate_that_falls_leaves_less_of_the_noise_of_the_draws():
+    model = models.MODELS["vae_mlp"](
+        (6,), 0, latent=2, decoder_hidden=(), likelihood="gaussian", sd=0.7, rngs=nnx.Rngs(0)
+    )
+    w, x = np.asarray(model.decoder.out.kernel[...]), jnp.ones((200, 6))
+    mean = np.linalg.solve(np.eye(2) + w @ w.T / 0.49, w @ np.ones(6) / 0.49)
+    begin = Posterior(jnp.zeros((200, 2)), jnp.zeros((200, 2)), jnp.zeros(200))
+    error = {}
+    for schedule in ("constant", "linear"):
+        refine = Refinement(100, 0.3, natural=True, schedule=schedule)
+        found, _ = jax.jit(lambda x, refine=refine: refine(model, x, begin, jax.random.key(0)))(x)
+        error[schedule] = np.square(found.mean - mean).mean()
+    assert error["linear"] < error["constant"] / 2
+    with pytest.raises(UserError, match="svi_schedule must be constant or linear"):
+        Refinement(schedule="falling")
+
+
 def test_natural_steps_stay_finite_from_a_guess_that_is_far_too_wide():
     # The pixels pin the code to a thousandth, the guess is wide: a whole natural step would
     # overshoot by orders of magnitude.
