@@ -192,7 +192,8 @@ def _completed(
     if backbone is not None:
         return stage
     for where in ("model", "trainer"):
-        section, taken = section_of(entry, where), before[start].get(where, {}) if start else {}
+        section = section_of(entry, where)
+        taken = _taken_over(before[start], where, section) if start else {}
         another = section.get("name", taken.get("name")) != taken.get("name")
         stage[where] = section if another else taken | section
     config = plain(ordinary(pipeline, stage | {INHERITED: entry.get(INHERITED, {})}))
@@ -202,6 +203,17 @@ def _completed(
             k: v for k, v in stage["dataset"].items() if k in config["dataset"] or k == "name"
         }
     return stage
+
+
+def _taken_over(stage: Mapping[str, Any], where: str, section: Mapping[str, Any]) -> Any:
+    """The model or trainer of a stage from which another starts, which itself says `section`."""
+    if stage["backbone"] is None:
+        return stage[where]
+    run = RunDirectory(pathlib.Path(stage["backbone"]))
+    # A finished pipeline says all itself, and outlives the run that it was built on.
+    if "name" in section and not run.config.is_file():
+        return {}
+    return plain(config_of(run)[where])
 
 
 def _earlier(key: str, name: Any, before: Mapping[str, Any]) -> str | None:

@@ -169,6 +169,25 @@ def test_a_backbone_may_come_from_another_run(slow_fast, tmp_path):
         trainers.train(slow_fast, tmp_path / "x", overrides=change, progress=False)
 
 
+def test_a_stage_may_start_from_a_backbone_which_may_then_go(slow_fast, tmp_path):
+    slow_fast["stages"] = slow_fast["stages"][1:]
+    slow_fast["stages"][0]["trainer"] |= {"epochs": 0, "samples": 4, "batch_size": 32}
+    trainers.train(slow_fast, tmp_path / "first", progress=False)
+    first = tmp_path / "first" / "stages" / "fast"
+    slow_fast["stages"] = [
+        {"name": "first", "backbone": str(first)},
+        {"name": "second", "start": "first", "trainer": {"epochs": 1}},
+    ]
+    trainers.train(slow_fast, tmp_path / "both", progress=False)
+    config = config_of(RunDirectory(tmp_path / "both" / "stages" / "second"))
+    assert (config.trainer.name, config.trainer.samples, config.trainer.epochs) == ("grlu", 4, 1)
+    begun = open_experiment(config, RunDirectory(tmp_path / "both" / "stages" / "second")).init()
+    expected = restored(RunDirectory(first), best=False).state.params
+    assert all(map(jnp.array_equal, jax.tree.leaves(expected), jax.tree.leaves(begun.params)))
+    shutil.rmtree(tmp_path / "first")
+    assert trainers.evaluate(tmp_path / "both")["step"] > 0
+
+
 def test_a_backbone_whose_shapes_do_not_fit_is_refused(slow_fast, tmp_path, monkeypatch):
     def tiny(*, validation: int = 0, normalize: str = "unit", flatten: bool = True):
         """6x6 images."""
