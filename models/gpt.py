@@ -148,15 +148,16 @@ class GPT(nnx.Module):
         self.value = linear(width, 1, 0.02, rngs) if value_head else None
         self.dtype: Any = None  # in which the head computes; by default that of its weights
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits, shape (B, T, V), of what follows each of `tokens`, shape (B, T), int.
+    def __call__(self, tokens: jax.Array, start: int = 0) -> jax.Array:
+        """Logits, shape (B, T - start, V), of what follows each of `tokens`, shape (B, T), int.
 
-        In a model that is not causal: of the token that stands at each place.
+        In a model that is not causal: of the token that stands at each place. Those before `start`
+        are seen, and have no logits, which of a large vocabulary are most of the work.
 
         Raises:
             UserError: on more tokens than `block`, or what is no tokens.
         """
-        return self._logits(self.encode(tokens))
+        return self._logits(self.encode(tokens)[:, start:])
 
     def encode(self, tokens: jax.Array) -> jax.Array:
         """Features of each position, shape (B, T, width), before the output layer."""
@@ -171,15 +172,15 @@ class GPT(nnx.Module):
             x = layer(x)
         return self.norm(x)
 
-    def with_values(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits, (B, T, V), and the value of the state after each token, (B, T).
+    def with_values(self, tokens: jax.Array, start: int = 0) -> tuple[jax.Array, jax.Array]:
+        """Logits and the value of the state after each token, (B, T - start, V) and (B, T - start).
 
         Raises:
             UserError: on more tokens than `block`, or a model without a value head.
         """
         if self.value is None:
             raise grlu.UserError("this gpt has no value head: set model.value_head=true")
-        x = self.encode(tokens)
+        x = self.encode(tokens)[:, start:]
         return self._logits(x), self.value(x)[..., 0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
@@ -196,11 +197,11 @@ class GPT(nnx.Module):
         pasts = tuple(layer.attention.empty(batch, length) for layer in self.layers)
         return Cache(pasts, jnp.zeros((), jnp.int32))
 
-    def cached(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def cached(self, tokens: jax.Array, cache: Cache, start: int = 0) -> tuple[jax.Array, Cache]:
         """Logits of the next `tokens`, shape (B, T), given those in the cache, and the new cache.
 
-        What is given in several calls gives the logits of one call without a cache. The caller sees
-        to it that the cache has room for them.
+        What is given in several calls gives the logits of one call without a cache; those before
+        `start` of the new ones are left out. The caller sees to it that the cache has room.
         """
         positions = jax.lax.dynamic_slice_in_dim(
             self.positions[...], cache.length, tokens.shape[1], axis=0
@@ -209,7 +210,8 @@ class GPT(nnx.Module):
         for layer, past in zip(self.layers, cache.layers, strict=True):
             x, past = layer.cached(x, past, cache.length)
             pasts.append(past)
-        return self._logits(self.norm(x)), Cache(tuple(pasts), cache.length + tokens.shape[1])
+        logits = self._logits(self.norm(x)[:, start:])
+        return logits, Cache(tuple(pasts), cache.length + tokens.shape[1])
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.tokens(tokens) + positions[None]

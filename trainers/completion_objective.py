@@ -133,7 +133,7 @@ class CompletionReward:
             alike = nnx.merge(graphdef, state, copy=True)
             alike.eval()
             seen = jnp.concatenate([prompts, tokens], axis=1)[:, :-1]
-            return log_probs(alike(seen)[:, length - 1 :], tokens, self.settings.temperature)
+            return log_probs(alike(seen, start=length - 1), tokens, self.settings.temperature)
 
         found = jax.vmap(scored)(tokens)
         return ((found - jax.lax.stop_gradient(found)) * advantages).sum(2).mean(0)

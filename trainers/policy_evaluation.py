@@ -47,7 +47,7 @@ def evaluated(
     values["greedy_accuracy"] = ((greedy == target) * counted).sum(1) / counted.sum(1)
     values["greedy_exact"] = (greedy == target).all(1).astype(jnp.float32)
     told = jnp.concatenate([batch["prompt"], target], axis=1)
-    chosen = log_probs(model(told[:, :-1])[:, prompts.length - 1 :], target)
+    chosen = log_probs(model(told[:, :-1], start=prompts.length - 1), target)
     values["nll"] = -(chosen * counted).sum(1) / counted.sum(1)
     return values, found
 

@@ -113,12 +113,11 @@ class Learner:
         model = nnx.merge(self._graphdef, params, rest, copy=True)
         seen, values = sequences[::copies, :-1], jnp.zeros(())
         if self._gae and self._critic_graphdef is None:
-            logits, values = model.with_values(seen)
-            values = values[:, self._prompt - 1 :]
+            logits, values = model.with_values(seen, start=self._prompt - 1)
         else:
-            logits = model(seen)
+            logits = model(seen, start=self._prompt - 1)
         temperature = self.settings.temperature if temperature is None else temperature
-        log_p = nnx.log_softmax(logits[:, self._prompt - 1 :] / temperature)
+        log_p = nnx.log_softmax(logits / temperature)
         if copies == 1:
             return log_p, values
         return jnp.repeat(log_p, copies, 0), jnp.repeat(

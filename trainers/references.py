@@ -70,7 +70,7 @@ def frozen(graphdef: Any, temperature: float, draw: Callable[[jax.Array], Any] |
 
     def log_probs(stored: Any, sequences: jax.Array, prompt: int) -> jax.Array:
         model = nnx.merge(graphdef, *stored, copy=True)
-        logits = model(sequences[:, :-1])[:, prompt - 1 :]
+        logits = model(sequences[:, :-1], start=prompt - 1)
         return jax.lax.stop_gradient(nnx.log_softmax(logits / temperature))
 
     def init(key: jax.Array, params: Any, rest: Any) -> Any:

@@ -101,7 +101,7 @@ def sample(
         return token, log_probs(logits, token, temperature)
 
     cache = evaluating.empty_cache(prompts.shape[0], longest)
-    logits, cache = evaluating.cached(prompts, cache)
+    logits, cache = evaluating.cached(prompts, cache, start=prompts.shape[1] - 1)
     cache = cache.repeated(samples)
     first, first_log_probs = choose(jnp.repeat(logits[:, -1], samples, axis=0), 0)
     padding = 0 if end_token is None else end_token

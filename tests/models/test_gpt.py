@@ -1,5 +1,6 @@
 """GPT-2's architecture, both attentions, and what a cache promises."""
 
+import functools
 import itertools
 
 import jax
@@ -101,6 +102,19 @@ def test_the_initial_weights_are_gpt_2s():
     # No head of its own: 12 width² a layer and the embeddings, but for biases and norms.
     count = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert count == 8 * (12 * 128**2 + 13 * 128) + (500 + 32) * 128 + 2 * 128
+
+
+@ATTENTIONS
+def test_logits_from_a_position_on_are_the_last_of_all(attention):
+    model, given = make(attention, value_head=True), tokens()
+    logits, values = model.with_values(given)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(model(given, start=8), logits[:, 8:])
+    for found, expected in zip(model.with_values(given, start=8), (logits, values), strict=True):
+        close(found, expected[:, 8:])
+    found, cache = model.cached(given, model.empty_cache(3, 12), start=8)
+    close(found, logits[:, 8:])
+    assert cache.length == 12
 
 
 @ATTENTIONS
