@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from grlu.network import Network, Objective, trace
-from grlu.sites import Dense, Site
+from grlu.recognition import Dense
+from grlu.sites import Site
 
 
 @dataclasses.dataclass(frozen=True)

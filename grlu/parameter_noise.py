@@ -18,8 +18,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from grlu.errors import UserError
+from grlu.jaxprs import reads
 from grlu.network import Network, Objective, require_floats, trace
-from grlu.sites import Site, reads
+from grlu.sites import Site
 
 
 class Factors(NamedTuple):

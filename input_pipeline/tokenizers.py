@@ -114,7 +114,9 @@ class GPT2:
         # With the hashes, as tiktoken would else take what it once read under the same names.
         hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         try:
-            ranks = data_gym_to_mergeable_bpe_ranks(*map(str, files), *hashes)
+            ranks = data_gym_to_mergeable_bpe_ranks(
+                str(files[0]), str(files[1]), hashes[0], hashes[1]
+            )
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(
                 f"{files[0]} and {files[1].name} are not GPT-2's: they don't fit each other"

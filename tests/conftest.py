@@ -1,10 +1,17 @@
-"""What all tests share: strictness, and the folder of the real data."""
+"""What all tests share: strictness, low-rank noise's check, and the folder of the real data."""
 
 import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
+
+from grlu.network import parameter_names
+from grlu.parameter_noise import ParameterNoise
+from grlu.rule import pure_objective
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -47,6 +54,33 @@ def devices():
         return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
     return of
+
+
+@pytest.fixture(scope="session")
+def low_rank_noise():
+    """Checks that a model moves along low-rank noise as along the same noise in whole matrices."""
+
+    def check(model: nnx.Module, reward_fn, batch, rtol: float = 1e-5) -> set[str]:
+        """Returns the names of the parameters whose noise is of low rank."""
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        objective = pure_objective(graphdef, reward_fn)
+        noise = ParameterNoise(objective, params, rest, batch, 1)
+
+        @jax.jit
+        def both(step):
+            direction = noise.draw(jax.random.key(1))
+            one = jax.tree.map(lambda e: e[None], direction)
+            epsilon = noise.restore(noise.weighted(one, jnp.ones(1)))
+            moved = jax.tree.map(lambda p, e: p + step * e, params, epsilon)
+            return noise.rewards(direction, step, rest, batch), objective(moved, rest, batch)[0]
+
+        for step in (0.1, -0.1):
+            found, expected = both(step)
+            np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-5)
+        names = parameter_names(params)
+        return {names[i] for i in noise.low}
+
+    return check
 
 
 @pytest.fixture

@@ -1,13 +1,21 @@
-"""A small real run: digits, a narrow network, seconds."""
+"""A small real run, processes that are killed, and what must be equal in the end."""
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import trainers
+from trainers.config import to_json
+from trainers.features import restored
+from trainers.run_directory import RunDirectory
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,3 +75,85 @@ def grlu_command():
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def kill(grlu_command):
+    """Starts the command line and kills it when a table has so many rows; its exit status."""
+
+    def start(table, rows, *arguments):
+        process = grlu_command(*arguments, "--quiet")
+        while process.poll() is None:
+            if table.exists() and table.read_text().count("\n") > rows:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.002)
+        assert process.returncode in (-signal.SIGKILL, 0), process.stderr.read()
+        return process.returncode
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def files():
+    """The files of a folder, and when each was last written."""
+
+    def of(folder):
+        found = (p for p in folder.rglob("*") if p.is_file())
+        return {p.relative_to(folder): p.stat().st_mtime_ns for p in found}
+
+    return of
+
+
+def recorded(run):
+    """All that a run or a pipeline recorded, as bytes by name: tables, samples, newest states."""
+    kept = {"metrics.csv", "samples.jsonl", "summary.json"}
+    found = {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.name in kept}
+    for own in list((run / "stages").glob("*")) or [run]:
+        state = restored(RunDirectory(own), best=False).state
+        for path, x in jax.tree_util.tree_leaves_with_path(state):
+            key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(x) if key else x)
+            found[f"{own.relative_to(run)}{jax.tree_util.keystr(path)}"] = array.tobytes()
+    return found
+
+
+@pytest.fixture(scope="session")
+def same_run():
+    """Checks that two runs, or two pipelines, recorded the same, bit for bit."""
+
+    def check(one, two):
+        a, b = recorded(one), recorded(two)
+        assert a.keys() == b.keys()
+        assert not [name for name in a if a[name] != b[name]]
+
+    return check
+
+
+@pytest.fixture
+def killed_in_each_stage(tmp_path, grlu_command, kill, files, same_run):
+    """Trains a pipeline as a whole, and killed in each of its stages and resumed: its folder.
+
+    Checks that both record the same, and that what is finished is not touched again.
+    """
+
+    def finish(*arguments):
+        process = grlu_command(*arguments, "--quiet")
+        assert process.wait() == 0, process.stderr.read()
+
+    def train(pipeline):
+        config, whole, killed = tmp_path / "small.json", tmp_path / "whole", tmp_path / "killed"
+        config.write_text(to_json(trainers.resolve(pipeline)))
+        finish("train", config, "--run", whole)
+        stages = [killed / "stages" / stage["name"] for stage in pipeline["stages"]]
+        finished = {}
+        for i, stage in enumerate(stages):
+            arguments = ("resume", killed) if i else ("train", config, "--run", killed)
+            assert kill(stage / "metrics.csv", 5, *arguments) == -signal.SIGKILL
+            finished |= {before: files(before) for before in stages[:i] if before not in finished}
+        finish("resume", killed)
+        assert {stage: files(stage) for stage in finished} == finished
+        same_run(whole, killed)
+        return killed
+
+    return train

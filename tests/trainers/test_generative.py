@@ -1,6 +1,8 @@
 """The evaluation of generative models, on models whose answers are known."""
 
+import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax import nnx
 
 import models
 import trainers
+from grlu.errors import UserError
 from trainers import generative
 from trainers.corruptions import CORRUPTIONS
 from trainers.generative import Effort
@@ -145,7 +148,8 @@ def test_a_run_is_evaluated(run):
     svi = {"name": "svi", "svi_steps": 3, "svi_learning_rate": 0.1, "svi_natural": True}
     path = run(**svi, learning_rate=5e-3)
     found = trainers.evaluate(path, effort=Effort(samples=60, images=150))
-    assert found == trainers.evaluate(path, effort=Effort(samples=60, images=150))
+    # The trainer's own refinement is asked, whatever is wished for.
+    assert found == trainers.evaluate(path, effort=Effort(samples=60, images=150, refined=True))
     assert -found["test_nll"] > found["test_elbo"]
     assert found["test_active_units"] == 4
     assert found["test_probe_accuracy"] > 0.6
@@ -162,3 +166,72 @@ def test_a_collapsed_posterior_and_a_loop_that_diverges_are_told(run, caplog):
         trainers.evaluate(path, effort=Effort(samples=5, images=20))
     assert "the posterior has collapsed: only 0 of 4 latents" in caplog.text
     assert "the inner loop diverges: in 2 steps it takes the ELBO from" in caplog.text
+
+
+FEW = {"samples": 5, "images": 20}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """mnist_iwae on digits, narrow, an epoch a stage: its folder, and what training returned."""
+    path = tmp_path_factory.mktemp("pipeline") / "run"
+    small = ["name=digits", "validation=200", "binarize=static", "subset=600"]
+    small = [f"dataset.{change}" for change in small]
+    small += [f"stages.elbo.model.{side}_hidden=[16]" for side in ("encoder", "decoder")]
+    small += ["stages.elbo.model.latent=4", "stages.iwae.trainer.latent_samples=5"]
+    small += [f"stages.{name}.trainer.epochs=1" for name in ("elbo", "iwae")]
+    return path, trainers.train("mnist_iwae", path, overrides=small, progress=False)
+
+
+@pytest.fixture(scope="module")
+def evaluated(pipeline):
+    path, _ = pipeline
+    return trainers.evaluate(path, effort=Effort(**FEW))
+
+
+def test_a_pipeline_is_evaluated_as_its_last_stage(pipeline, evaluated):
+    path, result = pipeline
+    own = trainers.evaluate(path / "stages" / "iwae", effort=Effort(**FEW))
+    assert evaluated == own | {"run": str(path)}
+    trained = {k: v for k, v in result.metrics.items() if k.startswith("test_")}
+    assert trained.items() <= evaluated.items()
+    before = json.loads((path / "summary.json").read_text())["stages"]["elbo"]
+    assert before["test_elbo"] != evaluated["test_elbo"]
+    assert evaluated["step"] == result.step
+
+
+def test_refined_posteriors_tighten_the_bound_and_change_nothing_else(pipeline, evaluated):
+    path, _ = pipeline
+    refined = trainers.evaluate(path, effort=Effort(**FEW, refined=True))
+    # A model of so few steps guesses badly, so that the gain is nearly the whole gap.
+    gain = evaluated["test_nll"] - refined["test_nll"]
+    assert 0.1 < gain < 1.5 * evaluated["test_amortisation_gap"]
+    assert refined | {"test_nll": evaluated["test_nll"]} == evaluated
+
+
+@pytest.mark.slow
+def test_the_command_line_says_how_much_is_asked(pipeline, grlu_command):
+    path, _ = pipeline
+    asked = ("--samples", "5", "--images", "20", "--refined", "--json")
+    out, errors = grlu_command("evaluate", path, *asked).communicate()
+    assert json.loads(out) == trainers.evaluate(path, effort=Effort(**FEW, refined=True)), errors
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("stages/iwae", "{0} is not finished; 'grlu resume {0}' trains it"),
+        (
+            "stages/iwae/checkpoints",
+            "{0}/stages/iwae has no checkpoint yet; 'grlu resume {0}' trains it",
+        ),
+    ],
+    ids=["before_the_last_stage", "before_its_first_checkpoint"],
+)
+def test_a_pipeline_that_is_not_finished_is_refused(missing, sentence, pipeline, tmp_path):
+    path, _ = pipeline
+    run = shutil.copytree(path, tmp_path / "run")
+    shutil.rmtree(run / missing)
+    with pytest.raises(UserError) as told:
+        trainers.evaluate(run)
+    assert str(told.value) == sentence.format(run)

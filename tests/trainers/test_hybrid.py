@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -56,28 +55,7 @@ def slow_fast():
     }
 
 
-def files(folder):
-    return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-
-
-def arrays(run, name):
-    state = restored(RunDirectory(run / "stages" / name), best=False).state
-    return [
-        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-        for x in jax.tree.leaves(state)
-    ]
-
-
-def assert_same_pipeline(one, two):
-    assert (one / "summary.json").read_bytes() == (two / "summary.json").read_bytes()
-    for name in (p.name for p in (one / "stages").iterdir()):
-        metrics = [run / "stages" / name / "metrics.csv" for run in (one, two)]
-        assert metrics[0].read_bytes() == metrics[1].read_bytes()
-        for a, b in zip(arrays(one, name), arrays(two, name), strict=True):
-            assert a.tobytes() == b.tobytes()
-
-
-def test_a_pipeline_is_a_folder_of_runs(slow_fast, tmp_path):
+def test_a_pipeline_is_a_folder_of_runs(slow_fast, tmp_path, files):
     result = trainers.train(slow_fast, tmp_path / "run", progress=False)
     assert result.metrics["test_accuracy"] > 0.5
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -142,7 +120,7 @@ def test_a_stage_may_see_the_data_as_they_are_and_change_them(slow_fast, tmp_pat
     assert "features" not in config_of(run.stage("fast"))
 
 
-def test_a_backbone_without_training_is_a_control(slow_fast, tmp_path):
+def test_a_backbone_without_training_is_a_control(slow_fast, tmp_path, files):
     slow_fast["stages"][0]["trainer"]["epochs"] = 0
     trainers.train(slow_fast, tmp_path / "run", progress=False)
     assert trainers.evaluate(tmp_path / "run" / "stages" / "slow")["step"] == 0
@@ -261,7 +239,9 @@ def test_a_config_of_stages_reads_back_equal(slow_fast, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 5])
-def test_stopped_in_any_stage_and_resumed_it_ends_the_same(rows, slow_fast, tmp_path, monkeypatch):
+def test_stopped_in_any_stage_and_resumed_it_ends_the_same(
+    rows, slow_fast, tmp_path, monkeypatch, files, same_run
+):
     trainers.train(slow_fast, tmp_path / "whole", progress=False)
     write, count = trainers.loop.MetricsTable.write, iter(range(rows + 1))
 
@@ -279,34 +259,14 @@ def test_stopped_in_any_stage_and_resumed_it_ends_the_same(rows, slow_fast, tmp_
     before = [files(run / "stages" / name) for name in finished]
     trainers.resume(run, progress=False)
     assert [files(run / "stages" / name) for name in finished] == before
-    assert_same_pipeline(tmp_path / "whole", run)
+    same_run(tmp_path / "whole", run)
 
 
 @pytest.mark.slow
-def test_killed_in_each_stage_and_resumed_it_ends_the_same(slow_fast, tmp_path, grlu_command):
+def test_killed_in_each_stage_and_resumed_it_ends_the_same(slow_fast, killed_in_each_stage):
     slow_fast["stages"][0]["trainer"]["epochs"] = 30
     slow_fast["stages"][1]["trainer"]["epochs"] = 40
-    config = tmp_path / "small.json"
-    config.write_text(to_json(trainers.resolve(slow_fast)))
-    process = grlu_command("train", config, "--run", tmp_path / "whole", "--quiet")
-    assert process.wait() == 0, process.stderr.read()
-    run, untouched = tmp_path / "killed", None
-    for i, name in enumerate(("slow", "fast")):
-        arguments = ["resume", run] if i else ["train", config, "--run", run]
-        process = grlu_command(*arguments, "--quiet")
-        table = run / "stages" / name / "metrics.csv"
-        while process.poll() is None:
-            if table.exists() and table.read_text().count("\n") > 7:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            time.sleep(0.002)
-        assert process.returncode == -signal.SIGKILL, process.stderr.read()
-        if name == "fast":
-            untouched = files(run / "stages" / "slow")
-    process = grlu_command("resume", run, "--quiet")
-    assert process.wait() == 0, process.stderr.read()
-    assert files(run / "stages" / "slow") == untouched
-    assert_same_pipeline(tmp_path / "whole", run)
+    killed_in_each_stage(slow_fast)
 
 
 def test_members_that_are_not_finite_stop_the_run_or_are_dropped(slow_fast, tmp_path):

@@ -8,7 +8,6 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,30 +15,9 @@ import trainers
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError, UserError
 from trainers.config import to_json
+from trainers.features import restored
 from trainers.gradient import GradientSettings
-from trainers.run_directory import latest_metrics
-
-
-def final_state(run_dir):
-    """Every array of the newest checkpoint, keys included, as numpy arrays by path."""
-    experiment = trainers.make_experiment(trainers.resolve(run_dir / "config.json"))
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(experiment.init()).state
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {
-        jax.tree_util.keystr(path): np.asarray(
-            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        )
-        for path, x in leaves
-    }
-
-
-def assert_same_run(one, two):
-    assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
-    a, b = final_state(one), final_state(two)
-    assert a.keys() == b.keys()
-    for path in a:
-        assert a[path].tobytes() == b[path].tobytes(), path
+from trainers.run_directory import RunDirectory, latest_metrics
 
 
 @pytest.mark.parametrize(
@@ -79,13 +57,14 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_
     assert by_validation[best["step"]] == max(v for v in by_validation.values() if v)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(small, tmp_path, same_run):
     small["trainer"]["epochs"] = 1
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         trainers.train(small | {"seed": seed}, tmp_path / name, progress=False)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
-    a, c = final_state(tmp_path / "a"), final_state(tmp_path / "c")
-    assert any((a[k] != c[k]).any() for k in a)
+    same_run(tmp_path / "a", tmp_path / "b")
+    runs = (RunDirectory(tmp_path / name) for name in "ac")
+    a, c = (jax.tree.leaves(restored(run, best=False).state.params) for run in runs)
+    assert any((x != y).any() for x, y in zip(a, c, strict=True))
 
 
 @pytest.mark.slow
@@ -129,7 +108,7 @@ def test_the_step_is_compiled_once(small, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_killed_at_five_random_steps_the_run_ends_as_if_never_interrupted(
-    small, tmp_path, grlu_command
+    small, tmp_path, grlu_command, kill, same_run
 ):
     small["trainer"]["epochs"] = 30
     config = tmp_path / "small.json"
@@ -144,17 +123,10 @@ def test_killed_at_five_random_steps_the_run_ends_as_if_never_interrupted(
     killed, table = tmp_path / "killed", tmp_path / "killed" / "metrics.csv"
     rows = sorted(chance.sample(range(2, 110), 5))
     for i, row in enumerate(rows):
-        arguments = ["resume", killed] if i else ["train", config, "--run", killed]
-        process = grlu_command(*arguments, "--quiet")
-        while process.poll() is None:
-            if table.exists() and table.read_text().count("\n") > row:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            time.sleep(0.002)
-        assert process.returncode in (-signal.SIGKILL, 0), process.stderr.read()
+        kill(table, row, *(("resume", killed) if i else ("train", config, "--run", killed)))
     process = grlu_command("resume", killed, "--quiet")
     assert process.wait() == 0, process.stderr.read()
-    assert_same_run(tmp_path / "whole", killed)
+    same_run(tmp_path / "whole", killed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -177,8 +149,9 @@ def test_a_signal_saves_and_says_how_to_resume(number, small, tmp_path, grlu_com
         assert checkpoints.latest_step == int(rows[-1].split(",")[0])
 
 
-def test_a_run_stopped_and_resumed_equals_one_never_stopped(small, whole, tmp_path, monkeypatch):
-
+def test_a_run_stopped_and_resumed_equals_one_never_stopped(
+    small, whole, tmp_path, monkeypatch, same_run
+):
     def stop_after(rows):
         write, count = trainers.loop.MetricsTable.write, iter(range(rows + 1))
 
@@ -195,10 +168,10 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(small, whole, tmp_pa
         with pytest.raises(Interrupted, match="grlu resume"):
             trainers.train(small, run, progress=False)
     trainers.resume(run, progress=False)
-    assert_same_run(whole, run)
+    same_run(whole, run)
 
 
-def test_a_checkpoint_cut_short_is_passed_over(run, whole):
+def test_a_checkpoint_cut_short_is_passed_over(run, whole, same_run):
     with Checkpoints(run / "checkpoints") as checkpoints:
         newest = checkpoints.latest_step
     folder = run / "checkpoints" / str(newest)
@@ -207,7 +180,7 @@ def test_a_checkpoint_cut_short_is_passed_over(run, whole):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     trainers.resume(run, progress=False)
     assert "checkpoint" in (run / "log.txt").read_text().split("parameters")[-1]
-    assert_same_run(whole, run)
+    same_run(whole, run)
 
 
 def test_a_value_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_path):
