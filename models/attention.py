@@ -101,8 +101,8 @@ class LatentAttention(nnx.Module):
         latent: features of the latent of keys and values; by default half the width.
         query_latent: features of the queries' bottleneck; by default half the width.
         causal: whether a position sees itself and what comes before alone, or everything.
-        std: of the initial weights, those that follow a latent scaled by √(width / latent).
-        std_out: of the initial weights of the projection onto the residual stream.
+        std_out: of the initial weights of the projection onto the residual stream; the others' is
+            1 / √fan-in.
         rngs: source of the initial weights.
     """
 
@@ -114,7 +114,6 @@ class LatentAttention(nnx.Module):
         latent: int | None = None,
         query_latent: int | None = None,
         causal: bool = True,
-        std: float = 0.02,
         std_out: float = 0.02,
         rngs: nnx.Rngs,
     ):
@@ -126,16 +125,20 @@ class LatentAttention(nnx.Module):
             raise grlu.UserError(
                 f"latent and query_latent must be positive, got {latent} and {query_latent}"
             )
-        self.query_down = linear(width, narrow, std, rngs)
+
+        # With GPT-2's .02, which the norms make up for, each step of Adam would turn the latents
+        # several times as far as a layer without a norm.
+        def of_unit_variance(fan_in: int, units: int, *, bias: bool = True) -> nnx.Linear:
+            return linear(fan_in, units, 1 / math.sqrt(fan_in), rngs, bias=bias)
+
+        self.query_down = of_unit_variance(width, narrow)
         self.query_norm = nnx.LayerNorm(narrow, epsilon=1e-5, rngs=rngs)
-        # As large at first as multi-head attention's, which sum over the whole width.
-        self.query_up = linear(narrow, width, std * math.sqrt(width / narrow), rngs)
-        self.down = linear(width, self.latent, std, rngs)
+        self.query_up = of_unit_variance(narrow, width)
+        self.down = of_unit_variance(width, self.latent)
         self.norm = nnx.LayerNorm(self.latent, epsilon=1e-5, rngs=rngs)
-        # Likewise, and without biases, which could not change sides.
-        std_up = std * math.sqrt(width / self.latent)
-        self.keys = linear(self.latent, width, std_up, rngs, bias=False)
-        self.values = linear(self.latent, width, std_up, rngs, bias=False)
+        # Without biases, which could not change sides.
+        self.keys = of_unit_variance(self.latent, width, bias=False)
+        self.values = of_unit_variance(self.latent, width, bias=False)
         self.out = linear(width, width, std_out, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

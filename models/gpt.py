@@ -66,7 +66,8 @@ class GPT(nnx.Module):
     """GPT-2 of any size: tokens to logits, the output tied to the embedding.
 
     Weights are drawn from N(0, .02²), those of the projections onto the residual stream, of which
-    there are two a layer, from N(0, .02² / 2 layers); biases are zero.
+    there are two a layer, from N(0, .02² / 2 layers), and the others of latent attention from
+    N(0, 1 / fan-in); biases are zero.
 
     A model that is not causal sees the whole sequence, and has one row of the embedding more: the
     mask, token number `outputs`, which it reads but never predicts; and a stream of random numbers

@@ -23,7 +23,7 @@ def sharpened(attention, model=None):
     """With larger weights: at the initial ones little depends on the attention."""
     model = model or make(attention)
     params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p + 0.1, params))
+    nnx.update(model, jax.tree.map(lambda p: 0.2 * p / p.std() if p.ndim > 1 else p + 0.1, params))
     return model
 
 
