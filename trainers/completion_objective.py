@@ -127,7 +127,7 @@ class CompletionReward:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompletionSettings(PaidSettings):
-    """The keys of the objective "completion_reward".
+    """Rewards a language model for what it writes: how much is drawn, and what it is paid.
 
     Attributes:
         completions: of each prompt, of which the mean is rewarded.

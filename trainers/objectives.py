@@ -132,12 +132,12 @@ class Reconstruction:
 
 
 def classification(*, reward: str = "log_likelihood") -> Classification:
-    """A classifier's answers, paid by one of `trainers.REWARDS`."""
+    """Rewards a classifier for its answers, by one of `trainers.REWARDS`."""
     return Classification(reward_named(reward))
 
 
 def reconstruction(*, likelihood: Literal["bernoulli", "gaussian"] = "bernoulli") -> Reconstruction:
-    """What an autoencoder gives back; a variational one's likelihood is its model's."""
+    """Rewards an autoencoder for giving back its input; bernoulli needs dataset.normalize=unit."""
     return Reconstruction(likelihood)
 
 
@@ -148,7 +148,7 @@ def elbo(
     free_bits: float = 0.0,
     kl_warmup: float = 0.0,
 ) -> Elbo:
-    """The evidence lower bound of a variational autoencoder, by so many draws of the posterior."""
+    """Rewards a variational autoencoder for its evidence lower bound; the keys are `Elbo`'s."""
     return Elbo(latent_samples, beta, free_bits, kl_warmup)
 
 
@@ -158,7 +158,7 @@ def fast_learner(
     fast_samples: int = 16,
     fast_learning_rate: float = 0.01,
 ) -> FastLearner:
-    """How well a linear head does that learns by GRLU on the features of half of the batch."""
+    """Rewards features for how well a head does that learns on them by GRLU, for evolution."""
     require("trainer.fast_learning_rate", fast_learning_rate, 0)
     return FastLearner(reward_named(reward), samples=fast_samples, learning_rate=fast_learning_rate)
 
