@@ -35,8 +35,8 @@ from input_pipeline.preprocess import Preprocess
 from trainers import TRAINERS
 from trainers.compiled import compile_chunk
 from trainers.devices import Seeds
-from trainers.gradient import GradientSettings
 from trainers.protocol import Experiment, RunSettings
+from trainers.rule_settings import GradientSettings
 
 FEATURES, HIDDEN, CLASSES = 784, 256, 10
 SIGMA, ORIGINAL_RATE, RATE = 0.1, 0.1, 1e-3

@@ -24,7 +24,6 @@ def get_config() -> ConfigDict:
             "trainer": {
                 "objective": "iwae",
                 "latent_samples": 50,
-                "kl_warmup": 0.0,
                 "epochs": 25,
                 "learning_rate": 1e-3,
             },

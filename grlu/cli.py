@@ -70,7 +70,7 @@ def _fail(sentence: str, status: int) -> None:
 @app.command(name="list")
 @_in_one_sentence
 def list_() -> None:
-    """List configs, models, trainers, rules and data sets."""
+    """List configs, models, trainers, objectives, rules and data sets."""
     import grlu
     import input_pipeline
     import models
@@ -90,6 +90,7 @@ def list_() -> None:
         "configs": config_names(),
         "models": {name: summary(m) for name, m in models.MODELS.items()},
         "trainers": {name: summary(t) for name, t in trainers.TRAINERS.items()},
+        "objectives": {name: summary(o) for name, o in trainers.OBJECTIVES.items()},
         "rules": {f"grlu.{r.__name__}": summary(r) for r in rules},
         "data sets": {name: summary(d) for name, d in input_pipeline.DATASETS.items()}
         | {

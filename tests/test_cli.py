@@ -129,7 +129,8 @@ def test_list_names_everything(grlu):
     done = grlu("list")
     assert (done.returncode, done.stderr) == (0, "")
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
-    tables = [config_names(), models.MODELS, trainers.TRAINERS, input_pipeline.DATASETS]
+    tables = [config_names(), models.MODELS, trainers.TRAINERS, trainers.OBJECTIVES]
+    tables.append(input_pipeline.DATASETS)
     assert listed >= {name for table in tables for name in table}
     assert listed >= {"grlu.NodePerturbation", "grlu.Backprop"}
 

@@ -16,11 +16,11 @@ LISTINGS = re.findall(
 TRAIN = """
 import trainers
 
-for data_set, model, trainer, accuracy in (
-    ("bars", "residual", "jittered", 0.9),
-    ("digits", "mlp", "few", 0.7),
+for data_set, model, trainer, own, accuracy in (
+    ("bars", "residual", "jittered", {}, 0.9),
+    ("digits", "mlp", "few", {"objective": "smoothed", "smoothing": 0.2}, 0.7),
 ):
-    section = {"name": trainer, "epochs": 5, "batch_size": 16, "optimizer": "adam"}
+    section = {"name": trainer, "epochs": 5, "batch_size": 16, "optimizer": "adam", **own}
     config = {"dataset": {"name": data_set}, "model": {"name": model}, "trainer": section}
     result = trainers.train(config, f"runs/{trainer}", progress=False)
     assert result.metrics["test_accuracy"] >= accuracy, (trainer, result.metrics)
@@ -84,12 +84,12 @@ def test_each_kind_of_thing_is_shown():
         "trainers/experiment.py",
         "input_pipeline/__init__.py",
     }
-    assert len(LISTINGS) == 10
+    assert len(LISTINGS) == 12
 
 
 def test_what_was_added_is_listed(project):
     listed = run(project, "-m", "grlu.cli", "list")
-    assert {"residual", "few", "jittered", "bars"} <= set(listed.split())
+    assert {"residual", "few", "smoothed", "jittered", "bars"} <= set(listed.split())
 
 
 @pytest.mark.slow

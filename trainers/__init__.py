@@ -3,9 +3,9 @@
 from trainers.completion_rewards import COMPLETION_REWARDS, in_python
 from trainers.experiment import TRAINERS, make_experiment
 from trainers.generate import generate
-from trainers.gradient import gradient_settings
 from trainers.loop import Result
 from trainers.objectives import OBJECTIVES, REWARDS
+from trainers.rule_settings import gradient_settings
 from trainers.runs import evaluate, resolve, resume, train
 
 __all__ = [

@@ -11,8 +11,8 @@ from input_pipeline import Data
 from models import VAE
 from trainers import processes
 from trainers.devices import MeshSettings
-from trainers.gradient import GradientSettings
 from trainers.protocol import RunSettings
+from trainers.rule_settings import GradientSettings
 
 
 def require_whole(data: Data, run: RunSettings, mesh: MeshSettings) -> None:
@@ -95,7 +95,6 @@ def require_fit(
             f"trainer.objective={settings.objective} needs a variational autoencoder such as "
             f"vae_mlp, and model.name is {config.model.name}"
         )
-    likelihood = model.likelihood if variational else settings.likelihood
     if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
         raise UserError(
             f"trainer.objective=classification needs a model with an answer for each of the "
@@ -108,17 +107,11 @@ def require_fit(
             f"{data.example_shape}, an autoencoder, and {config.model.name} gives {shape[1:]}"
         )
     unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
-    rebuilt = variational or settings.objective == "reconstruction"
-    if rebuilt and likelihood == "bernoulli" and not unit:
-        where = "model" if variational else "trainer"
+    where, has = ("model", model) if variational else ("trainer", settings)
+    if getattr(has, "likelihood", None) == "bernoulli" and not unit:
         raise UserError(
             f"{where}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
             f"or {where}.likelihood=gaussian"
-        )
-    if settings.objective == "fast_learner" and settings.rule_class.local:
-        raise UserError(
-            "trainer.objective=fast_learner rewards a batch as a whole, so that no credit goes to "
-            "single examples: use trainer.name=evolution or weight_perturbation"
         )
 
 

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 
 from grlu.errors import UserError
 from trainers.completion_rewards import Paid, Reward, Rewards, rewards_of
-from trainers.optimizing import OptimizerSettings
 from trainers.policy_data import Prompts
 from trainers.sampling import Completions, sample
 from trainers.schedules import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptSettings(OptimizerSettings):
+class PromptSettings:
     """What a trainer is told that draws completions.
 
     Attributes:
@@ -31,7 +30,6 @@ class PromptSettings(OptimizerSettings):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require("trainer.prompt", self.prompt, 1)
         require("trainer.horizon", self.horizon, 1)
         if not self.temperature > 0:

@@ -16,7 +16,7 @@ node perturbation gives credit for what each unit does to the probability of bet
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,11 @@ from flax import nnx
 
 from grlu.advantages import leave_one_out, no_baseline, returns
 from grlu.errors import UserError
+from grlu.rule import Rule
 from trainers import policy_evaluation
-from trainers.completing import Completing
+from trainers.completing import Completing, PaidSettings
 from trainers.sampling import log_probs
+from trainers.schedules import require
 
 Values = dict[str, jax.Array]
 
@@ -37,7 +39,7 @@ class CompletionReward:
 
     Attributes:
         asked: how prompts are read, and completions drawn and paid.
-        settings: of the trainer: `completions`, `greedy`, `temperature`, `discount`, `eval_...`.
+        settings: how many are drawn, and how.
         by_weights: whether the rule moves the weights themselves.
         unrolled: whether the sampler's steps are laid open one after the other, as they must be
             where noise is never added to a kernel, but to what the kernel does to its input.
@@ -45,26 +47,10 @@ class CompletionReward:
     """
 
     asked: Completing
-    settings: Any
+    settings: "CompletionSettings"
     by_weights: bool
     unrolled: bool
-    better: tuple[str, Literal["min", "max"]] = ("reward", "max")
-
-    @classmethod
-    def of(cls, settings: Any, data: Any) -> "CompletionReward":
-        """What a gradient trainer's settings ask for, on some data.
-
-        Raises:
-            UserError: if the likeliest tokens are to be taken, which have no slope.
-        """
-        by_weights = settings.rule_class.of_weights
-        if settings.greedy and not by_weights:
-            raise UserError(
-                "trainer.greedy: the likeliest tokens respond to noise on weights alone: use "
-                "trainer.name=evolution or weight_perturbation, or draw (trainer.greedy=false)"
-            )
-        unrolled = getattr(settings, "rank", None) is not None
-        return cls(Completing.of(settings, data), settings, by_weights, unrolled)
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -87,7 +73,7 @@ class CompletionReward:
         # Samples have an axis of their own: that of the prompts is the rule's.
         def one(key: jax.Array) -> Any:
             policy = nnx.merge(graphdef, params, rest, copy=True)
-            how = {"temperature": settings.temperature, "greedy": settings.greedy}
+            how: dict[str, Any] = {"temperature": settings.temperature, "greedy": settings.greedy}
             found = asked.sampled(policy, prompts, key, unrolled=self.unrolled, **how)
             mask = found.mask.astype(jnp.float32)
             return found.tokens, mask, found.lengths, asked.paid(batch, found.tokens, mask)
@@ -137,3 +123,34 @@ class CompletionReward:
 
         found = jax.vmap(scored)(tokens)
         return ((found - jax.lax.stop_gradient(found)) * advantages).sum(2).mean(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompletionSettings(PaidSettings):
+    """Rewards a language model for what it writes: how much is drawn, and what it is paid.
+
+    Attributes:
+        completions: of each prompt, of which the mean is rewarded.
+        greedy: whether a completion is the likeliest tokens, not a draw.
+    """
+
+    completions: int = 1
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("trainer.completions", self.completions, 1)
+
+    def on(self, data: Any, rule: Rule) -> CompletionReward:
+        """The objective on some data, under a rule.
+
+        Raises:
+            UserError: if the likeliest tokens are to be taken, which have no slope.
+        """
+        if self.greedy and not rule.of_weights:
+            raise UserError(
+                "trainer.greedy: the likeliest tokens respond to noise on weights alone: use "
+                "trainer.name=evolution or weight_perturbation, or draw (trainer.greedy=false)"
+            )
+        unrolled = getattr(rule, "rank", None) is not None
+        return CompletionReward(Completing.of(self, data), self, rule.of_weights, unrolled)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 import configs
 from grlu.errors import UserError
-from trainers.schema import INHERITED, LINKS, build, section_of, unknown, validate
+from trainers.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown, validate
 from trainers.values import plain
 
 __all__ = ["build", "config_names", "load_config", "source_name", "to_json", "validate"]
@@ -191,7 +191,7 @@ _Yaml.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"None$"), ["N"
 def _override(
     config: dict[str, Any], overrides: Sequence[str], alone: Sequence[str] = ("seed",)
 ) -> dict[str, Any]:
-    """`config` with the overrides, and note of the keys that were meant for a replaced name.
+    """`config` with the overrides, and note of the keys that were meant for a replaced choice.
 
     `alone` are the keys that are no sections.
     """
@@ -219,7 +219,7 @@ def _override(
     for where, change in changes.items():
         before = section_of(config, where)
         changed[where] = before | change
-        if "name" in before and changed[where]["name"] != before["name"]:
+        if any(key in change and change[key] != before.get(key) for key in CHOOSING):
             inherited[where] = tuple(before.keys() - change.keys())
     if of_stages:
         changed["stages"] = _override_stages(config["stages"], of_stages)

@@ -13,10 +13,10 @@ from models import MODELS
 from trainers.compatibility import require_fit, require_shares, require_whole
 from trainers.config import build
 from trainers.devices import MeshSettings, one_device_per_core
-from trainers.gradient import GradientSettings, gradient_settings
 from trainers.pair_settings import DPO, PairSettings, RewardModel
 from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
 from trainers.protocol import Experiment, RunSettings
+from trainers.rule_settings import GradientSettings, gradient_settings
 from trainers.state import TrainState
 from trainers.svi import SVI
 
@@ -145,6 +145,6 @@ def _at_once(data: input_pipeline.Data, settings: Any) -> int:
     """How many examples evaluation takes at once: fewer of large ones, or answered at length."""
     if data.tokenizer is None:
         return max(1, min(Experiment.evaluated_at_once, _FEATURES // math.prod(data.example_shape)))
-    answers = getattr(settings, "eval_samples", 1)
+    answers = getattr(settings, "eval_samples", 1)  # Of what writes.
     logits = answers * data.example_shape[0] * data.num_classes
     return max(1, min(Experiment.evaluated_at_once, _LOGITS // logits))

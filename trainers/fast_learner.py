@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 import grlu
+from grlu.errors import UserError
 from grlu.spread import undivided
+from input_pipeline import Data
 from models.layers import layer_norm
 
 
@@ -27,7 +29,7 @@ class FastLearner:
 
     Attributes:
         reward: of an answer.
-        classes: number of outputs of the head.
+        classes: number of outputs of the head; those of the data (`on`).
         samples: pairs of perturbations per example, a power of two.
         learning_rate: of the head, plain SGD on features that are normalised as an MLP's are.
         metrics: names of the values reported per example.
@@ -35,11 +37,24 @@ class FastLearner:
     """
 
     reward: Callable[[jax.Array, jax.Array], jax.Array]
-    classes: int
+    classes: int = 0
     samples: int = 16
     learning_rate: float = 0.01
-    metrics: tuple[str, ...] = ("reward", "accuracy")
-    better: tuple[str, Literal["min", "max"]] = ("accuracy", "max")
+    metrics: ClassVar[tuple[str, ...]] = ("reward", "accuracy")
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("accuracy", "max")
+
+    def on(self, data: Data, rule: grlu.Rule) -> "FastLearner":
+        """The objective on some data, under a rule.
+
+        Raises:
+            UserError: if the rule gives credit example by example.
+        """
+        if rule.local:
+            raise UserError(
+                "trainer.objective=fast_learner rewards a batch as a whole, so that no credit goes "
+                "to single examples: use trainer.name=evolution or weight_perturbation"
+            )
+        return dataclasses.replace(self, classes=data.num_classes)
 
     def __call__(
         self, model: Any, batch: Mapping[str, jax.Array]

@@ -3,27 +3,22 @@
 GRLU, backprop and every other rule with the same door are this trainer with another rule.
 """
 
-import dataclasses
-import typing
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from grlu.backprop import Backprop
 from grlu.errors import UserError
-from grlu.learned_feedback import add_feedback
-from grlu.rule import Rule, pure_objective
+from grlu.rule import pure_objective
 from input_pipeline import Data
 from trainers.blocks import Fold, averaged, taken
-from trainers.completing import PaidSettings
-from trainers.objectives import objective_named
-from trainers.precision import PrecisionName, set_precision
+from trainers.precision import set_precision
 from trainers.protocol import TrainerLike
-from trainers.schedules import OptimizerName, ScheduleName, require, schedule
+from trainers.rule_settings import GradientSettings
+from trainers.schedules import schedule
 from trainers.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -31,128 +26,6 @@ Values = dict[str, jax.Array]
 
 # Examples of a step, times the members that see them, from which its operations feed threads.
 _LARGE = 32
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientSettings(PaidSettings):
-    """The config's `trainer` section, less the rule's own keys.
-
-    Attributes:
-        objective: what is rewarded, one of `trainers.OBJECTIVES`: "classification",
-            "reconstruction" (of an autoencoder), "lm" (the next token), "denoising" (masked
-            tokens), "completion_reward" (what a language model writes; `rewards`, `prompt` and what
-            else is a policy's are of this alone), or "fast_learner": how well a linear head does
-            that learns on the features of half of the batch by GRLU (for evolution); of a
-            variational autoencoder, "elbo" or "iwae" (`trainers.variational`).
-        reward: name of an answer's reward, one of `trainers.REWARDS`.
-        likelihood: of a reconstruction: "bernoulli" (needs dataset.normalize=unit) or "gaussian";
-            a variational autoencoder's is its model's.
-        latent_samples: draws of the posterior per example, of "elbo" and of "iwae".
-        beta: of "elbo": weight of the divergence.
-        free_bits: of "elbo": nats of each latent's divergence below which it is not reduced.
-        kl_warmup: of "elbo": share of the run in which the divergence's weight rises from 0.
-        completions: of "completion_reward": those of each prompt, of which the mean is rewarded.
-        greedy: of "completion_reward": whether a completion is the likeliest tokens, not a draw.
-        fast_samples: pairs of perturbations per example with which a fast learner learns.
-        fast_learning_rate: at which it learns.
-        schedule_per: whether schedules move with each "step" or each "epoch".
-        online_chunk: with "sgd", a local rule and a dense first layer, the examples after which
-            that layer is written; it changes the speed and not the result (`grlu.online`). 1 turns
-            it off.
-        precision: in which the layers of training multiply: "float32", or "bfloat16", by backprop;
-            evaluation, parameters, optimizer and likelihoods are float32 (`trainers.precision`).
-        average: decay per step of the running average of the weights that evaluation uses (0.999
-            averages over about 1,000 steps), or None.
-    """
-
-    epochs: int = 10
-    batch_size: int = 1
-    objective: str = "classification"
-    reward: str = "log_likelihood"
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    latent_samples: int = 1
-    beta: float = 1.0
-    free_bits: float = 0.0
-    kl_warmup: float = 0.0
-    completions: int = 1
-    greedy: bool = False
-    fast_samples: int = 16
-    fast_learning_rate: float = 0.01
-    optimizer: OptimizerName = "sgd"
-    learning_rate: float = 0.01
-    schedule: ScheduleName = "cosine"
-    schedule_per: Literal["step", "epoch"] = "step"
-    clip: float | None = None
-    precision: PrecisionName = "float32"
-    average: float | None = None
-    online_chunk: int = 64
-
-    rule_class: ClassVar[type[Rule]]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require("trainer.average", self.average, 0, 1)
-        require("trainer.online_chunk", self.online_chunk, 1)
-        require("trainer.fast_learning_rate", self.fast_learning_rate, 0)
-        if self.precision != "float32" and self.rule_class is not Backprop:
-            raise UserError(
-                f"trainer.precision={self.precision} is for backprop (trainer.name backprop or "
-                "svi): other rules compare rewards that differ in later digits; set it to float32"
-            )
-        require("trainer.completions", self.completions, 1)
-        objective_named(self.objective)
-        self.rule(getattr(self, "sigma", None))
-
-    def make_objective(self, data: Data) -> Any:
-        """What is rewarded, on some data."""
-        return objective_named(self.objective)(self, data)
-
-    def rule(self, sigma: Any) -> Rule:
-        """The learning rule at a noise scale (ignored by rules that have none)."""
-        own = {f.name for f in dataclasses.fields(self.rule_class)}
-        given = {k: v for k, v in vars(self).items() if k in own}
-        if "sigma" in own:
-            given["sigma"] = sigma
-        return self.rule_class(**given)
-
-    def prepare(self, model: Any, outputs: int) -> Any:
-        """A new model, with what the rule adds to it."""
-        if vars(self).get("feedback") is not None:
-            add_feedback(model, outputs)
-        if self.objective == "completion_reward":
-            model.draws = nnx.Rngs(0).default  # A rule reseeds it.
-        return model
-
-    def build(
-        self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int, data: Data
-    ) -> "Trainer":
-        """The trainer of a model, for data of so many steps an epoch."""
-        return Trainer(self, make_model, steps_per_epoch, data)
-
-
-def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[GradientSettings]:
-    """The settings of the gradient trainer with a rule: both's keys in one section.
-
-    A rule's `sigma` gets a schedule: `sigma_schedule`, from `sigma` to `sigma_end`.
-    """
-    hints = typing.get_type_hints(rule_class)
-    defaults = {f.name: f.default for f in dataclasses.fields(rule_class)}
-    fields: list[Any] = [
-        (f.name, hints[f.name], dataclasses.field(default=f.default, kw_only=True))
-        for f in dataclasses.fields(rule_class)
-        if f.name not in ("wrt", "update", "sigma")
-    ]
-    if "sigma" in hints:
-        fields += [
-            ("sigma", float, dataclasses.field(default=defaults["sigma"], kw_only=True)),
-            ("sigma_end", float, dataclasses.field(default=0.0, kw_only=True)),
-            ("sigma_schedule", ScheduleName, dataclasses.field(default="constant", kw_only=True)),
-        ]
-    made = dataclasses.make_dataclass(
-        name, fields, bases=(GradientSettings,), frozen=True, namespace={"rule_class": rule_class}
-    )
-    made.__doc__ = summary
-    return made
 
 
 class Trainer(TrainerLike):
@@ -304,7 +177,7 @@ class Trainer(TrainerLike):
     def tokens(self, values: Mapping[str, float]) -> float | None:
         """Tokens of an example: those that are scored, or that are drawn in the clean pass."""
         drawn = values.get("train_length")
-        return self._tokens if drawn is None else drawn * self.settings.completions
+        return self._tokens if drawn is None else drawn * self.objective.settings.completions
 
     def scales(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules say at a step, for the log."""

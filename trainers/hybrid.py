@@ -39,7 +39,7 @@ from trainers.features import config_of, open_experiment
 from trainers.loop import Result, fit
 from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory, latest_metrics, logged_to, write_atomically
-from trainers.schema import INHERITED, LINKS, schema, section_of, unknown, validate
+from trainers.schema import INHERITED, LINKS, factory_of, schema, section_of, unknown, validate
 from trainers.values import plain
 
 _log = logging.getLogger("grlu")
@@ -195,6 +195,9 @@ def _completed(
         section = section_of(entry, where)
         taken = _taken_over(before[start], where, section) if start else {}
         another = section.get("name", taken.get("name")) != taken.get("name")
+        if not another:  # With another objective, what is of the one before is not taken over.
+            known = schema(factory_of(SECTIONS[where], taken | section, where))
+            taken = {k: v for k, v in taken.items() if k == "name" or k in known}
         stage[where] = section if another else taken | section
     config = plain(ordinary(pipeline, stage | {INHERITED: entry.get(INHERITED, {})}))
     stage |= {where: config[where] for where in ("model", "trainer")}

@@ -6,7 +6,7 @@ rewards per example they train by any rule.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ class LanguageModelling:
         better: the metric that chooses checkpoints, and its direction.
     """
 
-    metrics: tuple[str, ...] = ("nll", "perplexity", "accuracy")
-    better: tuple[str, Literal["min", "max"]] = ("nll", "min")
+    metrics: ClassVar[tuple[str, ...]] = ("nll", "perplexity", "accuracy")
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("nll", "min")
 
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         targets = batch["tokens"][:, 1:]
@@ -54,8 +54,8 @@ class Denoising:
     The attributes are those of `LanguageModelling`.
     """
 
-    metrics: tuple[str, ...] = ("nll", "perplexity", "accuracy")
-    better: tuple[str, Literal["min", "max"]] = ("nll", "min")
+    metrics: ClassVar[tuple[str, ...]] = ("nll", "perplexity", "accuracy")
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("nll", "min")
 
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         targets = batch["tokens"][:, 1:]

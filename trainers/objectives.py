@@ -3,18 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
-from input_pipeline import Data
 from models.layers import precise
-from trainers.completion_objective import CompletionReward
+from trainers.completion_objective import CompletionSettings
 from trainers.fast_learner import FastLearner
 from trainers.language import Denoising, LanguageModelling
+from trainers.schedules import require
 from trainers.variational import Elbo, Iwae
 
 # (logits (B, classes), labels (B,)) -> rewards (B,)
@@ -59,8 +59,8 @@ class Classification:
     """
 
     reward: Reward
-    metrics: tuple[str, ...] = ("reward", "accuracy")
-    better: tuple[str, Literal["min", "max"]] = ("accuracy", "max")
+    metrics: ClassVar[tuple[str, ...]] = ("reward", "accuracy")
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("accuracy", "max")
 
     def __call__(
         self, model: Any, batch: Mapping[str, jax.Array]
@@ -97,8 +97,8 @@ class Reconstruction:
 
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     sd: float = 1.0
-    metrics: tuple[str, ...] = ("reward", "mse")
-    better: tuple[str, Literal["min", "max"]] = ("reward", "max")
+    metrics: ClassVar[tuple[str, ...]] = ("reward", "mse")
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
 
     def __post_init__(self) -> None:
         if self.likelihood not in ("bernoulli", "gaussian"):
@@ -131,37 +131,59 @@ class Reconstruction:
         return rewards, {"reward": rewards, "mse": jnp.mean(jnp.square(target - mean), features)}
 
 
-# Name → the objective that a trainer's settings ask for, on some data.
-OBJECTIVES: dict[str, Callable[[Any, Data], Any]] = {
-    "classification": lambda s, data: Classification(reward_named(s.reward)),
-    "completion_reward": CompletionReward.of,
-    "denoising": lambda s, data: Denoising(),
-    "elbo": lambda s, data: Elbo(s.latent_samples, s.beta, s.free_bits, s.kl_warmup),
-    "fast_learner": lambda s, data: FastLearner(
-        reward_named(s.reward), data.num_classes, s.fast_samples, s.fast_learning_rate
-    ),
-    "iwae": lambda s, data: _iwae(s),
-    "lm": lambda s, data: LanguageModelling(),
-    "reconstruction": lambda s, data: Reconstruction(s.likelihood),
+def classification(*, reward: str = "log_likelihood") -> Classification:
+    """Rewards a classifier for its answers, by one of `trainers.REWARDS`."""
+    return Classification(reward_named(reward))
+
+
+def reconstruction(*, likelihood: Literal["bernoulli", "gaussian"] = "bernoulli") -> Reconstruction:
+    """Rewards an autoencoder for giving back its input; bernoulli needs dataset.normalize=unit."""
+    return Reconstruction(likelihood)
+
+
+def elbo(
+    *,
+    latent_samples: int = 1,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+    kl_warmup: float = 0.0,
+) -> Elbo:
+    """Rewards a variational autoencoder for its evidence lower bound; the keys are `Elbo`'s."""
+    return Elbo(latent_samples, beta, free_bits, kl_warmup)
+
+
+def fast_learner(
+    *,
+    reward: str = "log_likelihood",
+    fast_samples: int = 16,
+    fast_learning_rate: float = 0.01,
+) -> FastLearner:
+    """Rewards features for how well a head does that learns on them by GRLU, for evolution."""
+    require("trainer.fast_learning_rate", fast_learning_rate, 0)
+    return FastLearner(reward_named(reward), samples=fast_samples, learning_rate=fast_learning_rate)
+
+
+# Name → what makes an objective; its keywords, or its fields, are keys of the trainer's section.
+# Add your own: `trainers.OBJECTIVES["mine"] = Mine`
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "classification": classification,
+    "completion_reward": CompletionSettings,
+    "denoising": Denoising,
+    "elbo": elbo,
+    "fast_learner": fast_learner,
+    "iwae": Iwae,
+    "lm": LanguageModelling,
+    "reconstruction": reconstruction,
 }
 
 
-def _iwae(settings: Any) -> Iwae:
-    if (settings.beta, settings.free_bits, settings.kl_warmup) != (1, 0, 0):
-        raise UserError(
-            "trainer.objective=iwae is a bound as it stands: trainer.beta, trainer.free_bits and "
-            "trainer.kl_warmup are of trainer.objective=elbo"
-        )
-    return Iwae(settings.latent_samples)
-
-
-def objective_named(name: str) -> Callable[[Any, Data], Any]:
-    """What makes the objective of that name, of a trainer's settings and data.
+def objective_named(name: str) -> Callable[..., Any]:
+    """What makes the objective of that name, of the keys of its own.
 
     Raises:
         UserError: if there is none.
     """
-    if name not in OBJECTIVES:
+    if str(name) not in OBJECTIVES:  # A config may hold anything.
         raise UserError(f"trainer.objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
     return OBJECTIVES[name]
 

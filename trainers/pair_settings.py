@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 from trainers.completing import PromptSettings
 from trainers.completion_rewards import rewards_of
+from trainers.optimizing import OptimizerSettings
 from trainers.schedules import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairSettings(PromptSettings):
+class PairSettings(PromptSettings, OptimizerSettings):
     """The `trainer` section of a model that learns from preferences.
 
     Of recorded pairs all keys that say how pairs come about, down to `doubt`, say nothing.
@@ -33,6 +34,7 @@ class PairSettings(PromptSettings):
     scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        OptimizerSettings.__post_init__(self)
         super().__post_init__()
         require("trainer.pairs", self.pairs, 1)
         require("trainer.doubt", self.doubt, 0)

@@ -10,13 +10,14 @@ from grlu.kl import KLName, Place, require_sound
 from grlu.policy_losses import Aggregation, Level
 from trainers.completing import PaidSettings
 from trainers.completion_rewards import Reward
+from trainers.optimizing import OptimizerSettings
 from trainers.schedules import require
 
 AdvantageName = Literal["none", "mean", "leave_one_out", "group_mean", "group_mean_std", "gae"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicySettings(PaidSettings):
+class PolicySettings(PaidSettings, OptimizerSettings):
     """The `trainer` section of a language model that learns from reward.
 
     A step draws `samples` completions of each of `batch_size` prompts, and makes `updates` passes
@@ -77,6 +78,7 @@ class PolicySettings(PaidSettings):
     value_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
+        OptimizerSettings.__post_init__(self)
         super().__post_init__()
         for name in ("samples", "updates", "minibatches", "micro_batches"):
             require(f"trainer.{name}", getattr(self, name), 1)

@@ -16,8 +16,11 @@ from ml_collections import ConfigDict
 from grlu.errors import UserError
 from trainers.values import convert, describe, plain
 
+CHOOSING = ("name", "objective")
+"""Keys of a section that say what it builds, and with that which other keys it has."""
+
 INHERITED = "inherited"
-"""Config key: section → keys that were written for another `name` and go where it lacks them."""
+"""Config key: section → keys that were written for another choice and go where it lacks them."""
 
 LINKS = ("features", "start", "judge")
 """Config keys of the paths, relative to the run's folder, of other runs that this one builds on."""
@@ -75,15 +78,31 @@ def schema(factory: Factory, exclude: Collection[str] = ()) -> dict[str, Key]:
     }
 
 
-def check(section: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
-    """`section` with its values converted and the defaults filled in.
+def of_section(factory: Factory, section: Mapping[str, Any]) -> Factory:
+    """`factory`, with the keys that come with what its section chooses.
+
+    What has such keys has a class method `of_section` that returns a class with them, whose
+    `others` are the keys that come with what was not chosen: "KEY=CHOICE" → keys.
+    """
+    return factory.of_section(section) if hasattr(factory, "of_section") else factory
+
+
+def check(
+    section: Mapping[str, Any], factory: Factory, where: str, exclude: Collection[str] = ()
+) -> dict[str, Any]:
+    """`section` with its values converted and the defaults of `factory` filled in.
 
     Raises:
         UserError: for an unknown or missing key, or a value of the wrong type.
     """
+    keys = schema(factory, exclude)
     for name in section:
         if name not in keys:
-            raise unknown(f"{where} has no key {name!r}", name, keys)
+            lacks = f"{where} has no key {name!r}"
+            others = getattr(factory, "others", {}).items()
+            if choices := [f"{where}.{choice}" for choice, theirs in others if name in theirs]:
+                raise UserError(f"{lacks}: it is one of {' or '.join(choices)}")
+            raise unknown(lacks, name, keys)
     checked = {}
     for name, key in keys.items():
         if name not in section:
@@ -108,10 +127,11 @@ def build(
     Raises:
         UserError: if the section doesn't fit, or `factory` refuses a value.
     """
+    factory = of_section(factory, section)
     parameters = inspect.signature(factory).parameters
     keywords = {k: v for k, v in plain(section).items() if k in parameters or k != "name"}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        keywords = check(keywords, schema(factory, exclude=given), where)
+        keywords = check(keywords, factory, where, exclude=given)
     try:
         return factory(*args, **keywords, **given)
     except (TypeError, ValueError) as error:
@@ -122,8 +142,9 @@ def build(
 def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
     """A complete config: every section checked against what it builds, every default filled in.
 
-    Keys that the config file wrote for a model, trainer or data set which an override has replaced
-    are dropped where the new one has no such key; the logger "grlu" tells which.
+    Keys that the config file wrote for a model, trainer, objective or data set which an override
+    has replaced are dropped where the new one has no such key, and so are keys of other objectives
+    at their defaults, of which saved configs were once full; the logger "grlu" tells which.
 
     Raises:
         UserError: for an unknown section, name or key, or a value of the wrong type.
@@ -144,17 +165,22 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
             raise unknown(f"the config has no section {where!r}", where, [*sections, "seed"])
     for where, choice in sections.items():
         section = section_of(given, where)
-        factory = _chosen(choice, section.get("name"), where)
-        keys = schema(factory)
-        lacking = [key for key in inherited.get(where, ()) if key in section and key not in keys]
-        if lacking:
-            _log.warning(
-                "%s %r has no %s: dropped", where, section.get("name"), ", ".join(sorted(lacking))
-            )
+        factory = factory_of(choice, section, where)
         by_name = not inspect.isclass(choice) and "name" in section
         named = {"name": section["name"]} if by_name else {}
-        own = {k: v for k, v in section.items() if k not in named and k not in lacking}
-        complete[where] = named | check(own, keys, where)
+        own = {k: v for k, v in section.items() if k not in named}
+        keys, others = schema(factory), getattr(factory, "others", {}).values()
+        dropped = {
+            k
+            for k in own.keys() - keys
+            if k in inherited.get(where, ())
+            or any(k in theirs and own[k] == theirs[k].default for theirs in others)
+        }
+        if dropped:
+            what = " with ".join(repr(section[k]) for k in CHOOSING if k in {*section} - dropped)
+            _log.warning("%s %s has no %s: dropped", where, what, ", ".join(sorted(dropped)))
+        own = {k: v for k, v in own.items() if k not in dropped}
+        complete[where] = named | check(own, factory, where)
     return ConfigDict(complete, type_safe=False)
 
 
@@ -170,7 +196,13 @@ def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return section
 
 
-def _chosen(choice: Any, name: Any, where: str) -> Factory:
+def factory_of(choice: Any, section: Mapping[str, Any], where: str) -> Factory:
+    """What a section builds, of an entry of `Sections`.
+
+    Raises:
+        UserError: if there is no such thing.
+    """
+    name = section.get("name")
     if inspect.isclass(choice):
         return choice
     if not isinstance(choice, Mapping):
@@ -182,7 +214,7 @@ def _chosen(choice: Any, name: Any, where: str) -> Factory:
         raise UserError(f"{where}.name is missing: it must be one of {', '.join(choice)}")
     if name not in choice:
         raise unknown(f"there is no {where} {name!r}", name, choice)
-    return choice[name]
+    return of_section(choice[name], section)
 
 
 def unknown(what: str, name: Any, known: Iterable[str]) -> UserError:

@@ -27,7 +27,7 @@ _MOVED = {
     ("train", "patience"): ("run", "patience"),
     ("train", "seed"): ("", "seed"),
 }
-_BY_NAME = (("model", "type"), ("train", "early_stopping"), ("train", "use_amp"))
+_NAMED = (("dataset", "name"), ("model", "type"), ("train", "early_stopping"), ("train", "use_amp"))
 _log = logging.getLogger("grlu")
 
 
@@ -43,9 +43,8 @@ def translate(layout: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if there is something else in the place of a section.
     """
-    from models import MODELS
-    from trainers.experiment import SECTIONS, TRAINERS
-    from trainers.schema import schema
+    from trainers.experiment import SECTIONS
+    from trainers.schema import factory_of, schema
 
     iterative = layout["model"]["type"] == "ivae_iterative"
     name = _MODELS[layout["model"]["type"]]
@@ -76,20 +75,15 @@ def translate(layout: Mapping[str, Any]) -> dict[str, Any]:
         section = layout.get(where) or {}
         if not isinstance(section, Mapping):
             raise UserError(f"{where} must be a section of keys and values, got {section!r}")
-        chosen = str(section.get("name", "mnist")).lower()
-        known = schema(
-            {"dataset": SECTIONS["dataset"], "model": MODELS.get, "trainer": TRAINERS.get}[ours](
-                {"dataset": chosen, "model": name, "trainer": trainer}[ours]
-            )
-        )
+        if where == "dataset":
+            sections["dataset"]["name"] = str(section.get("name", "mnist")).lower()
+        known = schema(factory_of(SECTIONS[ours], sections[ours], ours))
         for key, value in section.items():
-            if (where, key) in _BY_NAME:
+            if (where, key) in _NAMED:
                 continue
             if (where, key) in _MOVED:
                 target, new = _MOVED[where, key]
                 sections[target][new] = value
-            elif (where, key) == ("dataset", "name"):
-                sections["dataset"]["name"] = chosen
             elif key in known:
                 sections[ours][key] = value
             else:

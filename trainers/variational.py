@@ -8,7 +8,7 @@ arXiv:1509.00519.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Elbo:
     """Rewards a `models.VAE` for E[log p(x | z)] - β KL(q(z | x) ‖ p(z)).
 
     Attributes:
-        samples: draws of the posterior for the expectation.
+        latent_samples: draws of the posterior for the expectation.
         beta: weight of the divergence.
         free_bits: nats of each latent's divergence that cost nothing more to use.
         kl_warmup: share of the run in which the divergence's weight rises from 0 to `beta`.
@@ -66,16 +66,16 @@ class Elbo:
         UserError: if a value is out of range.
     """
 
-    samples: int = 1
+    latent_samples: int = 1
     beta: float = 1.0
     free_bits: float = 0.0
     kl_warmup: float = 0.0
     weight: Any = 1.0
-    metrics: tuple[str, ...] = METRICS
-    better: tuple[str, Literal["min", "max"]] = ("elbo", "max")
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("elbo", "max")
 
     def __post_init__(self) -> None:
-        _require_samples(self.samples)
+        _require_samples(self.latent_samples)
         if self.beta < 0 or self.free_bits < 0 or not 0 <= self.kl_warmup <= 1:
             raise UserError(
                 "trainer.beta and trainer.free_bits must be at least 0 and trainer.kl_warmup a "
@@ -104,7 +104,7 @@ class Elbo:
     def __call__(self, model: VAE, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Values]:
         x = batch["image"]
         posterior = model.posterior(x)
-        z = posterior.draw(model.rngs(), self.samples if self.samples > 1 else None)
+        z = posterior.draw(model.rngs(), self.latent_samples if self.latent_samples > 1 else None)
         found = terms(model, x, posterior, z)
         rewards = self.reward(found, posterior)
         return rewards, {"reward": rewards, **found, "clamped": posterior.clamped}
@@ -112,10 +112,10 @@ class Elbo:
 
 @dataclasses.dataclass(frozen=True)
 class Iwae:
-    """Rewards a `models.VAE` for the log of the mean of `samples` importance weights.
+    """Rewards a `models.VAE` for the log of the mean of k importance weights.
 
     Attributes:
-        samples: k; with 1 it is the ELBO with a sampled divergence.
+        latent_samples: k; with 1 it is the ELBO with a sampled divergence.
         metrics: names of the values reported per example; the reward is the bound.
         better: the metric that chooses checkpoints, and its direction.
 
@@ -123,17 +123,17 @@ class Iwae:
         UserError: if there is no sample.
     """
 
-    samples: int = 50
-    metrics: tuple[str, ...] = METRICS
-    better: tuple[str, Literal["min", "max"]] = ("reward", "max")
+    latent_samples: int = 1
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
 
     def __post_init__(self) -> None:
-        _require_samples(self.samples)
+        _require_samples(self.latent_samples)
 
     def __call__(self, model: VAE, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Values]:
         x = batch["image"]
         posterior = model.posterior(x)
-        z = posterior.draw(model.rngs(), self.samples)
+        z = posterior.draw(model.rngs(), self.latent_samples)
         weights = log_weights(model, x, posterior, z)
         rewards = iwae_bound(weights)
         kl = divergence(posterior)

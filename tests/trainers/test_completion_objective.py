@@ -17,8 +17,8 @@ from grlu.errors import UserError
 from grlu.parameter_noise import ParameterNoise
 from grlu.rule import pure_objective
 from models import GPT
-from trainers.completion_objective import CompletionReward
 from trainers.completion_rewards import COMPLETION_REWARDS
+from trainers.config import build
 
 
 @functools.cache
@@ -33,12 +33,12 @@ def gpt(width):
 def made(trainer, width=8, **options):
     """A trainer's objective as a pure function, the variables of a model, and a batch."""
     options = {"objective": "completion_reward", "rewards": ("match",), **options}
-    settings = trainers.TRAINERS[trainer](**options)
+    settings = build(trainers.TRAINERS[trainer], options, "trainer")
     model = gpt(width)
     # At the initial weights all tokens are about as likely.
     nnx.update(model, jax.tree.map(lambda p: 5 * p if p.ndim > 1 else p, nnx.state(model)))
     graphdef, params, rest = nnx.split(settings.prepare(model, 12), nnx.Param, ...)
-    objective = CompletionReward.of(settings, copying())
+    objective = settings.make_objective(copying())
     batch = copying().preprocess({k: jnp.asarray(v[:4]) for k, v in copying().train.items()})
     return pure_objective(graphdef, objective, has_aux=True), params, rest, batch
 

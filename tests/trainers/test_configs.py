@@ -93,7 +93,7 @@ def test_one_config_of_each_kind_runs_shrunk_to_a_step(name, tmp_path):
             stage["model"] |= {"layers": 1, "width": 32}
             if "stages" in config:
                 stage.pop("dataset", None)
-        if language:
+        if "prompt" in trainer:
             trainer |= {"prompt": 8, "horizon": 2}
         trainer["epochs"] = min(trainer["epochs"], 1)
         trainer["batch_size"] = min(trainer["batch_size"], 16)

@@ -351,6 +351,20 @@ def test_another_name_drops_the_keys_of_the_file_in_every_stage(slow_fast):
     assert trainers.resolve(other) == other
 
 
+def test_a_stage_of_another_objective_takes_over_all_but_its_keys(slow_fast, caplog):
+    slow_fast["stages"].append({"name": "more", "start": "slow"})
+    slow_fast["stages"][0]["trainer"]["reward"] = "probability"
+    change = ["stages.more.trainer.objective=reconstruction"]
+    config = trainers.resolve(slow_fast, change)
+    slow, _, more = (dict(stage["trainer"]) for stage in config.stages)
+    assert slow.pop("reward") == "probability"
+    assert more == slow | {"objective": "reconstruction", "likelihood": "bernoulli"}
+    assert trainers.resolve(config) == config
+    assert not caplog.text
+    trainers.resolve(slow_fast, ["stages.slow.trainer.objective=reconstruction"])
+    assert "trainer 'evolution' with 'reconstruction' has no reward: dropped" in caplog.text
+
+
 FORBIDDEN = ("grad", "value_and_grad", "jvp", "linearize", "jacrev", "jacfwd", "hessian")
 
 

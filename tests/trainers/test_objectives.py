@@ -1,11 +1,17 @@
-"""Objectives against their formulas."""
+"""Objectives against their formulas, and the keys that they bring to a config."""
+
+import dataclasses
+import logging
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import trainers
 from grlu.errors import UserError
-from trainers.objectives import Reconstruction
+from trainers.objectives import OBJECTIVES, Reconstruction
+from trainers.schema import schema
 
 TARGET = np.array([[[0.0], [1.0]], [[0.25], [1.0]]], np.float32)
 OUT = np.array([[[-3.0], [0.5]], [[2.0], [100.0]]], np.float32)
@@ -42,3 +48,99 @@ def test_wrong_values_are_refused():
         Reconstruction("gaussian", 0.0)
     with pytest.raises(UserError, match=r"shape of its input, \(2, 2, 1\), got \(2, 10\)"):
         Reconstruction()(lambda x: jnp.ones((2, 10)), {"image": jnp.asarray(TARGET)})
+
+
+OF_OBJECTIVES = {key for factory in OBJECTIVES.values() for key in schema(factory)}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("digits_grlu", {"reward"}),
+        ("digits_vae", {"latent_samples", "beta", "free_bits", "kl_warmup"}),
+        ("sonnets_lm", set()),
+        ("copy_es", set(schema(OBJECTIVES["completion_reward"]))),
+    ],
+)
+def test_a_config_has_the_keys_of_its_own_objective_alone(name, own):
+    assert OF_OBJECTIVES & set(trainers.resolve(name).trainer) == own
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        ("digits_grlu", ["beta=2"], "no key 'beta': it is one of trainer.objective=elbo$"),
+        ("digits_vae", ["reward=probability"], "=classification or trainer.objective=fast_learner"),
+        ("digits_vae", ["objective=iwae", "beta=2"], "no key 'beta'"),
+        ("digits_grlu", ["greedyy=true"], "trainer has no key 'greedyy'; known"),
+        ("digits_vae", ["betta=2"], "trainer has no key 'betta'; did you mean 'beta'"),
+        ("digits_vae", ["beta=much"], "trainer.beta must be a number"),
+        ("digits_vae", ["objective={a: 1}"], "trainer.objective must be one of classification"),
+        ("copy_grpo", ["objective=lm"], "trainer has no key 'objective'"),
+    ],
+)
+def test_a_key_of_another_objective_is_refused(config, change, message):
+    with pytest.raises(UserError, match=message):
+        trainers.resolve(config, [f"trainer.{each}" for each in change])
+
+
+def test_another_objective_drops_the_keys_of_the_file(caplog):
+    before = trainers.resolve("digits_vae", ["trainer.latent_samples=3"])
+    assert not caplog.text
+    config = trainers.resolve("digits_vae", ["trainer.objective=iwae", "trainer.latent_samples=3"])
+    assert "trainer 'backprop' with 'iwae' has no kl_warmup: dropped" in caplog.text
+    assert OF_OBJECTIVES & set(config.trainer) == {"latent_samples"}
+    kept = {k: v for k, v in before.trainer.items() if k in config.trainer}
+    assert config.trainer.to_dict() == kept | {"objective": "iwae"}
+    caplog.clear()
+    assert trainers.resolve(config) == config
+    assert not caplog.text
+    assert "objective" not in trainers.resolve("copy_es", ["trainer.name=grpo"]).trainer
+
+
+def test_a_saved_config_may_have_the_defaults_of_other_objectives(caplog):
+    """As those of older runs do, of which each lists the keys of all objectives."""
+    caplog.set_level(logging.WARNING, "grlu")
+    config = trainers.resolve("digits_grlu")
+    old = config.to_dict()
+    old["trainer"] |= {"beta": 1.0, "rewards": ["exact"], "reward_weights": None}
+    assert trainers.resolve(old) == config
+    assert "'grlu' with 'classification' has no beta, reward_weights, rewards" in caplog.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Margin:
+    """How far the right answer is above the best wrong one, up to a margin."""
+
+    margin: float = 1.0
+    metrics: ClassVar = ("reward", "accuracy")
+    better: ClassVar = ("accuracy", "max")
+
+    def __call__(self, model, batch):
+        logits = model(batch["image"])
+        right = jnp.arange(logits.shape[-1])[None] == batch["label"][:, None]
+        best = jnp.where(right, -jnp.inf, logits).max(-1)
+        reward = jnp.minimum(jnp.where(right, logits, 0).sum(-1) - best, self.margin)
+        return reward, {"reward": reward, "accuracy": (reward > 0).astype(jnp.float32)}
+
+
+def test_an_objective_of_ones_own_brings_its_keys(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "margin", Margin)
+    small["trainer"] |= {"objective": "margin", "epochs": 2, "average": None}
+    with pytest.raises(UserError, match=r"trainer.margin must be a number, got 'a'"):
+        trainers.resolve(small, ["trainer.margin=a"])
+    changes = ["trainer.margin=0.25", "trainer.name=backprop"]
+    result = trainers.train(small, tmp_path / "run", overrides=changes, progress=False)
+    assert 0.0 < result.metrics["train_reward"] <= 0.25
+    assert result.metrics["test_accuracy"] > 0.7
+    with pytest.raises(UserError, match=r"'margin': it is one of trainer\.objective=margin"):
+        trainers.resolve(small, ["trainer.objective=classification", "trainer.margin=0.5"])
+
+
+@pytest.mark.parametrize("key", ["samples", "learning_rate", "rule"])
+def test_an_objective_may_not_call_its_key_as_the_trainer_does(key, small, monkeypatch):
+    fields = [(key, float, dataclasses.field(default=1.0))]
+    mine = dataclasses.make_dataclass("Mine", fields, frozen=True)
+    monkeypatch.setitem(OBJECTIVES, "mine", mine)
+    with pytest.raises(UserError, match=f"'mine' must call its keys otherwise .*: {key}$"):
+        trainers.resolve(small, ["trainer.objective=mine"])

@@ -16,7 +16,7 @@ from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError, UserError
 from trainers.config import to_json
 from trainers.features import restored
-from trainers.gradient import GradientSettings
+from trainers.rule_settings import GradientSettings
 from trainers.run_directory import RunDirectory, latest_metrics
 
 

@@ -207,7 +207,7 @@ def test_an_inner_loop_that_diverges_is_told(tiny, tmp_path):
     ("change", "sentence"),
     [
         ({"mode": "both"}, "trainer.mode must be"),
-        ({"objective": "iwae"}, "trainer.objective must be elbo"),
+        ({"objective": "iwae"}, "trainer.objective must be one of 'elbo'"),
         ({"svi_steps": 0}, "trainer.svi_steps must be at least 1"),
         ({"svi_clip": 0.0}, "trainer.svi_clip must be positive"),
         ({"svi_momentum": 2.0}, "trainer.svi_momentum must be between"),

@@ -116,7 +116,7 @@ BACKPROP, PERTURBATION = grlu.Backprop(), grlu.NodePerturbation(samples=16, sigm
         (BACKPROP, Elbo()),
         (BACKPROP, Iwae(3)),
         (PERTURBATION, Elbo()),
-        (PERTURBATION, Elbo(samples=3)),
+        (PERTURBATION, Elbo(latent_samples=3)),
         (PERTURBATION, Iwae(3)),
         (grlu.EvolutionStrategy(population=64, sigma=0.05, rank=1), Elbo()),
     ],
@@ -205,7 +205,7 @@ def test_several_seeds_and_a_gaussian_likelihood(tiny, tmp_path):
         ("model", {"latent": 65}, "latent must be between 1 and the 64 features"),
         ("trainer", {"latent_samples": 0}, "latent_samples must be at least 1"),
         ("trainer", {"beta": -1.0}, "trainer.beta and trainer.free_bits must be"),
-        ("trainer", {"objective": "iwae"}, "are of trainer.objective=elbo"),
+        ("trainer", {"objective": "iwae"}, "'kl_warmup': it is one of trainer.objective=elbo"),
     ],
 )
 def test_what_does_not_fit_is_refused(section, change, sentence, tiny, tmp_path):
