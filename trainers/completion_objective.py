@@ -101,6 +101,11 @@ class CompletionReward:
         """A completion of each prompt of a batch, with its target and reward, for a person."""
         return policy_evaluation.written(self.asked, self.settings, model, key, batch)
 
+    def reason(self) -> str | None:
+        """Why a reward was not finite, if one that is Python raised something."""
+        raised = self.asked.rewards.raised
+        return "; ".join(f"the reward {n!r} raised {what}" for n, what in raised.items()) or None
+
     def _response(
         self,
         model: Any,

@@ -174,10 +174,16 @@ class Rewards:
             fault = jnp.where(bad.any() & (fault[0] < 0), first, fault)
         return Paid(whole, each, tuple(singles), fault)
 
+    @property
+    def raised(self) -> dict[str, str]:
+        """What rewards that are Python raised in the course of a run, by their names."""
+        found = {name: getattr(f, "fault", None) for name, f in self.functions.items()}
+        return {name: fault for name, fault in found.items() if fault}
+
     def why(self, reward: int, prompt: str, completion: str) -> str:
         """A sentence on the fault of a reward, by its number, at a completion."""
         name = list(self.functions)[reward]
-        raised = getattr(self.functions[name], "fault", None)
+        raised = self.raised.get(name)
         what = f"raised {raised}" if raised else "gave a value that is not finite"
         return f"the reward {name!r} {what} for the completion {completion!r} of {prompt!r}"
 

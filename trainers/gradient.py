@@ -163,6 +163,11 @@ class Trainer(TrainerLike):
             return []
         return self.objective.examples(self.model(state), state.key, batch)
 
+    def reason(self, state: TrainState) -> str:
+        """Why a value was not finite, if the objective can tell; else what may help."""
+        told = self.objective.reason() if hasattr(self.objective, "reason") else None
+        return told or self.settings.remedy
+
     def encode(self, state: TrainState, batch: Batch) -> jax.Array:
         """The features that the model makes of a batch's images, as in `evaluate`.
 

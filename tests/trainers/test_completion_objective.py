@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import grlu
 import input_pipeline
 import trainers
-from grlu.errors import UserError
+from grlu.errors import RunError, UserError
 from grlu.parameter_noise import ParameterNoise
 from grlu.rule import pure_objective
 from models import GPT
@@ -155,6 +155,17 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
     with pytest.raises(UserError, match=said):
         trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_reward_of_ones_own_raised_is_said(monkeypatch, tmp_path):
+    def strict(prompts, completions, **columns):
+        raise ValueError("no verb")
+
+    monkeypatch.setitem(COMPLETION_REWARDS, "strict", trainers.in_python(strict))
+    options = {"name": "weight_perturbation", "rewards": ["strict"], "epochs": 1}
+    config = CONFIG | {"trainer": CONFIG["trainer"] | options}
+    with pytest.raises(RunError, match=r"step 1 of .* the reward 'strict' raised ValueError: no"):
+        trainers.train(config, tmp_path / "run", progress=False)
 
 
 @pytest.mark.slow
