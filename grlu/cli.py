@@ -47,7 +47,9 @@ def _in_one_sentence(command: Callable) -> Callable:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         handler = logging.StreamHandler()
         handler.setLevel(logging.WARNING if kwargs.get("quiet") else logging.INFO)
-        logging.getLogger("grlu").addHandler(handler)
+        log = logging.getLogger("grlu")
+        log.addHandler(handler)
+        log.propagate = False  # Some libraries give the root logger a handler of their own.
         try:
             command(*args, **kwargs)
         except UserError as error:

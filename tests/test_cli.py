@@ -225,6 +225,13 @@ def test_a_config_that_cannot_be_read_is_named(grlu, tmp_path, name, content, sa
     assert re.search(said, sentence(grlu("train", tmp_path / name, cwd=tmp_path), 2))
 
 
+def test_what_is_dropped_is_said_once(grlu, tmp_path):
+    change = ["trainer.name=backprop", "dataset.data_dir=nowhere"]
+    done = grlu("train", "mnist_grlu", *change, "--run", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.count("dropped") == 1, done.stderr
+
+
 def test_a_folder_with_a_run_is_refused_and_left_alone(grlu, run_copy):
     before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
     said = sentence(grlu("train", *SMALL, "--run", run_copy), 2)
