@@ -5,8 +5,8 @@
 The original's setting with its faults mended: prompts of real text, a horizon that can be learned,
 and the exact divergence from the frozen bigrams.
 
-Greedy accuracy .311 on held-out and .288 on test text with seed 0, .293 and .285 with seed 1, after
-5 minutes on one core.
+Greedy accuracy .304 ± .010 on held-out and .287 ± .002 on test text (seeds 0 to 2), after 5 minutes
+on one core each.
 """
 
 from ml_collections import ConfigDict

