@@ -1,8 +1,10 @@
-"""PPO with a critic on tiny-shakespeare, character by character.
+"""PPO with a critic on tiny-shakespeare, from scratch: one for each character that is right.
 
     grlu train shakespeare_ppo
 
-Not yet trained to its end.
+Characters right of the 4 that follow (seed 0), drawn: .473 on held-out and .479 on test text, .328
+and .338 if they are drawn from the bigrams to which the policy is held; 5 minutes on one core. With
+the original's weight of the divergence, 0.001, the policy collapses.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +14,8 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "dataset": {"name": "shakespeare", "length": 39},
-            "model": {"name": "gpt", "layers": 4, "heads": 4, "width": 128},
+            "dataset": {"name": "shakespeare", "length": 35, "stride": 16},
+            "model": {"name": "gpt", "layers": 4, "heads": 4, "width": 128, "value_head": True},
             "trainer": {
                 "name": "ppo",
                 "rewards": ("match",),
@@ -22,21 +24,21 @@ def get_config() -> ConfigDict:
                 "partial_logprob": 0.0,
                 "reference": "bigram",
                 "kl": "exact",
-                "beta_kl": 0.001,
-                "kl_warmup_tokens": 200000,
+                "beta_kl": 0.2,
+                "kl_warmup_tokens": 0,
                 "prompt": 32,
-                "horizon": 8,
-                "batch_size": 64,
+                "horizon": 4,
+                "batch_size": 128,
                 "samples": 1,
                 "epochs": 1,
                 "optimizer": "adamw",
-                "learning_rate": 0.0003,
+                "learning_rate": 0.0005,
                 "clip": 1.0,
                 "gae_decay": 0.95,
-                "updates": 4,
+                "updates": 2,
                 "minibatches": 4,
-                "value_learning_rate": 0.001,
+                "critic": "shared",
             },
-            "run": {"rows_per_epoch": 10},
+            "run": {"rows_per_epoch": 20},
         }
     )
