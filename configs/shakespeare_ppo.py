@@ -2,9 +2,9 @@
 
     grlu train shakespeare_ppo
 
-Characters right of the 4 that follow (seed 0), drawn: .473 on held-out and .479 on test text, .328
-and .338 if they are drawn from the bigrams to which the policy is held; 5 minutes on one core. With
-the original's weight of the divergence, 0.001, the policy collapses.
+Characters right of the 4 that follow, drawn (seed 0): .473 on held-out and .479 on test text, .060
+and .067 untrained (`trainer.epochs=0`); 5 minutes on one core. With the original's weight of the
+divergence, 0.001, the policy collapses.
 """
 
 from ml_collections import ConfigDict
