@@ -285,6 +285,7 @@ def test_a_run_that_breaks_is_status_1(grlu, tmp_path):
     assert re.search(r"not finite appeared at step \d+", sentence(done, 1))
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_keeps_what_was_saved(grlu, run_copy):
     """No file may grow beyond 20 kB: the run's small files still fit, its checkpoint doesn't."""
     config = json.loads((run_copy / "config.json").read_text())

@@ -40,6 +40,7 @@ def shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_fits_together_and_traces(name, sets):
     """Its own sizes on data of its own shape: nothing is shrunk, and nothing computed."""

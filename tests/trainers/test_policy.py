@@ -76,6 +76,7 @@ def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
     assert values["kl"].mean() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "aggregation"), [("grpo", "token"), ("ppo", "sequence")])
 def test_micro_batches_change_nothing(kind, aggregation):
     options = {"aggregation": aggregation, "beta_kl": 0.1, "entropy": 0.01, "reference": "bigram"}
@@ -136,6 +137,7 @@ def test_a_large_beta_pulls_to_the_reference(estimator, place):
     assert after["kl"].mean() < 0.35 * before["kl"].mean()
 
 
+@pytest.mark.slow
 def test_the_divergence_warms_up_over_the_tokens_that_were_drawn():
     options = {"beta_kl": 1.0, "reference": "random", "optimizer": "sgd", "learning_rate": 0.1}
     per_step = 8 * 4 * DIGITS

@@ -23,8 +23,7 @@ from trainers.run_directory import RunDirectory, latest_metrics
 @pytest.mark.parametrize(
     "name",
     [
-        # Programs compiled as tests' are take evolution half a minute.
-        pytest.param(n, marks=pytest.mark.slow) if n == "evolution" else n
+        n if n in ("backprop", "grlu") else pytest.param(n, marks=pytest.mark.slow)
         for n, kind in trainers.TRAINERS.items()
         if issubclass(kind, GradientSettings) and n != "svi"
     ],

@@ -165,6 +165,7 @@ def tiny():
     }
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_kl_weight_is_logged(tiny, tmp_path):
     result = trainers.train(tiny, tmp_path / "run", progress=False)
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
