@@ -6,6 +6,7 @@ as PNG bytes, which needs no TensorFlow; for every other set TFDS needs it.
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -73,7 +74,7 @@ def prepare(
     if tfds_name in _IDX_SETS:
         _read_idx_files(builder, None if source is None else Path(source).expanduser())
     try:
-        _write(builder, keep_downloads=source is None)
+        written = _write(builder, keep_downloads=source is None)
     except UserError:
         raise
     except Exception as error:  # The network, the disk, a package that this set needs, ...
@@ -91,7 +92,7 @@ def prepare(
     folder = find(tfds_name, root)
     if folder is None:
         raise UserError(f"{builder.data_dir} is not a whole data set: remove it and try again.")
-    return Prepared(folder, written=True)
+    return Prepared(folder, written)
 
 
 def _builder(tfds_name: str, root: Path) -> Any:
@@ -117,9 +118,20 @@ def _builder(tfds_name: str, root: Path) -> Any:
     return builder
 
 
-def _write(builder: Any, *, keep_downloads: bool) -> None:
+def _write(builder: Any, *, keep_downloads: bool) -> bool:
+    """Whether it was written here: TFDS leaves alone what another process wrote since we looked."""
     import tensorflow_datasets as tfds
 
+    written = False
+    split_generators = builder._split_generators
+
+    @functools.wraps(split_generators)  # TFDS reads its signature.
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal written
+        written = True
+        return split_generators(*args, **kwargs)
+
+    builder._split_generators = noted
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     with (
@@ -130,6 +142,7 @@ def _write(builder: Any, *, keep_downloads: bool) -> None:
             download_dir=None if keep_downloads else scratch,
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
+    return written
 
 
 def _read_idx_files(builder: Any, source: Path | None) -> None:

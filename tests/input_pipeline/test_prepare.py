@@ -134,6 +134,20 @@ print(prepare("mnist", {str(tmp_path / "idx")!r}, {str(tmp_path / "data")!r}).wr
     assert [path.name for path in (tmp_path / "data" / "mnist").iterdir()] == ["3.0.1"]
 
 
+def test_what_another_process_wrote_since_we_looked_is_left_alone(tmp_path, idx, monkeypatch):
+    def files():
+        paths = sorted((tmp_path / "data").rglob("*"))
+        return [(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
+
+    prepare("mnist", idx, tmp_path / "data")
+    before = files()
+    looks = iter([None])
+    monkeypatch.setitem(prepare.__globals__, "find", lambda *args: next(looks, find(*args)))
+    prepared = prepare("mnist", idx, tmp_path / "data")
+    assert prepared == (tmp_path / "data/mnist/3.0.1", False)
+    assert files() == before
+
+
 def test_a_folder_that_cannot_be_written(idx, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"'mnist' cannot be prepared in .*file"):
