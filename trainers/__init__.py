@@ -4,6 +4,7 @@ from trainers.completion_rewards import COMPLETION_REWARDS, in_python
 from trainers.experiment import TRAINERS, make_experiment
 from trainers.generate import generate
 from trainers.loop import Result
+from trainers.objective import Objective
 from trainers.objectives import OBJECTIVES, REWARDS
 from trainers.rule_settings import gradient_settings
 from trainers.runs import evaluate, resolve, resume, train
@@ -13,6 +14,7 @@ __all__ = [
     "OBJECTIVES",
     "REWARDS",
     "TRAINERS",
+    "Objective",
     "Result",
     "evaluate",
     "generate",

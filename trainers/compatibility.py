@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from grlu.errors import UserError
 from input_pipeline import Data
-from models import VAE
 from trainers import processes
 from trainers.devices import MeshSettings
+from trainers.objectives import OBJECTIVES, learns_from_text
 from trainers.protocol import RunSettings
 from trainers.rule_settings import GradientSettings
 
@@ -71,12 +71,11 @@ def require_fit(
 ) -> None:
     """Raises UserError where objective, model and data don't go together."""
     text = data.tokenizer is not None
-    if text != (settings.objective in ("lm", "denoising", "completion_reward")):
-        of_text = "lm, denoising or completion_reward"
-        kind, fitting = ("text", of_text) if text else ("images", "classification")
+    if learns_from_text(settings.objective) != text:
+        fitting = [name for name in OBJECTIVES if learns_from_text(name) == text]
         raise UserError(
-            f"trainer.objective={settings.objective} does not go with {data.name}, which is {kind}:"
-            f" use trainer.objective={fitting}"
+            f"trainer.objective={settings.objective} does not go with {data.name}, which is "
+            f"{'text' if text else 'images'}: use trainer.objective={' or '.join(fitting)}"
         )
 
     def answer(x: Any) -> Any:
@@ -84,54 +83,4 @@ def require_fit(
         return model, model(x)
 
     example = jax.ShapeDtypeStruct((1, *data.example_shape), "int32" if text else "float32")
-    model, answered = nnx.eval_shape(answer, example)
-    shape = answered.shape
-    if text:
-        _require_language_model(config, data, settings, shape)
-        return
-    variational = settings.objective in ("elbo", "iwae")
-    if variational and not isinstance(model, VAE):
-        raise UserError(
-            f"trainer.objective={settings.objective} needs a variational autoencoder such as "
-            f"vae_mlp, and model.name is {config.model.name}"
-        )
-    if settings.objective == "classification" and shape[-1:] != (data.num_classes,):
-        raise UserError(
-            f"trainer.objective=classification needs a model with an answer for each of the "
-            f"{data.num_classes} classes, and {config.model.name} gives one of shape {shape[1:]}; "
-            "an autoencoder learns by trainer.objective=reconstruction"
-        )
-    if settings.objective == "reconstruction" and shape[1:] != data.example_shape:
-        raise UserError(
-            f"trainer.objective=reconstruction needs a model that gives back examples of shape "
-            f"{data.example_shape}, an autoencoder, and {config.model.name} gives {shape[1:]}"
-        )
-    unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
-    where, has = ("model", model) if variational else ("trainer", settings)
-    if getattr(has, "likelihood", None) == "bernoulli" and not unit:
-        raise UserError(
-            f"{where}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
-            f"or {where}.likelihood=gaussian"
-        )
-
-
-def _require_language_model(
-    config: ConfigDict,
-    data: Data,
-    settings: GradientSettings,
-    shape: tuple[int, ...],
-) -> None:
-    wanted = (*data.example_shape, data.num_classes)
-    if shape[1:] != wanted:
-        raise UserError(
-            f"trainer.objective={settings.objective} needs a model with an answer for each of the "
-            f"{data.num_classes} tokens at each of the {data.example_shape[0]} places, such as gpt,"
-            f" and {config.model.name} gives one of shape {shape[1:]}"
-        )
-    causal = settings.objective != "denoising"
-    if config.model.get("causal", causal) != causal:
-        raise UserError(
-            f"trainer.objective={settings.objective} needs a model that sees "
-            f"{'only what comes before' if causal else 'the whole text'}: set "
-            f"model.causal={str(causal).lower()}"
-        )
+    settings.make_objective(data).require(config, data, *nnx.eval_shape(answer, example))

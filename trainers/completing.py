@@ -119,6 +119,30 @@ class Completing:
         """The rewards of each function, (N,), by the name of its metric."""
         return {f"reward_{n}": v for n, v in zip(self.names, paid.singles, strict=False)}
 
+    def no_fault(self) -> jax.Array:
+        """A fault that there is not, as `first_fault` tells them."""
+        return jnp.full(1 + self.prompts.length + self.prompts.horizon, -1, jnp.int32)
+
+    def first_fault(
+        self, before: jax.Array, fault: jax.Array, prompts: jax.Array, tokens: jax.Array
+    ) -> jax.Array:
+        """The first reward of a run that was not finite, with its prompt and its completion.
+
+        Args:
+            before: what was told before, int32 of shape (1 + P + T,), -1 if there was none.
+            fault: `Paid.fault`, of the completions `tokens` (N, T) of `prompts` (N, P).
+        """
+        told = jnp.concatenate([fault[:1], prompts[fault[1]], tokens[fault[1]]])
+        return jnp.where((before[0] < 0) & (fault[0] >= 0), told, before)
+
+    def why(self, told: jax.Array) -> str | None:
+        """A sentence on a fault, or None if there is none."""
+        reward, *tokens = (int(x) for x in told)
+        if reward < 0:
+            return None
+        length, decode = self.prompts.length, self.prompts.decode
+        return self.rewards.why(reward, decode(tokens[:length]), decode(tokens[length:]))
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the rewards' metrics."""

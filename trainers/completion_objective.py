@@ -21,20 +21,25 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from grlu.advantages import leave_one_out, no_baseline, returns
 from grlu.errors import UserError
 from grlu.rule import Rule
+from input_pipeline import Data
 from trainers import policy_evaluation
 from trainers.completing import Completing, PaidSettings
+from trainers.language import require_language_model
+from trainers.objective import Objective
 from trainers.sampling import log_probs
 from trainers.schedules import require
+from trainers.state import Note
 
 Values = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class CompletionReward:
+class CompletionReward(Objective):
     """Rewards a model for its completions of a batch's prompts: the mean of its samples.
 
     Attributes:
@@ -80,6 +85,9 @@ class CompletionReward:
 
         keys = jax.random.split(key, settings.completions)
         tokens, mask, lengths, paid = jax.vmap(one)(keys)
+        first = jnp.argmax(paid.fault[:, 0] >= 0)
+        told = asked.first_fault(model.fault[...], paid.fault[first], prompts, tokens[first])
+        model.fault[...] = told
         total = paid.whole + paid.each.sum(2)
         exact = (tokens == batch["target"][None]).all(2).astype(jnp.float32)
         measured = {"reward": total, **asked.singles(paid), "exact": exact, "length": lengths}
@@ -92,6 +100,15 @@ class CompletionReward:
             rewards = rewards + self._response(model, prompts, tokens, mask, to_come)
         return rewards, values
 
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if it is no causal language model."""
+        require_language_model(config, data, answered, causal=True)
+
+    def prepare(self, model: Any) -> None:
+        """Adds the random stream of the draws, and the first fault of a reward."""
+        model.draws = nnx.Rngs(0).default  # A rule reseeds it.
+        model.fault = Note(self.asked.no_fault())
+
     def evaluate(self, model: Any, batch: Any) -> Values:
         """Values per prompt, deterministic, whatever the number of training's samples."""
         batch = self.asked.prompts.columns(batch)
@@ -101,10 +118,11 @@ class CompletionReward:
         """A completion of each prompt of a batch, with its target and reward, for a person."""
         return policy_evaluation.written(self.asked, self.settings, model, key, batch)
 
-    def reason(self) -> str | None:
-        """Why a reward was not finite, if one that is Python raised something."""
+    def reason(self, model: Any) -> str | None:
+        """Which reward was not finite, and for which completion, if that of the clean pass."""
         raised = self.asked.rewards.raised
-        return "; ".join(f"the reward {n!r} raised {what}" for n, what in raised.items()) or None
+        moved = "; ".join(f"the reward {n!r} raised {what}" for n, what in raised.items())
+        return self.asked.why(model.fault[...]) or moved or None
 
     def _response(
         self,
@@ -141,12 +159,13 @@ class CompletionSettings(PaidSettings):
 
     completions: int = 1
     greedy: bool = False
+    of_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require("trainer.completions", self.completions, 1)
 
-    def on(self, data: Any, rule: Rule) -> CompletionReward:
+    def on(self, data: Data, rule: Rule) -> CompletionReward:
         """The objective on some data, under a rule.
 
         Raises:

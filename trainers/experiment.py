@@ -92,8 +92,7 @@ def make_experiment(
 
     def make_model(rngs: nnx.Rngs) -> Any:
         sizes = data.example_shape, data.num_classes
-        made = build(model, config.model, "model", *sizes, rngs=rngs)
-        return settings.prepare(made, data.num_classes)
+        return build(model, config.model, "model", *sizes, rngs=rngs)
 
     run = build(RunSettings, config.run, "run")
     examples = data.examples

@@ -12,10 +12,11 @@ from grlu.errors import UserError
 from grlu.spread import undivided
 from input_pipeline import Data
 from models.layers import layer_norm
+from trainers.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class FastLearner:
+class FastLearner(Objective):
     """Rewards a model for features, `model.encode(x)`, on which a head learns fast.
 
     The first half of the batch is the support: a linear head, zero at first, answers one example

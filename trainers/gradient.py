@@ -12,14 +12,16 @@ import optax
 from flax import nnx
 
 from grlu.errors import UserError
+from grlu.learned_feedback import add_feedback
 from grlu.rule import pure_objective
 from input_pipeline import Data
 from trainers.blocks import Fold, averaged, taken
+from trainers.objective import Objective
 from trainers.precision import set_precision
 from trainers.protocol import TrainerLike
 from trainers.rule_settings import GradientSettings
 from trainers.schedules import schedule
-from trainers.state import TrainState
+from trainers.state import Note, TrainState
 
 Batch = Mapping[str, jax.Array]
 Values = dict[str, jax.Array]
@@ -49,7 +51,7 @@ class Trainer(TrainerLike):
     ):
         self.settings = settings
         self.objective = settings.make_objective(data)
-        self.evaluated = getattr(self.objective, "evaluated", self.objective.metrics)
+        self.evaluated = self.objective.evaluated
         self.better = self.objective.better
         monitors = settings.rule(getattr(settings, "sigma", None)).monitors
         self.metrics = (*self.objective.metrics, *monitors)
@@ -70,14 +72,22 @@ class Trainer(TrainerLike):
         # A subclass with a step of its own must not be passed over.
         plain = plain and type(self).step is Trainer.step
         # An objective that changes from step to step is not one for all of a block.
-        plain = plain and not hasattr(self.objective, "at")
+        plain = plain and type(self.objective).at is Objective.at
         # A chunk finds its layers by their float32 products.
         plain = plain and settings.precision == "float32"
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._tokens = None if data.tokenizer is None else data.example_shape[0]
-        self._make_model = make_model
-        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+
+        def prepared(rngs: nnx.Rngs) -> Any:
+            model = make_model(rngs)
+            if given.get("feedback") is not None:
+                add_feedback(model, data.num_classes)
+            self.objective.prepare(model)
+            return model
+
+        self._make_model = prepared
+        model = nnx.eval_shape(lambda: prepared(nnx.Rngs(0)))
         kinds = (nnx.Conv, nnx.ConvTranspose)
         self.looped = not any(isinstance(m, kinds) for _, m in nnx.iter_modules(model))
         model.eval()
@@ -102,15 +112,14 @@ class Trainer(TrainerLike):
             average=None if self.settings.average is None else jax.tree.map(jnp.copy, params),
         )
 
-    def _at(self, step: jax.Array) -> Any:
-        """The objective at a step: what changes in the course of a run has a method `at`."""
-        if not hasattr(self.objective, "at"):
-            return self.objective
+    def _at(self, step: jax.Array) -> Objective:
+        """The objective at a step."""
         return self.objective.at(step / self._steps)
 
     def pure(self, step: jax.Array) -> Any:
         """The objective at a step, a function of params, rest and batch."""
-        return pure_objective(self._training, self._at(step), has_aux=True, update=nnx.BatchStat)
+        kept = (nnx.BatchStat, Note)
+        return pure_objective(self._training, self._at(step), has_aux=True, update=kept)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         """One update; the values, per example or one for all, are those of the state before it."""
@@ -152,21 +161,15 @@ class Trainer(TrainerLike):
 
     def evaluate(self, state: TrainState, batch: Batch) -> Values:
         """Values per example, deterministic."""
-        # What is judged otherwise than rewarded has a method `evaluate`.
-        if hasattr(self.objective, "evaluate"):
-            return self.objective.evaluate(self.model(state), batch)
-        return self.objective(self.model(state), batch)[1]
+        return self.objective.evaluate(self.model(state), batch)
 
     def examples(self, state: TrainState, batch: Batch) -> list[dict[str, Any]]:
         """What a person should see of the model's answers, if the objective shows any."""
-        if not hasattr(self.objective, "examples"):
-            return []
         return self.objective.examples(self.model(state), state.key, batch)
 
     def reason(self, state: TrainState) -> str:
         """Why a value was not finite, if the objective can tell; else what may help."""
-        told = self.objective.reason() if hasattr(self.objective, "reason") else None
-        return told or self.settings.remedy
+        return self.objective.reason(self.model(state)) or self.settings.remedy
 
     def encode(self, state: TrainState, batch: Batch) -> jax.Array:
         """The features that the model makes of a batch's images, as in `evaluate`.
@@ -187,5 +190,5 @@ class Trainer(TrainerLike):
     def scales(self, step: jax.Array) -> dict[str, jax.Array]:
         """What the schedules say at a step, for the log."""
         scales = {"learning_rate": self.learning_rate(step)}
-        scales |= self._at(step).scales() if hasattr(self.objective, "scales") else {}
+        scales |= self._at(step).scales()
         return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})

@@ -10,8 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from grlu.errors import UserError
+from input_pipeline import Data
+from trainers.objective import Objective
 from trainers.sampling import log_probs
 
 Batch = Mapping[str, jax.Array]
@@ -19,7 +22,7 @@ Values = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Objective):
     """Rewards a causal model for each next token of `batch["tokens"]` that is `scored`.
 
     The reward is their mean log-probability.
@@ -32,14 +35,19 @@ class LanguageModelling:
 
     metrics: ClassVar[tuple[str, ...]] = ("nll", "perplexity", "accuracy")
     better: ClassVar[tuple[str, Literal["min", "max"]]] = ("nll", "min")
+    of_text: ClassVar[bool] = True
 
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         targets = batch["tokens"][:, 1:]
         return _scored(model(batch["tokens"][:, :-1]), targets, batch["scored"])
 
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if it is no causal language model."""
+        require_language_model(config, data, answered, causal=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     """Rewards a model that sees the whole text for the tokens that are masked, and for no others.
 
     Of an example's n tokens that are `scored`, a number drawn evenly from 1 to n is masked. The
@@ -56,11 +64,33 @@ class Denoising:
 
     metrics: ClassVar[tuple[str, ...]] = ("nll", "perplexity", "accuracy")
     better: ClassVar[tuple[str, Literal["min", "max"]]] = ("nll", "min")
+    of_text: ClassVar[bool] = True
 
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         targets = batch["tokens"][:, 1:]
         masked = mask(model.rngs(), batch["scored"])
         return _scored(model(jnp.where(masked, model.vocabulary, targets)), targets, masked)
+
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if it is no language model that sees the whole text."""
+        require_language_model(config, data, answered, causal=False)
+
+
+def require_language_model(config: ConfigDict, data: Data, answered: Any, *, causal: bool) -> None:
+    """Raises UserError if a model has not logits at each place, or sees what it must not."""
+    wanted = (*data.example_shape, data.num_classes)
+    if answered.shape[1:] != wanted:
+        raise UserError(
+            f"trainer.objective={config.trainer.objective} needs a model with an answer for each of"
+            f" the {data.num_classes} tokens at each of the {data.example_shape[0]} places, such as"
+            f" gpt, and {config.model.name} gives one of shape {answered.shape[1:]}"
+        )
+    if config.model.get("causal", causal) != causal:
+        raise UserError(
+            f"trainer.objective={config.trainer.objective} needs a model that sees "
+            f"{'only what comes before' if causal else 'the whole text'}: set "
+            f"model.causal={str(causal).lower()}"
+        )
 
 
 def mask(key: jax.Array, scored: jax.Array) -> jax.Array:

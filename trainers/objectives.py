@@ -8,14 +8,17 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from grlu.errors import UserError
+from input_pipeline import Data
 from models.layers import precise
 from trainers.completion_objective import CompletionSettings
 from trainers.fast_learner import FastLearner
 from trainers.language import Denoising, LanguageModelling
+from trainers.objective import Objective
 from trainers.schedules import require
-from trainers.variational import Elbo, Iwae
+from trainers.variational import Elbo, Iwae, require_pixels
 
 # (logits (B, classes), labels (B,)) -> rewards (B,)
 Reward = Callable[[jax.Array, jax.Array], jax.Array]
@@ -46,7 +49,7 @@ REWARDS: dict[str, Reward] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Objective):
     """Rewards a classifier for its answer to `batch["image"]`, given `batch["label"]`.
 
     A model with several heads gives logits of shape (B, heads, classes): its reward is the sum over
@@ -75,9 +78,18 @@ class Classification:
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return rewards, {"reward": rewards, "accuracy": correct.astype(jnp.float32)}
 
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if there is not an answer for each class."""
+        if answered.shape[-1:] != (data.num_classes,):
+            raise UserError(
+                "trainer.objective=classification needs a model with an answer for each of the "
+                f"{data.num_classes} classes, and {config.model.name} gives one of shape "
+                f"{answered.shape[1:]}; an autoencoder learns by trainer.objective=reconstruction"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Objective):
     """Rewards a model for giving back `batch["image"]`, by its log-likelihood in summed nats.
 
     The model may corrupt what it sees; the target is the clean input.
@@ -129,6 +141,16 @@ class Reconstruction:
         features = tuple(range(1, jnp.ndim(target)))
         rewards = jnp.sum(nats, features)
         return rewards, {"reward": rewards, "mse": jnp.mean(jnp.square(target - mean), features)}
+
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if examples don't come back, or are not what the likelihood is of."""
+        if answered.shape[1:] != data.example_shape:
+            raise UserError(
+                "trainer.objective=reconstruction needs a model that gives back examples of shape "
+                f"{data.example_shape}, an autoencoder, and {config.model.name} gives "
+                f"{answered.shape[1:]}"
+            )
+        require_pixels(config, "trainer", self.likelihood)
 
 
 def classification(*, reward: str = "log_likelihood") -> Classification:
@@ -186,6 +208,11 @@ def objective_named(name: str) -> Callable[..., Any]:
     if str(name) not in OBJECTIVES:  # A config may hold anything.
         raise UserError(f"trainer.objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
     return OBJECTIVES[name]
+
+
+def learns_from_text(name: str) -> bool:
+    """Whether the objective of that name learns from text, and not from images."""
+    return getattr(objective_named(name), "of_text", False)
 
 
 def reward_named(name: str) -> Reward:

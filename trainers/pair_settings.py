@@ -41,10 +41,6 @@ class PairSettings(PromptSettings, OptimizerSettings):
         require("trainer.beta", self.beta, 0)
         rewards_of(self.utility, self.utility_weights)
 
-    def prepare(self, model: Any, outputs: int) -> Any:
-        """A new model, as it is."""
-        return model
-
     def build(self, make_model: Callable[[Any], Any], steps_per_epoch: int, data: Any) -> Any:
         """The trainer of a model, for data of so many steps an epoch."""
         from trainers.pairs import PairTrainer

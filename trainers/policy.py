@@ -108,7 +108,6 @@ class PolicyTrainer(TrainerLike):
         reference = None
         if self.reference is not None:
             reference = self.reference.init(jax.random.fold_in(init_key, 2), params, rest)
-        size = 1 + self.prompts.length + self.prompts.horizon
         return PolicyState(
             step=jnp.zeros((), jnp.int32),
             key=run_key,
@@ -120,7 +119,7 @@ class PolicyTrainer(TrainerLike):
             critic=critic,
             critic_opt=None if critic is None else self.learner.critic_optimizer.init(critic[0]),
             tokens=jnp.zeros((), jnp.int32),
-            fault=jnp.full(size, -1, jnp.int32),
+            fault=self.asked.no_fault(),
             follows=self.reference is not None and self.reference.follows,
         )
 
@@ -162,7 +161,7 @@ class PolicyTrainer(TrainerLike):
             critic_opt=critic_opt,
             # Enough for any warm-up, and never beyond an int32.
             tokens=jnp.minimum(state.tokens + found.lengths.sum(), 2**30),
-            fault=_first_fault(state.fault, paid, rows["prompt"], found.tokens),
+            fault=self.asked.first_fault(state.fault, paid.fault, rows["prompt"], found.tokens),
         )
         grouped = (len(batch["prompt"]), settings.samples)
         total = (paid.whole + paid.each.sum(1)).reshape(grouped)
@@ -216,12 +215,7 @@ class PolicyTrainer(TrainerLike):
 
     def reason(self, state: PolicyState) -> str:
         """Why a value was not finite, if a reward was the reason; else what may help."""
-        reward, *tokens = (int(x) for x in state.fault)
-        if reward < 0:
-            return self.settings.remedy
-        length = self.prompts.length
-        said = self.prompts.decode(tokens[:length]), self.prompts.decode(tokens[length:])
-        return self.asked.rewards.why(reward, *said)
+        return self.asked.why(state.fault) or self.settings.remedy
 
     def _credited(self, state: PolicyState, drawn: Drawn, paid: Paid, beta: jax.Array) -> Drawn:
         """What was drawn, with its advantages."""
@@ -268,13 +262,6 @@ class PolicyTrainer(TrainerLike):
 
     def _make_critic(self, rngs: nnx.Rngs) -> Critic:
         return critic_of(self._make_model(rngs), rngs)
-
-
-def _first_fault(before: jax.Array, paid: Paid, prompts: jax.Array, tokens: jax.Array) -> jax.Array:
-    """What a state tells of the first reward that was not finite."""
-    i = paid.fault[1]
-    told = jnp.concatenate([paid.fault[:1], prompts[i], tokens[i]])
-    return jnp.where((before[0] < 0) & (paid.fault[0] >= 0), told, before)
 
 
 def _repetition(found: Completions) -> jax.Array:

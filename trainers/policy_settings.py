@@ -110,10 +110,6 @@ class PolicySettings(PaidSettings, OptimizerSettings):
                 "updates a rollout use trainer.loss=clip"
             )
 
-    def prepare(self, model: Any, outputs: int) -> Any:
-        """A new model, as it is."""
-        return model
-
     def build(
         self,
         make_model: Callable[[Any], Any],

@@ -8,7 +8,6 @@ from flax import nnx
 
 from grlu.backprop import Backprop
 from grlu.errors import UserError
-from grlu.learned_feedback import add_feedback
 from grlu.rule import Rule
 from input_pipeline import Data
 from trainers.objectives import OBJECTIVES, objective_named
@@ -82,23 +81,23 @@ class GradientSettings(OptimizerSettings):
         return factory(**{k: vars(self)[k] for k in own} | more)
 
     def make_objective(self, data: Data) -> Any:
-        """What is rewarded, on some data."""
+        """What is rewarded, on some data.
+
+        Raises:
+            UserError: if what is called an objective is none.
+        """
         made = self._made(objective_named(self.objective))
-        # What hangs on the data, or the rule, has a method `on`.
-        return made.on(data, self.rule(vars(self).get("sigma"))) if hasattr(made, "on") else made
+        if not hasattr(made, "on"):
+            raise UserError(
+                f"the objective {self.objective!r} must be a trainers.Objective, and it is a "
+                f"{type(made).__name__}"
+            )
+        return made.on(data, self.rule(vars(self).get("sigma")))
 
     def rule(self, sigma: Any) -> Rule:
         """The learning rule at a noise scale (ignored by rules that have none)."""
         noise = {"sigma": sigma} if "sigma" in schema(self.rule_class) else {}
         return self._made(self.rule_class, **noise)
-
-    def prepare(self, model: Any, outputs: int) -> Any:
-        """A new model, with what the rule adds to it."""
-        if vars(self).get("feedback") is not None:
-            add_feedback(model, outputs)
-        if self.objective == "completion_reward":
-            model.draws = nnx.Rngs(0).default  # A rule reseeds it.
-        return model
 
     def build(self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int, data: Data) -> Any:
         """The trainer of a model, for data of so many steps an epoch."""

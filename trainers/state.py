@@ -7,6 +7,10 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 
+class Note(nnx.Variable):
+    """What an objective writes on its model in a step's clean pass, kept in the run's state."""
+
+
 class TrainState(struct.PyTreeNode):
     """The state of a run; the next step is a pure function of it and of the batch.
 

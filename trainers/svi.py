@@ -7,16 +7,18 @@ refined posterior, with the gradient through the loop (semi-amortised, Kim et al
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 import grlu
 from input_pipeline import Data
 from models.densities import kl_between
 from models.vae import VAE
+from trainers.objective import Objective
 from trainers.refinement import Refinement, ScheduleName
 from trainers.rule_settings import GradientSettings
 from trainers.variational import METRICS, Elbo, Values, divergence, terms
@@ -25,7 +27,7 @@ Mode = Literal["decoupled", "kl", "e2e"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Refined:
+class Refined(Objective):
     """Rewards a `models.VAE` for its bound at refined posteriors.
 
     Attributes:
@@ -41,6 +43,10 @@ class Refined:
     mode: Mode
     metrics: ClassVar[tuple[str, ...]] = (*METRICS, "refined")
     better: ClassVar[tuple[str, Literal["min", "max"]]] = ("refined", "max")
+
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if a model does not fit the bound."""
+        self.bound.require(config, data, model, answered)
 
     def at(self, progress: jax.Array) -> "Refined":
         """The objective when this share of the run, from 0 to 1, is done."""

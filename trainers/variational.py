@@ -12,10 +12,13 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from grlu.errors import UserError
+from input_pipeline import Data
 from models.densities import kl_to_standard, log_normal
 from models.vae import VAE, Posterior
+from trainers.objective import Objective
 
 METRICS = ("reward", "elbo", "reconstruction", "kl", "clamped")
 """Per example: what is learned by; the bound itself, with β 1; its two terms, the first a mean over
@@ -49,8 +52,19 @@ def terms(model: VAE, x: jax.Array, posterior: Posterior, z: jax.Array) -> Value
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
+class _Bound(Objective):
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        """Raises UserError if it is no variational autoencoder, or of other pixels."""
+        if not isinstance(model, VAE):
+            raise UserError(
+                f"trainer.objective={config.trainer.objective} needs a variational autoencoder such"
+                f" as vae_mlp, and model.name is {config.model.name}"
+            )
+        require_pixels(config, "model", model.likelihood)
+
+
 @dataclasses.dataclass(frozen=True)
-class Elbo:
+class Elbo(_Bound):
     """Rewards a `models.VAE` for E[log p(x | z)] - β KL(q(z | x) ‖ p(z)).
 
     Attributes:
@@ -111,7 +125,7 @@ class Elbo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Iwae:
+class Iwae(_Bound):
     """Rewards a `models.VAE` for the log of the mean of k importance weights.
 
     Attributes:
@@ -140,6 +154,17 @@ class Iwae:
         elbo = jnp.mean(weights, -1)
         found = {"elbo": elbo, "reconstruction": elbo + kl, "kl": kl}
         return rewards, {"reward": rewards, **found, "clamped": posterior.clamped}
+
+
+def require_pixels(config: ConfigDict, section: str, likelihood: str) -> None:
+    """Raises UserError where a Bernoulli likelihood, a key of `section`, is of other than pixels
+    in [0, 1]."""
+    unit = "features" not in config and config.dataset.get("normalize", "unit") == "unit"
+    if likelihood == "bernoulli" and not unit:
+        raise UserError(
+            f"{section}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
+            f"or {section}.likelihood=gaussian"
+        )
 
 
 def _require_samples(samples: int) -> None:

@@ -37,8 +37,9 @@ def made(trainer, width=8, **options):
     model = gpt(width)
     # At the initial weights all tokens are about as likely.
     nnx.update(model, jax.tree.map(lambda p: 5 * p if p.ndim > 1 else p, nnx.state(model)))
-    graphdef, params, rest = nnx.split(settings.prepare(model, 12), nnx.Param, ...)
     objective = settings.make_objective(copying())
+    objective.prepare(model)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     batch = copying().preprocess({k: jnp.asarray(v[:4]) for k, v in copying().train.items()})
     return pure_objective(graphdef, objective, has_aux=True), params, rest, batch
 
@@ -157,14 +158,26 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_reward_of_ones_own_raised_is_said(monkeypatch, tmp_path):
-    def strict(prompts, completions, **columns):
+@pytest.mark.parametrize("name", ["weight_perturbation", "grlu"])
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_reward_that_is_not_finite_is_named_with_its_completion(
+    name, traced, monkeypatch, tmp_path
+):
+
+    def no_sevens(prompts, completions, **columns):
+        return jnp.where(completions[:, 0] == 9, jnp.nan, 1.0)
+
+    def broken(prompts, completions, **columns):
         raise ValueError("no verb")
 
-    monkeypatch.setitem(COMPLETION_REWARDS, "strict", trainers.in_python(strict))
-    options = {"name": "weight_perturbation", "rewards": ["strict"], "epochs": 1}
+    reward = no_sevens if traced else trainers.in_python(broken)
+    monkeypatch.setitem(COMPLETION_REWARDS, "strict", reward)
+    options = {"name": name, "rewards": ["exact", "strict"], "epochs": 1, "completions": 4}
     config = CONFIG | {"trainer": CONFIG["trainer"] | options}
-    with pytest.raises(RunError, match=r"step 1 of .* the reward 'strict' raised ValueError: no"):
+    what = "gave a value that is not finite" if traced else "raised ValueError: no verb"
+    written = "7." if traced else ".+"
+    said = rf"step 1 of .* the reward 'strict' {what} for the completion '{written}' of '.*='"
+    with pytest.raises(RunError, match=said):
         trainers.train(config, tmp_path / "run", progress=False)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.objectives import OBJECTIVES, Reconstruction
+from trainers.objectives import OBJECTIVES, Reconstruction, log_likelihood
 from trainers.schema import schema
 
 TARGET = np.array([[[0.0], [1.0]], [[0.25], [1.0]]], np.float32)
@@ -109,7 +109,7 @@ def test_a_saved_config_may_have_the_defaults_of_other_objectives(caplog):
 
 
 @dataclasses.dataclass(frozen=True)
-class Margin:
+class Margin(trainers.Objective):
     """How far the right answer is above the best wrong one, up to a margin."""
 
     margin: float = 1.0
@@ -135,6 +135,41 @@ def test_an_objective_of_ones_own_brings_its_keys(small, tmp_path, monkeypatch):
     assert result.metrics["test_accuracy"] > 0.7
     with pytest.raises(UserError, match=r"'margin': it is one of trainer\.objective=margin"):
         trainers.resolve(small, ["trainer.objective=classification", "trainer.margin=0.5"])
+
+
+@dataclasses.dataclass(frozen=True)
+class LastToken(trainers.Objective):
+    """The last token of a text alone."""
+
+    metrics: ClassVar = ("reward",)
+    better: ClassVar = ("reward", "max")
+    of_text: ClassVar = True
+
+    def __call__(self, model, batch):
+        rewards = log_likelihood(model(batch["tokens"][:, :-1])[:, -1], batch["tokens"][:, -1])
+        return rewards, {"reward": rewards}
+
+
+def test_an_objective_of_ones_own_may_learn_from_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "last", LastToken)
+    config = {
+        "dataset": {"name": "parity"},
+        "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 16},
+        "trainer": {"name": "backprop", "objective": "last", "batch_size": 16, "epochs": 2},
+    }
+    config["trainer"] |= {"optimizer": "adam"}
+    result = trainers.train(config, tmp_path / "run", progress=False)
+    assert result.metrics["test_reward"] > -1  # It is 0 or 1: .69 nats, and at first 2.5.
+    config |= {"dataset": {"name": "digits"}, "model": {"name": "mlp"}}
+    with pytest.raises(UserError, match=r"=last does not go with digits, which is images"):
+        trainers.train(config, tmp_path / "other", progress=False)
+
+
+def test_what_is_no_objective_is_said(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "mine", lambda: log_likelihood)
+    small["trainer"]["objective"] = "mine"
+    with pytest.raises(UserError, match=r"'mine' must be a trainers\.Objective, .* a function"):
+        trainers.train(small, tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("key", ["samples", "learning_rate", "rule"])
