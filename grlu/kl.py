@@ -8,8 +8,11 @@ With p the policy and q the reference at the token that the policy drew:
 
 (J. Schulman, "Approximating KL divergence", 2020.) In the *loss*, at states that the policy
 visited, `exact` and `k2` have the gradient of the divergence at those states; that of `k3` is
-biased, and that of `k1` zero on average, which is why it is refused. In the *reward*, `k1` has the
-gradient of the divergence between whole sequences, what a token does to later states included.
+biased, and that of `k1` zero on average. In the *reward*, `k1` has the gradient of the divergence
+between whole sequences, what a token does to later states included. So has `exact`, with less
+variance, if it stands in the loss as well, since in the reward it tells of later states alone
+(Rao-Blackwell; Amini et al., arXiv:2504.10637). `k2` and `k3` have gradients there that vanish near
+the reference. What cannot work is refused.
 """
 
 from collections.abc import Callable
@@ -44,6 +47,11 @@ def k3(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.expm1(log_q - log_p) - (log_q - log_p)
 
 
+def chosen(log_p: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probabilities of tokens (...), from those of all of them (..., V)."""
+    return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+
+
 SAMPLED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
@@ -58,17 +66,26 @@ def divergence(name: KLName, log_p: jax.Array, log_q: jax.Array, tokens: jax.Arr
     """
     if name == "exact":
         return exact(log_p, log_q)
-    drawn = (jnp.take_along_axis(log, tokens[..., None], -1)[..., 0] for log in (log_p, log_q))
-    return SAMPLED[name](*drawn)
+    return SAMPLED[name](chosen(log_p, tokens), chosen(log_q, tokens))
 
 
 def require_sound(name: KLName, place: Place) -> None:
-    """Raises UserError where the estimator cannot work: k1 in the loss."""
+    """Raises UserError where the estimator cannot work: k1 in the loss, k2 and k3 in the reward."""
     if (name, place) == ("k1", "loss"):
         raise UserError(
             "trainer.kl=k1 in the loss has a gradient of zero on average: use exact, k2 or k3, or "
             "trainer.kl_in=reward"
         )
+    if place == "reward" and name in ("k2", "k3"):
+        raise UserError(
+            f"trainer.kl={name} in the reward has a gradient that vanishes near the reference: use "
+            "exact or k1, or trainer.kl_in=loss"
+        )
+
+
+def in_loss(name: KLName, place: Place) -> bool:
+    """Whether the estimate stands in the loss: there, or as the exact one's share of the reward."""
+    return place == "loss" or name == "exact"
 
 
 def coefficient(beta: float, tokens_seen: jax.Array, warmup_tokens: int) -> jax.Array:

@@ -66,6 +66,21 @@ def require_shares(trainer: str, settings: Any, run: RunSettings, mesh: MeshSett
         )
 
 
+def require_writing(config: ConfigDict, make_model: Any) -> None:
+    """Raises UserError where a model can't continue a text."""
+    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    if not hasattr(model, "cached"):
+        raise UserError(
+            f"trainer.name={config.trainer.name} needs a model that writes, such as gpt, and "
+            f"model.name is {config.model.name}"
+        )
+    if not getattr(model, "causal", True):
+        raise UserError(
+            f"trainer.name={config.trainer.name} needs a model that sees only what comes before: "
+            "set model.causal=true"
+        )
+
+
 def require_fit(
     config: ConfigDict, data: Data, settings: GradientSettings, make_model: Any
 ) -> None:

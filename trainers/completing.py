@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from trainers.completion_rewards import Paid, Reward, Rewards, rewards_of
+from trainers.completion_rewards import Paid, Reward, Rewards, rewards_of, short_name
 from trainers.policy_data import Prompts
 from trainers.sampling import Completions, sample
 from trainers.schedules import require
@@ -19,7 +19,8 @@ class PromptSettings:
 
     Attributes:
         prompt: tokens of a prompt; by default the data set's, which of a text is 1.
-        horizon: most tokens of a completion; by default the rest of an example.
+        horizon: most tokens of a completion; by default the rest of an example, less the last token
+            where a reward model must see them all.
         end: the text of the token that ends a completion, or None.
         temperature: at which completions are drawn in training.
     """
@@ -88,9 +89,15 @@ class Completing:
     @classmethod
     def of(cls, settings: PaidSettings, data: Any, judge: Reward | None = None) -> "Completing":
         """What a trainer's settings ask for, on some data; `judge` is a reward model's reward."""
-        names = tuple(name.rpartition(":")[2] for name in settings.rewards)
+        names = tuple(short_name(name) for name in settings.rewards)
         return cls(
-            Prompts.of(data, settings.prompt, settings.horizon, settings.end),
+            Prompts.of(
+                data,
+                settings.prompt,
+                settings.horizon,
+                settings.end,
+                scored="judge" in settings.rewards,
+            ),
             rewards_of(settings.rewards, settings.reward_weights, judge),
             names if len(names) > 1 else (),
             -1.0 if settings.reward_mode == "±1" else 0.0,
@@ -110,14 +117,29 @@ class Completing:
             **how,
         )
 
-    def paid(self, rows: Any, tokens: jax.Array, mask: jax.Array) -> Paid:
-        """What completions (N, T) are paid, given the columns of their prompts."""
+    def paid(self, rows: Any, found: Completions) -> Paid:
+        """What N completions are paid, given the columns of their prompts."""
         columns = {k: v for k, v in rows.items() if k != "prompt"}
-        return self.rewards(rows["prompt"], tokens, mask=mask, wrong=self.wrong, **columns)
+        mask = found.mask.astype(jnp.float32)
+        return self.rewards(rows["prompt"], found.tokens, mask=mask, wrong=self.wrong, **columns)
+
+    def require(self, data: Any, count: int) -> None:
+        """Raises UserError if a reward can't pay `count` completions of some data."""
+
+        def pay(columns: Any) -> jax.Array:
+            tokens = jnp.zeros((count, self.prompts.horizon), jnp.int32)
+            lengths = jnp.full(count, self.prompts.horizon, jnp.int32)
+            return self.paid(columns, Completions(tokens, tokens * 1.0, lengths)).total
+
+        rows = {name: array[:1] for name, array in data.train.items()}
+        columns = self.prompts.columns(data.preprocess(rows))
+        jax.eval_shape(pay, jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), columns))
 
     def singles(self, paid: Paid) -> dict[str, jax.Array]:
         """The rewards of each function, (N,), by the name of its metric."""
-        return {f"reward_{n}": v for n, v in zip(self.names, paid.singles, strict=False)}
+        if not self.names:
+            return {}
+        return {f"reward_{n}": v for n, v in zip(self.names, paid.singles, strict=True)}
 
     def no_fault(self) -> jax.Array:
         """A fault that there is not, as `first_fault` tells them."""
@@ -136,10 +158,11 @@ class Completing:
         return jnp.where((before[0] < 0) & (fault[0] >= 0), told, before)
 
     def why(self, told: jax.Array) -> str | None:
-        """A sentence on a fault, or None if there is none."""
+        """A sentence on a fault, or on what a Python reward raised elsewhere; None without any."""
         reward, *tokens = (int(x) for x in told)
         if reward < 0:
-            return None
+            raised = self.rewards.raised
+            return "; ".join(f"the reward {n!r} raised {w}" for n, w in raised.items()) or None
         length, decode = self.prompts.length, self.prompts.decode
         return self.rewards.why(reward, decode(tokens[:length]), decode(tokens[length:]))
 

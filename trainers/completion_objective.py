@@ -63,6 +63,10 @@ class CompletionReward(Objective):
         return (*self.asked.metrics, "exact", "length")
 
     @property
+    def end_token(self) -> int | None:
+        return self.asked.prompts.end_token
+
+    @property
     def evaluated(self) -> tuple[str, ...]:
         """Names of those that `evaluate` gives."""
         return policy_evaluation.metrics(self.asked)
@@ -81,16 +85,15 @@ class CompletionReward(Objective):
             how: dict[str, Any] = {"temperature": settings.temperature, "greedy": settings.greedy}
             found = asked.sampled(policy, prompts, key, unrolled=self.unrolled, **how)
             mask = found.mask.astype(jnp.float32)
-            return found.tokens, mask, found.lengths, asked.paid(batch, found.tokens, mask)
+            return found.tokens, mask, found.lengths, asked.paid(batch, found)
 
         keys = jax.random.split(key, settings.completions)
         tokens, mask, lengths, paid = jax.vmap(one)(keys)
         first = jnp.argmax(paid.fault[:, 0] >= 0)
         told = asked.first_fault(model.fault[...], paid.fault[first], prompts, tokens[first])
         model.fault[...] = told
-        total = paid.whole + paid.each.sum(2)
         exact = (tokens == batch["target"][None]).all(2).astype(jnp.float32)
-        measured = {"reward": total, **asked.singles(paid), "exact": exact, "length": lengths}
+        measured = {"reward": paid.total, **asked.singles(paid), "exact": exact, "length": lengths}
         values = {name: value.mean(0, dtype=jnp.float32) for name, value in measured.items()}
         rewards = values["reward"]
         if not self.by_weights:
@@ -101,8 +104,9 @@ class CompletionReward(Objective):
         return rewards, values
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raises UserError if it is no causal language model."""
+        """Raises UserError if it is no causal language model, or a reward can't pay it."""
         require_language_model(config, data, answered, causal=True)
+        self.asked.require(data, config.trainer.batch_size)
 
     def prepare(self, model: Any) -> None:
         """Adds the random stream of the draws, and the first fault of a reward."""
@@ -120,9 +124,7 @@ class CompletionReward(Objective):
 
     def reason(self, model: Any) -> str | None:
         """Which reward was not finite, and for which completion, if that of the clean pass."""
-        raised = self.asked.rewards.raised
-        moved = "; ".join(f"the reward {n!r} raised {what}" for n, what in raised.items())
-        return self.asked.why(model.fault[...]) or moved or None
+        return self.asked.why(model.fault[...])
 
     def _response(
         self,

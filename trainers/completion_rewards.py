@@ -11,6 +11,7 @@ besides, such as `target` (N, T). A plain Python function, which cannot be trace
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import runpy
@@ -39,7 +40,6 @@ def exact(
     completions: jax.Array,
     *,
     target: jax.Array,
-    mask: jax.Array,
     wrong: float,
     **columns: Any,
 ) -> jax.Array:
@@ -138,6 +138,11 @@ class Paid(NamedTuple):
     singles: tuple[jax.Array, ...]
     fault: jax.Array
 
+    @property
+    def total(self) -> jax.Array:
+        """The sum of all rewards of a completion, (N,)."""
+        return self.whole + self.each.sum(-1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rewards:
@@ -206,8 +211,18 @@ def rewards_of(
             f"trainer.reward_weights must have a weight for each of the {len(names)} rewards, "
             f"got {len(weights)}"
         )
+    short = [short_name(name) for name in names]
+    if twice := next((name for name in short if short.count(name) > 1), None):
+        raise UserError(f"trainer.rewards names {twice!r} twice: each must have a name of its own")
     found = {n: judge or no_judge if n == "judge" else reward_named(n) for n in names}
+    for function in found.values():  # Of a run before.
+        getattr(function, "__dict__", {}).pop("fault", None)
     return Rewards(found, tuple(weights))
+
+
+def short_name(name: str) -> str:
+    """The name of a reward's metric: that of its function, or its number."""
+    return name.rpartition(":")[2]
 
 
 def no_judge(prompts: jax.Array, completions: jax.Array, **columns: Any) -> jax.Array:
@@ -230,13 +245,19 @@ def reward_named(name: str) -> Reward:
     path, function = pathlib.Path(found[1]), found[2]
     if not path.is_file():
         raise UserError(f"the reward {name!r} can't be read: there is no file {path}")
-    try:
-        module = runpy.run_path(str(path))
-    except Exception as error:  # whatever the user's file does
-        raise UserError(f"{path} can't be run: {type(error).__name__}: {error}") from error
+    module = _run(path, path.stat().st_mtime_ns)
     if function not in module:
         raise UserError(f"{path} defines no function {function!r}")
     return module[function]
+
+
+@functools.lru_cache(16)
+def _run(path: pathlib.Path, written: int) -> dict[str, Any]:
+    """What a user's file defines, run once as long as it stays as it is."""
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:  # whatever the user's file does
+        raise UserError(f"{path} can't be run: {type(error).__name__}: {error}") from error
 
 
 def _called(

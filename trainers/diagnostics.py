@@ -35,11 +35,6 @@ def checklist(values: Mapping[str, float], *, off_policy: bool) -> list[tuple[bo
             "it must be 1",
         ),
         holds(
-            v["zero_std"] < 1,
-            f"{v['zero_std']:.0%} of the prompts have samples that are all paid alike",
-            "no signal; is the reward the same whatever is written, or too hard to be ever earned?",
-        ),
-        holds(
             v["gradient"] > 0,
             f"the gradient's norm is {v['gradient']:.2g}",
             "no signal: the weights do not move",
@@ -61,6 +56,15 @@ def checklist(values: Mapping[str, float], *, off_policy: bool) -> list[tuple[bo
         ),
         (True, f"advantages: mean {v['advantage']:.2g}, deviation {v['advantage_spread']:.2g}"),
     ]
+    if "zero_std" in v:
+        checks.append(
+            holds(
+                v["zero_std"] < 1,
+                f"{v['zero_std']:.0%} of the prompts have samples that are all paid alike",
+                "no signal; is the reward the same whatever is written, or too hard to be ever "
+                "earned?",
+            )
+        )
     if "kl" in v:
         checks.append(
             holds(

@@ -10,7 +10,7 @@ import grlu
 import input_pipeline
 from grlu.errors import UserError
 from models import MODELS
-from trainers.compatibility import require_fit, require_shares, require_whole
+from trainers.compatibility import require_fit, require_shares, require_whole, require_writing
 from trainers.config import build
 from trainers.devices import MeshSettings, one_device_per_core
 from trainers.pair_settings import DPO, PairSettings, RewardModel
@@ -113,6 +113,12 @@ def make_experiment(
         )
     if isinstance(settings, GradientSettings):
         require_fit(config, data, settings, make_model)
+    else:
+        require_writing(config, make_model)
+    if "judge" in (vars(settings).get("rewards") or ()) and "judge" not in config:
+        raise UserError(
+            "the reward 'judge' needs a reward model: name its stage, or its run, by judge"
+        )
     given = {} if judge is None else {"judge": judge}
     if given and not isinstance(settings, PolicySettings):
         raise UserError(
@@ -145,5 +151,7 @@ def _at_once(data: input_pipeline.Data, settings: Any) -> int:
     if data.tokenizer is None:
         return max(1, min(Experiment.evaluated_at_once, _FEATURES // math.prod(data.example_shape)))
     answers = getattr(settings, "eval_samples", 1)  # Of what writes.
+    if isinstance(settings, PairSettings):
+        answers = 2 * settings.pairs
     logits = answers * data.example_shape[0] * data.num_classes
     return max(1, min(Experiment.evaluated_at_once, _LOGITS // logits))

@@ -33,7 +33,8 @@ def generate(
     """Texts that begin with a prompt, by the model of a run's newest (or best) checkpoint.
 
     A text longer than the model's block is continued from its last half block; a denoising model
-    fills the rest of its block, a token a pass. Of several seeds' models it is the first.
+    fills the rest of its block, a token a pass. A policy's ends with its `trainer.end`, if it has
+    one. Of several seeds' models it is the first.
 
     Args:
         run_dir: the run's folder.
@@ -77,7 +78,7 @@ def generate(
         text = jnp.pad(text, ((0, 0), (0, left)), constant_values=model.vocabulary)
         filled = unmask(model, text, steps=left, key=key, temperature=temperature, greedy=greedy)
         return _decoded(data, filled, prompt, given.shape[1])
-    pieces = 0
+    pieces, end = 0, experiment.trainer.end_token
     while left > 0:
         seen = text[:, -model.block :]
         if pieces:
@@ -92,9 +93,10 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             greedy=greedy,
+            end_token=end,
         )
         text, left, pieces = jnp.concatenate([text, found.tokens], 1), left - steps, pieces + 1
-    return _decoded(data, text, prompt, given.shape[1])
+    return _decoded(data, text, prompt, given.shape[1], end)
 
 
 def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
@@ -127,6 +129,13 @@ def _encoded(data: Data, prompt: str) -> jax.Array:
     return jnp.asarray(data.tokenizer.encode(begun))[None]
 
 
-def _decoded(data: Data, texts: Iterable[Any], prompt: str, given: int) -> list[str]:
+def _decoded(
+    data: Data, texts: Iterable[Any], prompt: str, given: int, end: int | None = None
+) -> list[str]:
     assert data.tokenizer is not None
-    return [prompt + data.tokenizer.decode(row[given:].tolist()) for row in texts]
+    found = []
+    for text in texts:
+        new = text[given:].tolist()
+        new = new[: new.index(end) + 1] if end in new else new
+        found.append(prompt + data.tokenizer.decode(new))
+    return found

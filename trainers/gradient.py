@@ -171,6 +171,10 @@ class Trainer(TrainerLike):
         """Why a value was not finite, if the objective can tell; else what may help."""
         return self.objective.reason(self.model(state)) or self.settings.remedy
 
+    @property
+    def end_token(self) -> int | None:
+        return self.objective.end_token
+
     def encode(self, state: TrainState, batch: Batch) -> jax.Array:
         """The features that the model makes of a batch's images, as in `evaluate`.
 

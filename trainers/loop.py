@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import signal
 import threading
@@ -110,6 +111,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         ):
             if steps == 0:
                 row = _evaluated(experiment, evaluate, state, test=True)
+                _require_numbers(row, experiment, state, step, saved, run)
                 table.write({"step": 0, "epoch": 0.0, **row})
                 if checkpoints.latest_step is None:
                     checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
@@ -161,6 +163,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         row |= _prefixed("test", evaluate(outcome, experiment.test))
                     show(experiment, state, run.samples, step)
                     report.images(step, pictures(state, step))
+                _require_numbers(row, experiment, state, step, saved, run)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))
@@ -200,7 +203,6 @@ def _columns(experiment: Experiment) -> list[str]:
     scales = trainer.scales(jnp.zeros((), jnp.int32))
     splits = ["train", *(["validation"] if experiment.validation is not None else []), "test"]
     ends = ["", "_sd"] if experiment.run.seeds > 1 else [""]
-    trainer = experiment.trainer
     names = [
         f"{split}_{name}{end}"
         for split in splits
@@ -250,11 +252,33 @@ def _broken_one(state: TrainState, broken: jax.Array) -> TrainState:
 
 
 def _not_finite(step: int, saved: int | None, path: pathlib.Path, reason: str) -> str:
-    kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
     return (
-        f"a value that is not finite appeared at step {step + 1} of the run in {path}, {kept}; "
-        f"{reason}"
+        f"a value that is not finite appeared at step {step + 1} of the run in {path}, "
+        f"{_kept(saved)}; {reason}"
     )
+
+
+def _require_numbers(
+    row: Mapping[str, float],
+    experiment: Experiment,
+    state: TrainState,
+    step: int,
+    saved: int | None,
+    run: RunDirectory,
+) -> None:
+    """Raises RunError where what was evaluated is not a number."""
+    if bad := next((name for name, value in row.items() if math.isnan(value)), None):
+        one = _broken_one(state, jnp.full(np.shape(state.step), step))
+        raise RunError(
+            f"{bad} is not a number after step {step} of the run in {run.path}, {_kept(saved)}; "
+            f"{experiment.trainer.reason(one)}"
+        )
+
+
+def _kept(saved: int | None) -> str:
+    if saved is None:
+        return "no checkpoint was saved before"
+    return f"the checkpoint of step {saved} is kept"
 
 
 @contextlib.contextmanager

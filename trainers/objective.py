@@ -34,6 +34,11 @@ class Objective:
         """Rewards, shape (B,), of a model in training, and values for its log."""
         raise NotImplementedError
 
+    @property
+    def end_token(self) -> int | None:
+        """The token with which a text that the model writes is at its end, or None."""
+        return None
+
     def on(self, data: Data, rule: Rule) -> "Objective":
         """The objective on some data, under a rule."""
         return self

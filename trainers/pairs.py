@@ -15,13 +15,14 @@ from flax import nnx
 
 from grlu import kl
 from grlu.preferences import bradley_terry, dpo, dpo_margin
-from trainers.completing import Completing
+from trainers.completing import Completing, repeated
 from trainers.completion_rewards import Reward, rewards_of
-from trainers.critic import Critic, critic_of
+from trainers.critic import critic_of
 from trainers.pair_settings import PairSettings
 from trainers.policy_data import Prompts
+from trainers.policy_evaluation import key_of
 from trainers.protocol import TrainerLike
-from trainers.sampling import Completions, log_probs
+from trainers.sampling import Completions
 from trainers.state import TrainState
 
 Values = dict[str, jax.Array]
@@ -92,7 +93,8 @@ class PairTrainer(TrainerLike):
         self.settings = settings
         self.prompts = self.asked = None
         if not data.pairs:
-            self.prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end)
+            asked = data, settings.prompt, settings.horizon, settings.end
+            self.prompts = Prompts.of(*asked, scored=settings.scores)
             utility = rewards_of(settings.utility, settings.utility_weights)
             self.asked = Completing(self.prompts, utility, names=(), wrong=0.0)
         self.learning_rate = settings.rate(steps_per_epoch)
@@ -106,6 +108,9 @@ class PairTrainer(TrainerLike):
         if self._of_policy:
             self.better = ("utility", "max")
         made = nnx.eval_shape(lambda: (self._policy(nnx.Rngs(0)), self._learner(nnx.Rngs(0))))
+        if self.prompts is not None and self.asked is not None:
+            self.prompts.require_room(made[0].block, scored=settings.scores)
+            self.asked.require(data, 2 * settings.pairs * settings.batch_size)
         self._policy_graphdef, self._graphdef = (nnx.graphdef(m) for m in made)
 
     def init(self, key: jax.Array) -> PairState:
@@ -139,7 +144,7 @@ class PairTrainer(TrainerLike):
 
     def evaluate(self, state: PairState, batch: Any) -> Values:
         """Values per prompt, deterministic; the judge has no doubts."""
-        key = jax.random.key(0)
+        key = key_of(batch["chosen"][0] if self.prompts is None else batch["tokens"])
         pairs = self._pairs(state, batch, key, doubt=0.0)
         values = self._compared(state, state.params, pairs)
         if self.prompts is None or not self._of_policy:
@@ -148,7 +153,7 @@ class PairTrainer(TrainerLike):
         found = self._sampled(self.model(state), batch["prompt"], key, 1)
         sequences = jnp.concatenate([batch["prompt"], found.tokens], axis=1)
         log_p, log_q = (
-            self._log_policy(graphdef, variables, sequences)[:, self.prompts.length - 1 :]
+            self._log_policy(graphdef, variables, sequences, self.prompts.length - 1)
             for graphdef, variables in self._both(state, state.params)
         )
         return values | {
@@ -161,35 +166,30 @@ class PairTrainer(TrainerLike):
         return nnx.merge(self._graphdef, state.params, state.rest, copy=True)
 
     def judge(self, state: TrainState | None) -> Reward:
-        """What a reward model pays for completions: its score; None: of a model not yet trained."""
-        variables = None if state is None else (state.params, state.rest)
+        """What a reward model pays for completions: its score; None: a new model's."""
 
         def score(
             prompts: jax.Array, completions: jax.Array, *, mask: jax.Array, **columns: Any
         ) -> jax.Array:
-            if variables is None:
-                return jnp.zeros(len(prompts))
-            model = nnx.merge(self._graphdef, *variables, copy=True)
+            known = self.init(jax.random.key(0)) if state is None else state
+            model = nnx.merge(self._graphdef, known.params, known.rest, copy=True)
             last = prompts.shape[1] - 1 + mask.sum(1).astype(jnp.int32)
             return model.score(jnp.concatenate([prompts, completions], axis=1), last)
 
         return score
 
-    def encode(self, state: PairState, batch: Any) -> jax.Array:
-        """Features of each token of the prompts, or of what is preferred."""
-        model = self.model(state)
-        body = model.body if isinstance(model, Critic) else model
-        if self.prompts is None:
-            return body.encode(batch["chosen"])
-        return body.encode(self.prompts.columns(batch)["prompt"])
+    @property
+    def end_token(self) -> int | None:
+        return None if self.prompts is None else self.prompts.end_token
 
     def scales(self, step: jax.Array) -> Values:
         """What the schedules say at a step, for the log."""
         return {"learning_rate": self.learning_rate(step)}
 
     def tokens(self, values: Mapping[str, float]) -> float:
-        """Tokens of a pair's completions."""
-        return 2 * values["train_length"]
+        """Tokens of the completions of a prompt's pairs."""
+        pairs = 1 if self.prompts is None else self.settings.pairs
+        return 2 * pairs * values["train_length"]
 
     def _policy(self, rngs: nnx.Rngs) -> Any:
         model = self._make_model(rngs)
@@ -209,8 +209,7 @@ class PairTrainer(TrainerLike):
 
     def _worth(self, rows: Any, found: Completions) -> jax.Array:
         assert self.asked
-        paid = self.asked.paid(rows, found.tokens, found.mask.astype(jnp.float32))
-        return paid.whole + paid.each.sum(1)
+        return self.asked.paid(rows, found).total
 
     def _pairs(
         self, state: PairState, batch: Any, key: jax.Array, doubt: float | None = None
@@ -225,7 +224,7 @@ class PairTrainer(TrainerLike):
         policy = nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
         drawn = 2 * self.settings.pairs
         found = self._sampled(policy, batch["prompt"], draw, drawn)
-        rows = jax.tree.map(lambda a: jnp.repeat(a, drawn, axis=0), batch)
+        rows = repeated(batch, drawn)
         sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
         worth = self._worth(rows, found).reshape(-1, 2)
         lead = worth[:, 0] - worth[:, 1]
@@ -267,17 +266,20 @@ class PairTrainer(TrainerLike):
         learning = self._graphdef, (params, state.rest)
         return [learning, (self._policy_graphdef, state.drawn_from)]
 
-    def _log_policy(self, graphdef: Any, variables: Any, sequences: jax.Array) -> jax.Array:
-        """Of each token but the first, (N, L - 1, V)."""
+    def _log_policy(
+        self, graphdef: Any, variables: Any, sequences: jax.Array, start: int = 0
+    ) -> jax.Array:
+        """Of each token but the first, and but those up to `start`, (N, L - 1 - start, V)."""
         model = nnx.merge(graphdef, *variables, copy=True)
-        return nnx.log_softmax(model(sequences[:, :-1]) / self.settings.temperature)
+        logits = model(sequences[:, :-1], start=start)
+        return nnx.log_softmax(logits / self.settings.temperature)
 
     def _log_likelihood(
         self, graphdef: Any, variables: Any, sequences: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """Log-probability of whole completions, (N,)."""
         log_p = self._log_policy(graphdef, variables, sequences)
-        return (log_probs(log_p, sequences[:, 1:]) * mask[:, 1:]).sum(1)
+        return (kl.chosen(log_p, sequences[:, 1:]) * mask[:, 1:]).sum(1)
 
 
 def _last(mask: jax.Array) -> jax.Array:

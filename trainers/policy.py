@@ -62,6 +62,7 @@ class PolicyTrainer(TrainerLike):
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         model.eval()
         self._graphdef = nnx.graphdef(model)
+        self.prompts.require_room(model.block)
         self.reference = self._reference_of(settings.reference, data)
         self._critic_graphdef = None
         if settings.advantage == "gae" and settings.critic == "apart":
@@ -84,11 +85,13 @@ class PolicyTrainer(TrainerLike):
         self.metrics = (
             *self.asked.metrics,
             *self.learner.metrics,
-            "zero_std",
+            *(["zero_std"] if settings.samples > 1 else []),
             "length",
             "repetition",
             *(["cut_off"] if settings.end else []),
         )
+        if judge is not None or "judge" not in settings.rewards:
+            self.asked.require(data, settings.batch_size * settings.samples)
         self.evaluated = (
             *policy_evaluation.metrics(self.asked),
             *(["kl"] if self.reference else []),
@@ -138,7 +141,7 @@ class PolicyTrainer(TrainerLike):
         )
         rows = repeated(batch, settings.samples)
         mask = found.mask.astype(jnp.float32)
-        paid = self.asked.paid(rows, found.tokens, mask)
+        paid = self.asked.paid(rows, found)
         beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
         drawn = Drawn(
             sequences=jnp.concatenate([rows["prompt"], found.tokens], axis=1),
@@ -164,15 +167,22 @@ class PolicyTrainer(TrainerLike):
             fault=self.asked.first_fault(state.fault, paid.fault, rows["prompt"], found.tokens),
         )
         grouped = (len(batch["prompt"]), settings.samples)
-        total = (paid.whole + paid.each.sum(1)).reshape(grouped)
         values = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
-        per_sample = {"reward": total, "length": found.lengths, "repetition": _repetition(found)}
+        per_sample = {
+            "reward": paid.total,
+            "length": found.lengths,
+            "repetition": _repetition(found),
+        }
         per_sample |= self.asked.singles(paid)
         if self.prompts.end_token is not None:
             ended = (found.tokens == self.prompts.end_token).any(1)
             per_sample["cut_off"] = 1.0 - ended
         values |= {n: v.reshape(grouped).mean(1) for n, v in per_sample.items()}
-        return state, values | {"zero_std": same(total).astype(jnp.float32)}
+        if settings.samples > 1:
+            by_token = jnp.concatenate([paid.whole[:, None], paid.each], axis=1)
+            alike = same(by_token.reshape(*grouped, -1))
+            values["zero_std"] = alike.astype(jnp.float32)
+        return state, values
 
     def evaluate(self, state: PolicyState, batch: Batch) -> Values:
         """Values per prompt, deterministic, whatever the number of training's samples."""
@@ -192,9 +202,9 @@ class PolicyTrainer(TrainerLike):
         """The policy, in evaluation mode."""
         return nnx.merge(self._graphdef, state.params, state.rest, copy=True)
 
-    def encode(self, state: PolicyState, batch: Batch) -> jax.Array:
-        """Features of each token of the prompts."""
-        return self.model(state).encode(self.prompts.columns(batch)["prompt"])
+    @property
+    def end_token(self) -> int | None:
+        return self.prompts.end_token
 
     def scales(self, step: jax.Array) -> Values:
         """What the schedules say at a step, for the log."""
@@ -247,7 +257,7 @@ class PolicyTrainer(TrainerLike):
             return None
         if name == "bigram":
             sequences = self.prompts.sequences(data)
-            return bigram(bigram_table(sequences, self.prompts.vocabulary))
+            return bigram(bigram_table(sequences, self.prompts.vocabulary), temperature)
         if name == "start":
             return frozen(self._graphdef, temperature, None)
         if name == "random":

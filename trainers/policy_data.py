@@ -31,14 +31,23 @@ class Prompts:
     decode: Callable[[Sequence[int]], str]
 
     @classmethod
-    def of(cls, data: Data, prompt: int | None, horizon: int | None, end: str | None) -> "Prompts":
+    def of(
+        cls,
+        data: Data,
+        prompt: int | None,
+        horizon: int | None,
+        end: str | None,
+        *,
+        scored: bool = False,
+    ) -> "Prompts":
         """The reading of `data`.
 
         Args:
             data: of text, or of a task.
             prompt: P, by default what the data give.
-            horizon: T, by default the rest of an example.
+            horizon: T, by default the rest of an example; less a token if it is scored.
             end: the text of the end token, or None.
+            scored: whether a reward model must see all of a completion, its last token, too.
 
         Raises:
             UserError: on data that are no text, or shorter than asked for, or an `end` that is not
@@ -51,11 +60,13 @@ class Prompts:
             )
         tokens = data.example_shape[0] + 1
         length = data.prompt if prompt is None else prompt
-        steps = tokens - length if horizon is None else horizon
+        steps = tokens - length - scored if horizon is None else horizon
         if length + steps > tokens or steps < 1:
+            wanted = length + max(steps, 1)
+            hint = f": set dataset.length to {wanted - 1}" if data.prompt == 1 else ""
             raise UserError(
                 f"an example of {data.name} has {tokens} tokens, too few for a trainer.prompt of "
-                f"{length} and a trainer.horizon of {max(steps, 1)}"
+                f"{length} and a trainer.horizon of {max(steps, 1)}{hint}"
             )
         end_token = None
         if end is not None:
@@ -64,6 +75,16 @@ class Prompts:
                 raise UserError(f"trainer.end must be one token, and {end!r} is {len(found)}")
             end_token = int(found[0])
         return cls(data.num_classes, length, steps, end_token, data.tokenizer.decode)
+
+    def require_room(self, block: int, *, scored: bool = False) -> None:
+        """Raises UserError where a completion, of which a model sees all but the last token, or is
+        `scored` and sees all, is longer than its block."""
+        if self.length + self.horizon - (not scored) > block:
+            raise UserError(
+                f"a prompt of {self.length} tokens and {self.horizon} new ones"
+                f"{', all of which a reward model sees,' if scored else ''} don't fit the model's "
+                f"block of {block}: set trainer.prompt, trainer.horizon or model.block"
+            )
 
     def columns(self, batch: Any) -> dict[str, jax.Array]:
         """A batch's `prompt` (B, P) and `target` (B, T), and what it has besides.

@@ -1,5 +1,6 @@
 """How good a policy is, and what it writes, whatever it is trained by."""
 
+import functools
 from typing import Any
 
 import jax
@@ -27,17 +28,17 @@ def evaluated(
     target; `pass_1` and `pass_k` are of k drawn completions the share that is exact, and whether
     one is.
     """
-    key = jax.random.key(0)
+    key = key_of(batch["prompt"])
     prompts, count, samples = asked.prompts, len(batch["prompt"]), settings.eval_samples
     temperature = settings.eval_temperature
     found = asked.sampled(model, batch["prompt"], key, samples, temperature=temperature)
     rows = repeated(batch, samples)
-    paid = asked.paid(rows, found.tokens, found.mask.astype(jnp.float32))
+    paid = asked.paid(rows, found)
 
     def per_prompt(values: jax.Array) -> jax.Array:
         return values.reshape(count, samples).astype(jnp.float32)
 
-    drawn = {"reward": paid.whole + paid.each.sum(1), "length": found.lengths}
+    drawn = {"reward": paid.total, "length": found.lengths}
     drawn |= asked.singles(paid)
     values = {name: per_prompt(value).mean(1) for name, value in drawn.items()}
     target, counted = batch["target"], prompts.counted(batch["target"])
@@ -52,23 +53,29 @@ def evaluated(
     return values, found
 
 
+def key_of(prompts: jax.Array) -> jax.Array:
+    """The key of a batch's draws: another one for other prompts, and no other in another pass."""
+    places = 1 + jnp.arange(prompts.size, dtype=jnp.uint32).reshape(prompts.shape)
+    return jax.random.fold_in(jax.random.key(0), jnp.sum(places * prompts.astype(jnp.uint32)))
+
+
 def written(
     asked: Completing, settings: PaidSettings, model: Any, key: jax.Array, batch: Any
 ) -> list[dict[str, Any]]:
     """A completion of each prompt of a batch, with its target and reward."""
-    graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def write(state: Any, key: jax.Array, batch: Any) -> Any:
-        batch, model = asked.prompts.columns(batch), nnx.merge(graphdef, state, copy=True)
-        temperature = settings.eval_temperature
-        found = asked.sampled(model, batch["prompt"], key, temperature=temperature)
-        paid = asked.paid(batch, found.tokens, found.mask.astype(jnp.float32))
-        return batch["prompt"], found.tokens, batch["target"], paid.whole + paid.each.sum(1)
-
     names, decode = ("prompt", "completion", "target"), asked.prompts.decode
-    *texts, rewards = (a.tolist() for a in write(state, key, batch))
+    found = _write(asked, settings.eval_temperature, *nnx.split(model), key, batch)
+    *texts, rewards = (a.tolist() for a in found)
     return [
         {n: decode(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
         for *row, reward in zip(*texts, rewards, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _write(
+    asked: Completing, temperature: float, graphdef: Any, state: Any, key: jax.Array, batch: Any
+) -> tuple[jax.Array, ...]:
+    batch, model = asked.prompts.columns(batch), nnx.merge(graphdef, state, copy=True)
+    found = asked.sampled(model, batch["prompt"], key, temperature=temperature)
+    return batch["prompt"], found.tokens, batch["target"], asked.paid(batch, found).total

@@ -39,8 +39,10 @@ class PolicySettings(PaidSettings, OptimizerSettings):
         updates: passes over what was drawn.
         minibatches: optimizer steps a pass.
         micro_batches: parts in which a minibatch's gradient is computed, to save memory.
-        kl: estimator of the divergence from the reference: "exact", "k1", "k2" or "k3".
-        kl_in: "loss" or "reward".
+        kl: estimator of the divergence from the reference: "exact", "k1", "k2" or "k3"; what each
+            is good for is said in `grlu/kl.py`.
+        kl_in: "loss" (exact, k2, k3), whose gradient is that at the states visited, or "reward"
+            (exact, k1), which also tells how a token leads to them.
         beta_kl: its weight.
         kl_warmup_tokens: drawn tokens in which that weight rises from 0.
         reference: "start" (the weights this run begins with), "random" (others, drawn anew),

@@ -18,7 +18,6 @@ from grlu.policy_losses import (
 )
 from trainers.policy_settings import PolicySettings
 from trainers.references import LogProbs
-from trainers.sampling import log_probs as chosen_log_probs
 from trainers.schedules import Schedule
 
 
@@ -102,7 +101,6 @@ class Learner:
         params: Any,
         rest: Any,
         sequences: jax.Array,
-        temperature: float | None = None,
         copies: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of all tokens (N, T, V), and values (N, T), before each token.
@@ -111,18 +109,16 @@ class Learner:
         often each row comes, one after the other, but for its last token.
         """
         model = nnx.merge(self._graphdef, params, rest, copy=True)
-        seen, values = sequences[::copies, :-1], jnp.zeros(())
+        seen = sequences[::copies, :-1]
         if self._gae and self._critic_graphdef is None:
             logits, values = model.with_values(seen, start=self._prompt - 1)
         else:
             logits = model(seen, start=self._prompt - 1)
-        temperature = self.settings.temperature if temperature is None else temperature
-        log_p = nnx.log_softmax(logits / temperature)
+            values = jnp.zeros(logits.shape[:2])
+        log_p = nnx.log_softmax(logits / self.settings.temperature)
         if copies == 1:
             return log_p, values
-        return jnp.repeat(log_p, copies, 0), jnp.repeat(
-            values, copies, 0
-        ) if values.ndim else values
+        return jnp.repeat(log_p, copies, 0), jnp.repeat(values, copies, 0)
 
     def scored(self, state: Any, drawn: Drawn) -> Drawn:
         """What was drawn, with the values and log-probabilities of before the updates."""
@@ -131,9 +127,7 @@ class Learner:
 
         def score(sequences: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_p, values = self._values(state.params, state.rest, state.critic, sequences)
-            return _at(log_p, sequences[:, self._prompt :]), jnp.broadcast_to(
-                values, sequences[:, self._prompt :].shape
-            )
+            return kl.chosen(log_p, sequences[:, self._prompt :]), values
 
         old, values = self._in_parts(score, drawn.sequences)
         return drawn._replace(old=old, values=values)
@@ -230,7 +224,7 @@ class Learner:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         settings, tokens = self.settings, part.sequences[:, self._prompt :]
         log_p, values = self._values(params, state.rest, critic, part.sequences)
-        new = _at(log_p, tokens)
+        new = kl.chosen(log_p, tokens)
         old = jax.lax.stop_gradient(new) if self.updates == 1 else part.old
         ratio = ratios(new, old, part.mask, settings.ratio)
         if settings.loss == "clip":
@@ -240,7 +234,7 @@ class Learner:
         entropies = entropy(log_p)
         each = each - settings.entropy * entropies
         if settings.partial_logprob:
-            each = each - settings.partial_logprob * _at(log_p, part.target)
+            each = each - settings.partial_logprob * kl.chosen(log_p, part.target)
         sums = {
             "entropy": (plain * entropies).sum(),
             "ratio": (plain * ratio).sum(),
@@ -252,10 +246,10 @@ class Learner:
             once = part.sequences[:: self._copies]
             log_q = self._reference(state.reference, once, self._prompt)
             log_q = jnp.repeat(log_q, self._copies, 0)
-            if settings.kl_in == "loss" and settings.beta_kl:
+            if settings.beta_kl and kl.in_loss(settings.kl, settings.kl_in):
                 each = each + beta * kl.divergence(settings.kl, log_p, log_q, tokens)
-            length = part.mask.sum() / len(part.mask)
-            sums["kl"] = (plain * kl.exact(log_p, log_q)).sum() * length
+            completions = len(part.mask) * settings.micro_batches
+            sums["kl"] = (part.mask * kl.exact(log_p, log_q)).sum() / completions
         total = (weights * each).sum()
         if self._gae:
             error = clipped_value(values, part.values, part.value_targets, settings.value_clip)
@@ -281,8 +275,3 @@ class Learner:
         parts = self.settings.minibatches * self.settings.micro_batches
         found = jax.lax.map(fn, sequences.reshape(parts, -1, sequences.shape[1]))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
-
-
-def _at(log_p: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Log-probabilities of tokens, by the sampler's own function."""
-    return chosen_log_probs(log_p, tokens)

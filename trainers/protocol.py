@@ -43,7 +43,6 @@ class TrainerLike(Protocol):
     def init(self, key: jax.Array) -> TrainState: ...
     def step(self, state: Any, batch: Arrays) -> tuple[TrainState, Values]: ...
     def evaluate(self, state: Any, batch: Arrays) -> Values: ...
-    def encode(self, state: Any, batch: Arrays) -> jax.Array: ...
     def scales(self, step: jax.Array) -> Values: ...
 
     def steps(
@@ -62,6 +61,19 @@ class TrainerLike(Protocol):
             return after, fold(folded, state.step, values)
 
         return jax.lax.fori_loop(0, count, one, (state, start))
+
+    @property
+    def end_token(self) -> int | None:
+        """The token with which a text that its model writes is at its end, or None."""
+        return None
+
+    def encode(self, state: Any, batch: Arrays) -> jax.Array:
+        """Features that a model makes of a batch's images: none.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"a {type(self).__name__} has no features of images to learn on")
 
     def reason(self, state: Any) -> str:
         """Why a value is not finite, or what may help."""

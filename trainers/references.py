@@ -56,11 +56,12 @@ def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
     return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)
 
 
-def bigram(table: np.ndarray) -> Reference:
+def bigram(table: np.ndarray, temperature: float = 1.0) -> Reference:
     """The reference that looks the next token up by the one before."""
 
     def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
-        return stored[sequences[:, prompt - 1 : -1]]
+        found = stored[sequences[:, prompt - 1 : -1]]
+        return found if temperature == 1 else nnx.log_softmax(found / temperature)
 
     return Reference(lambda key, params, rest: jnp.asarray(table), log_probs)
 
@@ -96,6 +97,10 @@ def of_run(path: str, data: Data, temperature: float) -> Reference:
     except UserError as error:
         raise UserError(f"trainer.reference must be a language model: {error}") from error
     require_vocabulary("trainer.reference", data, other, path)
+    if experiment.run.seeds > 1:
+        raise UserError(
+            f"trainer.reference: {path} has several seeds, and a reference must be one model"
+        )
     state = restored(run, best=False, seen=experiment).state
     model: Any = experiment.trainer.model(state)  # type: ignore[attr-defined]
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from grlu.kl import chosen
 
 
 def log_probs(logits: jax.Array, tokens: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -21,8 +22,7 @@ def log_probs(logits: jax.Array, tokens: jax.Array, temperature: float = 1.0) ->
         tokens: shape (...), int.
         temperature: that of the policy that is meant.
     """
-    scaled = nnx.log_softmax(logits / temperature)
-    return jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
+    return chosen(nnx.log_softmax(logits / temperature), tokens)
 
 
 class Completions(NamedTuple):

@@ -206,14 +206,32 @@ def test_k1_in_the_loss_teaches_nothing():
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_the_gradient_of_k1_in_the_reward_is_that_of_the_sequences(ends):
+@pytest.mark.parametrize("name", ["exact", "k1"])
+def test_the_gradient_in_the_reward_is_that_of_the_sequences(name, ends):
     mask = masked(ends)
-    p, q = (drawn(log_policy(x), jnp.asarray(ALL)) for x in (LOGITS, REFERENCE))
-    to_come = returns(-kl.k1(p, q) * mask)
+    log_p, log_q = log_policy(LOGITS), log_policy(REFERENCE)
+    to_come = returns(-kl.divergence(name, log_p, log_q, jnp.asarray(ALL)) * mask)
 
     def loss(logits, chosen):
         log_probs = drawn(log_policy(logits)[chosen], jnp.asarray(ALL)[chosen])
-        return (mask[chosen] * reinforce(log_probs, to_come[chosen])).sum()
+        paid = (mask[chosen] * reinforce(log_probs, to_come[chosen])).sum()
+        return paid + kl.in_loss(name, "reward") * estimate(name, logits, chosen, ends)
 
     expected = jax.grad(lambda logits: -sequence_divergence(logits, ends))(LOGITS)
     assert_agree(sampled(loss, 60_000, 1), expected)
+
+
+@pytest.mark.parametrize("name", ["k2", "k3"])
+def test_k2_and_k3_in_the_reward_have_no_gradient_near_the_reference(name):
+    near = REFERENCE + 0.05 * (LOGITS - REFERENCE)
+    p, q = (drawn(log_policy(x), jnp.asarray(ALL)) for x in (near, REFERENCE))
+    to_come = returns(kl.SAMPLED[name](p, q))
+
+    def paid(logits):
+        chance = jax.lax.stop_gradient(likelihood(logits))[:, None]
+        return (chance * to_come * drawn(log_policy(logits), jnp.asarray(ALL))).sum()
+
+    def norm(of):
+        return np.linalg.norm(jax.grad(of)(near))
+
+    assert norm(paid) < 0.1 * norm(lambda logits: sequence_divergence(logits, ends=False))

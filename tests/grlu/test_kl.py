@@ -26,11 +26,16 @@ def test_a_policy_is_at_no_distance_from_itself(name):
     np.testing.assert_array_equal(kl.divergence(name, log_p, log_p, tokens), 0)
 
 
-def test_k1_in_the_loss_is_refused():
-    for name in ("exact", "k1", "k2", "k3"):
+def test_what_cannot_work_is_refused():
+    for name in ("exact", "k1"):
         kl.require_sound(name, "reward")
+    for name in ("exact", "k2", "k3"):
+        kl.require_sound(name, "loss")
     with pytest.raises(grlu.UserError, match="zero on average: use exact, k2 or k3"):
         kl.require_sound("k1", "loss")
+    for name in ("k2", "k3"):
+        with pytest.raises(grlu.UserError, match=f"{name} in the reward .* vanishes near"):
+            kl.require_sound(name, "reward")
 
 
 def test_the_coefficient_rises_from_zero():

@@ -126,7 +126,9 @@ def test_equal_rewards_give_no_gradient(kind, advantage, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("estimator", "place"), [("exact", "loss"), ("k1", "reward")])
+@pytest.mark.parametrize(
+    ("estimator", "place"), [("exact", "loss"), ("exact", "reward"), ("k1", "reward")]
+)
 def test_a_large_beta_pulls_to_the_reference(estimator, place):
     options = {"beta_kl": 10.0, "reference": "bigram", "learning_rate": 1e-2, "batch_size": 16}
     _, step, state = made("reinforce", kl=estimator, kl_in=place, **options)
@@ -288,6 +290,7 @@ def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monk
         ({"samples": 1}, "trainer.samples must be at least 2, got 1"),
         ({"minibatches": 3}, "must divide the 32 completions"),
         ({"kl": "k1"}, "zero on average"),
+        ({"kl": "k3", "kl_in": "reward"}, "vanishes near the reference: use exact or k1"),
         ({"advantage": "gae", "critic": "shared"}, "model.value_head=true"),
         ({"reference": "none"}, "beta_kl needs a trainer.reference"),
         ({"reference": "nowhere"}, "nowhere"),
