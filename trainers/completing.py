@@ -19,8 +19,8 @@ class PromptSettings:
 
     Attributes:
         prompt: tokens of a prompt; by default the data set's, which of a text is 1.
-        horizon: most tokens of a completion; by default the rest of an example, less the last token
-            where a reward model must see them all.
+        horizon: most tokens of a completion; by default the rest of an example, as far as a reward
+            model sees it.
         end: the text of the token that ends a completion, or None.
         temperature: at which completions are drawn in training.
     """
@@ -87,17 +87,20 @@ class Completing:
     wrong: float
 
     @classmethod
-    def of(cls, settings: PaidSettings, data: Any, judge: Reward | None = None) -> "Completing":
-        """What a trainer's settings ask for, on some data; `judge` is a reward model's reward."""
+    def of(
+        cls,
+        settings: PaidSettings,
+        data: Any,
+        judge: Reward | None = None,
+        block: int | None = None,
+    ) -> "Completing":
+        """What a trainer's settings ask for, on some data.
+
+        `judge` is a reward model's reward, and `block` the length of what it sees.
+        """
         names = tuple(short_name(name) for name in settings.rewards)
         return cls(
-            Prompts.of(
-                data,
-                settings.prompt,
-                settings.horizon,
-                settings.end,
-                scored="judge" in settings.rewards,
-            ),
+            Prompts.of(data, settings.prompt, settings.horizon, settings.end, block=block),
             rewards_of(settings.rewards, settings.reward_weights, judge),
             names if len(names) > 1 else (),
             -1.0 if settings.reward_mode == "±1" else 0.0,

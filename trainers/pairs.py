@@ -91,15 +91,16 @@ class PairTrainer(TrainerLike):
         data: Any,
     ):
         self.settings = settings
+        self._make_model = make_model
+        made = nnx.eval_shape(lambda: (self._policy(nnx.Rngs(0)), self._learner(nnx.Rngs(0))))
         self.prompts = self.asked = None
         if not data.pairs:
             asked = data, settings.prompt, settings.horizon, settings.end
-            self.prompts = Prompts.of(*asked, scored=settings.scores)
+            self.prompts = Prompts.of(*asked, block=made[0].block if settings.scores else None)
             utility = rewards_of(settings.utility, settings.utility_weights)
             self.asked = Completing(self.prompts, utility, names=(), wrong=0.0)
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
-        self._make_model = make_model
         self.metrics: tuple[str, ...] = ("loss", "pair_accuracy", "margin", "length")
         self.metrics += () if data.pairs else ("worth", "worth_sd")
         self._of_policy = not (settings.scores or data.pairs)
@@ -107,7 +108,6 @@ class PairTrainer(TrainerLike):
         self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
         if self._of_policy:
             self.better = ("utility", "max")
-        made = nnx.eval_shape(lambda: (self._policy(nnx.Rngs(0)), self._learner(nnx.Rngs(0))))
         if self.prompts is not None and self.asked is not None:
             self.prompts.require_room(made[0].block, scored=settings.scores)
             self.asked.require(data, 2 * settings.pairs * settings.batch_size)

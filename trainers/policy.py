@@ -55,12 +55,13 @@ class PolicyTrainer(TrainerLike):
         judge: Reward | None = None,
     ):
         self.settings = settings
-        self.asked = Completing.of(settings, data, judge)
-        self.prompts = self.asked.prompts
         self.learning_rate = settings.rate(steps_per_epoch)
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         model.eval()
+        block = model.block if "judge" in settings.rewards else None
+        self.asked = Completing.of(settings, data, judge, block)
+        self.prompts = self.asked.prompts
         self._graphdef = nnx.graphdef(model)
         self.prompts.require_room(model.block)
         self.reference = self._reference_of(settings.reference, data)

@@ -38,16 +38,16 @@ class Prompts:
         horizon: int | None,
         end: str | None,
         *,
-        scored: bool = False,
+        block: int | None = None,
     ) -> "Prompts":
         """The reading of `data`.
 
         Args:
             data: of text, or of a task.
             prompt: P, by default what the data give.
-            horizon: T, by default the rest of an example; less a token if it is scored.
+            horizon: T, by default the rest of an example, as far as it fits the block.
             end: the text of the end token, or None.
-            scored: whether a reward model must see all of a completion, its last token, too.
+            block: of a reward model, which must see all of a completion, its last token, too.
 
         Raises:
             UserError: on data that are no text, or shorter than asked for, or an `end` that is not
@@ -60,7 +60,8 @@ class Prompts:
             )
         tokens = data.example_shape[0] + 1
         length = data.prompt if prompt is None else prompt
-        steps = tokens - length - scored if horizon is None else horizon
+        whole = tokens if block is None else min(tokens, block)
+        steps = whole - length if horizon is None else horizon
         if length + steps > tokens or steps < 1:
             wanted = length + max(steps, 1)
             hint = f": set dataset.length to {wanted - 1}" if data.prompt == 1 else ""

@@ -1,5 +1,7 @@
 """Rewards: what they pay, a user's own, and what is said of their faults."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,11 +109,38 @@ def test_faults_that_show_at_once():
         (["exakt"], None, "no reward 'exakt'; did you mean 'exact'"),
         (["exact"], [1.0, 2.0], "a weight for each of the 1 rewards, got 2"),
         (["nowhere.py:f"], None, "there is no file nowhere.py"),
+        (["exact", "share", "exact"], None, "names 'exact' twice"),
+        (["a.py:f", "b.py:f"], None, "names 'f' twice"),
     ],
 )
 def test_names_that_are_wrong(names, weights, said):
     with pytest.raises(UserError, match=said):
         rewards_of(names, weights)
+
+
+def test_a_file_is_run_once_as_long_as_it_stays(tmp_path):
+    path, count = tmp_path / "mine.py", tmp_path / "count"
+    count.write_text("")
+    text = f"import pathlib\ncount = pathlib.Path({str(count)!r})\n"
+    text += "count.write_text(count.read_text() + 'x')\ndef f(*given, **columns): pass\n"
+    path.write_text(text)
+    one, two = (rewards_of([f"{path}:f"], None).functions[f"{path}:f"] for _ in range(2))
+    assert one is two
+    assert count.read_text() == "x"
+    path.write_text(text + "\n")
+    os.utime(path, ns=(0, 0))
+    rewards_of([f"{path}:f"], None)
+    assert count.read_text() == "xx"
+
+
+def test_what_was_raised_in_a_run_before_is_forgotten(monkeypatch):
+    def broken(prompts, completions, **columns):
+        raise KeyError("no such word")
+
+    mine = in_python(broken)
+    monkeypatch.setitem(COMPLETION_REWARDS, "mine", mine)
+    faulty(mine)
+    assert rewards_of(["mine"], None).raised == {}
 
 
 def test_a_file_that_is_wrong(tmp_path):

@@ -1,5 +1,9 @@
 """Every config as it is fits together and traces; one of each kind also runs, shrunk to a step."""
 
+import pathlib
+import re
+import shlex
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from trainers.config import config_names
 from trainers.experiment import make_experiment
 from trainers.hybrid import check
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 # Keys of a config's data that its model hangs on.
 KEPT = ("renumber", "normalize", "flatten", "binarize")
 
@@ -44,7 +49,25 @@ def shapes(tree):
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_fits_together_and_traces(name, sets):
     """Its own sizes on data of its own shape: nothing is shrunk, and nothing computed."""
-    config = trainers.resolve(name)
+    traces(trainers.resolve(name))
+
+
+def commands():
+    """What README trains, but for what is the reader's own."""
+    for line in re.findall(r"^grlu train (.*)$", README.read_text(), re.M):
+        name, *overrides = shlex.split(re.split(r"  +| --| &", line)[0])
+        if not {"RUN", "PATH", "CONFIG", "mine.py"} & set(re.findall(r"[\w.]+", line)):
+            yield name, *overrides
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_every_command_of_the_readme_fits_together_and_traces(command, sets):
+    name, *overrides = command
+    traces(trainers.resolve(name, overrides))
+
+
+def traces(config):
     for experiment in check(config) if "stages" in config else [make_experiment(config)]:
         trainer, state = experiment.trainer, jax.eval_shape(experiment.init)
         train, test = (shapes(dict(split)) for split in (experiment.train, experiment.test))

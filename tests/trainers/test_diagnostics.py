@@ -32,6 +32,8 @@ def test_a_policy_without_a_fault():
     assert all(holds for holds, _ in found)
     assert len(found) == 11
     assert len(checklist(FINE, off_policy=False)) == 10
+    alone = {name: value for name, value in FINE.items() if name != "zero_std"}
+    assert len(checklist(alone, off_policy=True)) == 10  # One sample is always like itself.
 
 
 @pytest.mark.parametrize(

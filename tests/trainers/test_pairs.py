@@ -15,6 +15,8 @@ from models import GPT
 from trainers.completion_rewards import COMPLETION_REWARDS
 from trainers.pair_settings import DPO, RewardModel
 from trainers.pairs import PairTrainer
+from trainers.policy import PolicyTrainer
+from trainers.policy_settings import GRPO
 
 KINDS = {"dpo": DPO, "reward_model": RewardModel}
 
@@ -94,6 +96,34 @@ def test_both_begin_with_the_weights_of_another_run(kind):
         for one, two in pairs:
             np.testing.assert_array_equal(one, two)
     assert jax.tree.structure(begun) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("dataset", ["copy", "sonnets"])
+def test_a_judge_and_who_it_pays_fit_the_block_by_default(dataset):
+    data = input_pipeline.load(dataset)
+
+    def model(rngs):
+        return GPT(data.example_shape, data.num_classes, layers=1, heads=1, width=8, rngs=rngs)
+
+    judge = PairTrainer(RewardModel(batch_size=4), model, 10, data)
+    policy = PolicyTrainer(
+        GRPO(rewards=("judge",), batch_size=4), model, 10, data, judge.judge(None)
+    )
+    rows = data.preprocess({k: jnp.asarray(v[:4]) for k, v in data.train.items()})
+    for trainer in (judge, policy):
+        asked = trainer.prompts
+        assert asked.length + asked.horizon == data.example_shape[0]
+        state = jax.eval_shape(trainer.init, jax.random.key(0))
+        jax.eval_shape(trainer.step, state, rows)
+    with pytest.raises(UserError, match="all of which a reward model sees, don't fit"):
+        PairTrainer(RewardModel(batch_size=4, horizon=asked.horizon + 1), model, 10, data)
+    wide = GRPO(rewards=("judge",), batch_size=4, horizon=asked.horizon + 1)
+    with pytest.raises(UserError, match="are more than the"):
+        PolicyTrainer(wide, model, 10, data, judge.judge(None))
+
+
+def test_tokens_of_all_pairs_are_counted():
+    assert made("reward_model", horizon=3, pairs=3)[0].tokens({"train_length": 2.0}) == 12
 
 
 def test_a_utility_that_is_unknown():

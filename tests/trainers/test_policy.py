@@ -14,6 +14,7 @@ from grlu.errors import RunError, UserError
 from models import GPT
 from trainers.completion_rewards import COMPLETION_REWARDS
 from trainers.policy import PolicyTrainer
+from trainers.policy_evaluation import key_of
 from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
 from trainers.references import bigram_table
 
@@ -76,10 +77,35 @@ def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
     assert values["kl"].mean() > 0
 
 
+def test_samples_are_alike_that_are_paid_alike_for_each_token(monkeypatch):
+    def sums(prompts, completions, **columns):  # All of them are paid 1 in all.
+        first = (completions[:, :1] % 2) * 1.0
+        return jnp.concatenate([first, 1 - first], axis=1)
+
+    monkeypatch.setitem(COMPLETION_REWARDS, "sums", sums)
+    _, step, state = made(rewards=("sums",), discount=0.0)
+    _, values = step(state, batch())
+    assert (values["reward"] == 1).all()
+    assert values["zero_std"].mean() < 0.5  # An eighth, by chance.
+    assert values["gradient"].min() > 0
+    trainer, _, _ = made("ppo", samples=1)
+    assert "zero_std" not in trainer.metrics
+
+
+def test_evaluation_draws_anew_for_other_prompts_and_not_in_another_pass():
+    prompts = jnp.array([[1, 2], [3, 4]])
+    keys = [key_of(p) for p in (prompts, prompts, prompts[::-1], prompts.at[1, 1].set(5))]
+    found = [jax.random.key_data(key).tolist() for key in keys]
+    assert found[0] == found[1]
+    assert len({tuple(key) for key in found}) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "aggregation"), [("grpo", "token"), ("ppo", "sequence")])
-def test_micro_batches_change_nothing(kind, aggregation):
+@pytest.mark.parametrize("end", [None, "0"])
+def test_micro_batches_change_nothing(end, kind, aggregation):
     options = {"aggregation": aggregation, "beta_kl": 0.1, "entropy": 0.01, "reference": "bigram"}
+    options |= {"end": end}
     options |= {"optimizer": "sgd", "learning_rate": 0.1, "critic": "apart"}
     found = []
     for parts in (1, 4):
@@ -242,6 +268,11 @@ def test_a_reference_can_be_a_run(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
     trainers.train(config, tmp_path / "first", progress=False)
     held = config["trainer"] | {"reference": str(tmp_path / "first")}
+    two = config | {"run": {"seeds": 2}, "trainer": config["trainer"] | {"epochs": 0}}
+    trainers.train(two, tmp_path / "two", progress=False)
+    other = held | {"reference": str(tmp_path / "two")}
+    with pytest.raises(UserError, match="has several seeds, and a reference must be one model"):
+        trainers.train(config | {"trainer": other}, tmp_path / "none", progress=False)
     result = trainers.train(config | {"trainer": held}, tmp_path / "second", progress=False)
     assert result.metrics["test_kl"] > 0
 
@@ -285,6 +316,7 @@ def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monk
     ("change", "said"),
     [
         ({"horizon": 3}, "example of copy has 6 tokens, too few for a trainer.prompt of 4 and"),
+        ({"rewards": ["judge"]}, "'judge' needs a reward model: name its stage, or its run"),
         ({"end": "=" + "1"}, "trainer.end must be one token, and '=1' is 2"),
         ({"end": "x"}, "'x' at position 0 of the text is not in the vocabulary"),
         ({"samples": 1}, "trainer.samples must be at least 2, got 1"),
@@ -306,15 +338,73 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_block_that_is_too_small_and_data_without_prompts(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"name": "gpt", "block": 4}, "2 new ones don't fit the model's block of 4: set trainer.p"),
+        ({"name": "gpt", "causal": False}, "sees only what comes before: set model.causal=true"),
+        ({"name": "mlp"}, "needs a model that writes, such as gpt, and model.name is mlp"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["grpo", "reward_model"])
+def test_a_model_that_can_not_write_so_much(kind, model, said, tmp_path):
+    trainer = {"name": kind, "batch_size": 8} | ({"horizon": 2} if "block" in model else {})
+    config = CONFIG | {"model": model, "trainer": trainer}
+    said = said.replace("2 new ones", ".* new ones.*") if kind == "reward_model" else said
+    with pytest.raises(UserError, match=said):
+        trainers.train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_that_fails_leaves_no_folder(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def f(prompts, completions, **columns): return completions[:1]\n")
+    for name in ("grpo", "evolution"):
+        trainer = {"name": name, "rewards": [f"{path}:f"], "batch_size": 8}
+        trainer |= {"objective": "completion_reward"} if name == "evolution" else {}
+        with pytest.raises(UserError, match="must give one number a completion, shape"):
+            trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_data_without_prompts(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
-    with pytest.raises(UserError, match="block of 4"):
-        trainers.train(config | {"model": CONFIG["model"] | {"block": 4}}, tmp_path / "run")
     with pytest.raises(UserError, match="a policy continues text, and digits is none"):
         trainers.train(config | {"dataset": {"name": "digits"}}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("when", ["validation", "test"])
+def test_a_reward_that_fails_in_evaluation_stops_the_run(when, tmp_path, monkeypatch):
+    data = copying()
+    asked = {tuple(row) for row in np.asarray(getattr(data, when)["tokens"])[:, :4].tolist()}
+
+    def broken(prompts, completions, **columns):
+        if tuple(prompts[0].tolist()) in asked:
+            raise ValueError("not here")
+        return completions[:, 0] * 1.0
+
+    monkeypatch.setitem(COMPLETION_REWARDS, "broken", trainers.in_python(broken))
+    trainer = CONFIG["trainer"] | {"name": "grpo", "rewards": ["broken"], "epochs": 1}
+    dataset = CONFIG["dataset"] | {"test": 0.2}
+    said = rf"{when}_reward is not a number after step \d+ .*'broken' raised ValueError: not here"
+    with pytest.raises(RunError, match=said):
+        trainers.train(
+            CONFIG | {"trainer": trainer, "dataset": dataset}, tmp_path / "run", progress=False
+        )
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
 def test_every_name_has_settings():
     for name, kind in KINDS.items():
         assert trainers.TRAINERS[name] is kind
         assert issubclass(kind, PolicySettings)
+
+
+def test_what_is_written_ends_with_the_policys_end(tmp_path):
+    trainer = CONFIG["trainer"] | {"name": "grpo", "end": "7", "epochs": 0}
+    trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
+    texts = trainers.generate(tmp_path / "run", "12=", tokens=40, samples=20)
+    assert all(len(text) <= 3 + 40 for text in texts)
+    ended = [text for text in texts if "7" in text]
+    assert len(ended) > 10
+    assert all(text.index("7") == len(text) - 1 for text in ended)
