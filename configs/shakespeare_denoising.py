@@ -4,8 +4,9 @@
     grlu train shakespeare_denoising
     grlu sample runs/shakespeare_denoising-... --prompt "ROMEO:"
 
-The share of masked characters is anything from one to all of them. Of these 37.9 % are right on
-held-out and 38.2 % on test text (seed 0), at 2.195 and 2.194 nats; 12 minutes on one core.
+The share of masked characters is anything from one to all of them. Of these 38.6 ± 0.5 % are right
+on held-out and 38.0 ± 0.7 % on test text (seeds 0-2), at 2.177 ± .016 and 2.199 ± .025 nats; 12
+minutes each on one core.
 """
 
 from ml_collections import ConfigDict

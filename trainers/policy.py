@@ -17,7 +17,7 @@ from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
 from grlu.errors import UserError
 from trainers import policy_evaluation
 from trainers.completing import Completing, repeated
-from trainers.completion_rewards import Paid, Reward
+from trainers.completion_rewards import Reward
 from trainers.critic import Critic, critic_of
 from trainers.diagnostics import checklist
 from trainers.policy_settings import PolicySettings
@@ -144,18 +144,22 @@ class PolicyTrainer(TrainerLike):
         mask = found.mask.astype(jnp.float32)
         paid = self.asked.paid(rows, found)
         beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
+        sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
+        each = paid.each
+        if settings.kl_in == "reward" and self.reference is not None:
+            each = each - beta * self.learner.divergence(state, sequences) * mask
+        old, values = self.learner.scored(state, sequences, found.log_probs)
+        advantages, targets = self._credited(paid.whole, each, values, mask)
         drawn = Drawn(
-            sequences=jnp.concatenate([rows["prompt"], found.tokens], axis=1),
+            sequences=sequences,
             mask=mask,
             sampled=found.log_probs,
             target=rows["target"],
-            old=found.log_probs,
-            advantages=mask,
-            values=mask,
-            value_targets=mask,
+            old=old,
+            advantages=advantages,
+            values=values,
+            value_targets=targets,
         )
-        drawn = self.learner.scored(state, drawn)
-        drawn = self._credited(state, drawn, paid, beta)
         params, critic, opt, critic_opt, measured = self.learner.learn(state, drawn, beta, shuffle)
         state = state.replace(
             step=state.step + 1,
@@ -168,7 +172,7 @@ class PolicyTrainer(TrainerLike):
             fault=self.asked.first_fault(state.fault, paid.fault, rows["prompt"], found.tokens),
         )
         grouped = (len(batch["prompt"]), settings.samples)
-        values = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
+        metrics = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
         per_sample = {
             "reward": paid.total,
             "length": found.lengths,
@@ -178,15 +182,18 @@ class PolicyTrainer(TrainerLike):
         if self.prompts.end_token is not None:
             ended = (found.tokens == self.prompts.end_token).any(1)
             per_sample["cut_off"] = 1.0 - ended
-        values |= {n: v.reshape(grouped).mean(1) for n, v in per_sample.items()}
+        metrics |= {n: v.reshape(grouped).mean(1) for n, v in per_sample.items()}
         if settings.samples > 1:
             by_token = jnp.concatenate([paid.whole[:, None], paid.each], axis=1)
             alike = same(by_token.reshape(*grouped, -1))
-            values["zero_std"] = alike.astype(jnp.float32)
-        return state, values
+            metrics["zero_std"] = alike.astype(jnp.float32)
+        return state, metrics
 
     def evaluate(self, state: PolicyState, batch: Batch) -> Values:
-        """Values per prompt, deterministic, whatever the number of training's samples."""
+        """Values per prompt, deterministic, whatever the number of training's samples.
+
+        `kl` is of policy and reference at training's temperature, by what is drawn at evaluation's.
+        """
         batch, model = self.prompts.columns(batch), self.model(state)
         values, found = policy_evaluation.evaluated(self.asked, self.settings, model, batch)
         if self.reference is not None:
@@ -228,29 +235,22 @@ class PolicyTrainer(TrainerLike):
         """Why a value was not finite, if a reward was the reason; else what may help."""
         return self.asked.why(state.fault) or self.settings.remedy
 
-    def _credited(self, state: PolicyState, drawn: Drawn, paid: Paid, beta: jax.Array) -> Drawn:
-        """What was drawn, with its advantages."""
-        settings, mask = self.settings, drawn.mask
-        whole, each = paid.whole, paid.each
-        if settings.kl_in == "reward" and self.reference is not None:
-            each = each - beta * self.learner.divergence(state, drawn) * mask
+    def _credited(
+        self, whole: jax.Array, each: jax.Array, values: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Advantages, and what a critic is to learn, (N, T), by rewards (N,) and (N, T)."""
+        settings, targets = self.settings, values
         if settings.advantage == "gae":
             last = mask * (jnp.cumsum(mask, 1) == mask.sum(1, keepdims=True))
+            rewards, decay = each + whole[:, None] * last, settings.gae_decay
             advantages, targets = gae(
-                each + whole[:, None] * last,
-                drawn.values,
-                mask,
-                discount=settings.discount,
-                decay=settings.gae_decay,
+                rewards, values, mask, discount=settings.discount, decay=decay
             )
-            drawn = drawn._replace(value_targets=targets)
         else:
             to_come = whole[:, None] + returns(each, settings.discount)
             by_prompt = to_come.reshape(-1, settings.samples, to_come.shape[1])
             advantages = ADVANTAGES[settings.advantage](by_prompt).reshape(to_come.shape) * mask
-        if settings.whiten:
-            advantages = whitened(advantages, mask)
-        return drawn._replace(advantages=advantages)
+        return (whitened(advantages, mask) if settings.whiten else advantages), targets
 
     def _reference_of(self, name: str, data: Any) -> Reference | None:
         temperature = self.settings.temperature

@@ -120,19 +120,20 @@ class Learner:
             return log_p, values
         return jnp.repeat(log_p, copies, 0), jnp.repeat(values, copies, 0)
 
-    def scored(self, state: Any, drawn: Drawn) -> Drawn:
-        """What was drawn, with the values and log-probabilities of before the updates."""
+    def scored(
+        self, state: Any, sequences: jax.Array, sampled: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of what was drawn, and values, (N, T), of before the updates."""
         if not self._gae and self.updates == 1:
-            return drawn  # The first update's own are the old ones.
+            return sampled, jnp.zeros_like(sampled)  # The first update's own are the old ones.
 
         def score(sequences: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_p, values = self._values(state.params, state.rest, state.critic, sequences)
             return kl.chosen(log_p, sequences[:, self._prompt :]), values
 
-        old, values = self._in_parts(score, drawn.sequences)
-        return drawn._replace(old=old, values=values)
+        return self._in_parts(score, sequences)
 
-    def divergence(self, state: Any, drawn: Drawn) -> jax.Array:
+    def divergence(self, state: Any, sequences: jax.Array) -> jax.Array:
         """The estimate of the divergence from the reference, per token, for the reward."""
         assert self._reference
         reference = self._reference
@@ -142,7 +143,7 @@ class Learner:
             log_q = reference(state.reference, sequences, self._prompt)
             return kl.divergence(self.settings.kl, log_p, log_q, sequences[:, self._prompt :])
 
-        return self._in_parts(estimate, drawn.sequences)
+        return self._in_parts(estimate, sequences)
 
     def learn(
         self, state: Any, drawn: Drawn, beta: jax.Array, key: jax.Array
