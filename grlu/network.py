@@ -139,8 +139,9 @@ def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network
     found, live = _discover(network, params, consts, batch)
     if names and not live:
         raise UserError(
-            "the reward depends on no trainable parameter of the model given to the estimate: "
-            "compute it from the `model` and `batch` that the reward function receives"
+            "the reward depends on no trainable parameter of the model given to the estimate: it "
+            "is the same whatever the model does, or not computed from the `model` and `batch` "
+            "that the reward function receives"
         )
     axes = _batch_axes(objective, network, found, params, consts, batch)
     inner = frozenset().union(*(site.upstream for site, _ in found if site.index in live))

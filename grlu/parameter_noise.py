@@ -68,7 +68,8 @@ class ParameterNoise:
         if self._leaves and not any(self._felt):
             raise UserError(
                 "the reward depends on no trainable parameter of the model given to the estimate: "
-                "compute it from the `model` and `batch` that the reward function receives"
+                "it is the same whatever the model does, or not computed from the `model` and "
+                "`batch` that the reward function receives"
             )
 
     def draw(self, key: jax.Array) -> Direction:

@@ -86,7 +86,7 @@ def loader(name: str) -> Callable[..., Data]:
     if isinstance(name, str) and name.startswith("text:") and name != "text:":
         return text_file(name.removeprefix("text:"))
     if isinstance(name, str) and name.startswith("preferences:") and name != "preferences:":
-        return preferences(name.removeprefix("preferences:"), load)
+        return preferences(name.removeprefix("preferences:"), loader)
     raise UserError(
         f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
         f" {', '.join(DATASETS)}, tfds:NAME for images of TFDS, folder:PATH for images of your own,"

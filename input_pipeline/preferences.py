@@ -3,6 +3,7 @@
 {"prompt": "Shall I ", "chosen": "compare thee", "rejected": "go home"}
 """
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from input_pipeline.tokenizers import Tokenizer, TokenizerName, tokenizer_for
 _KEYS = ("prompt", "chosen", "rejected")
 
 
-def preferences(path: str, load: Callable[..., Data]) -> Callable[..., Data]:
-    """Return the loader of the preferences in a file; `load` loads another data set by its name.
+def preferences(path: str, loader: Callable[[str], Callable[..., Data]]) -> Callable[..., Data]:
+    """Return the loader of the preferences in a file; `loader` gives that of another data set.
 
     The arrays of a split are `chosen` and `rejected`, (N, L), tokens of the prompt and what follows
     it; `given`, (N,), how many are the prompt's; `chosen_ends` and `rejected_ends`, (N,), how many
@@ -44,7 +45,11 @@ def preferences(path: str, load: Callable[..., Data]) -> Callable[..., Data]:
         lines = read_pairs(Path(path))
         root = data_root(data_dir)
         if like is not None:
-            chosen = load(like, data_dir=data_dir).tokenizer
+            load = loader(like)
+            # Its tokens are wanted alone, so that it may be as short as it likes.
+            options = {"data_dir": data_dir, "tokenizer": tokenizer, "bpe": bpe, "length": 1}
+            known = inspect.signature(load).parameters
+            chosen = load(**{k: v for k, v in options.items() if k in known}).tokenizer
             if chosen is None:
                 raise UserError(f"dataset.like must be a data set of text, and {like} is none.")
         else:

@@ -38,13 +38,18 @@ _HEAD_WIDTH = 64
 
 
 def gpt2_from_file(
-    path: str | os.PathLike[str], *, heads: int | None = None, dropout: float = 0.0
+    path: str | os.PathLike[str],
+    *,
+    heads: int | None = None,
+    block: int | None = None,
+    dropout: float = 0.0,
 ) -> GPT:
     """A GPT with the weights, and of the size, of a GPT-2 saved by the transformers library.
 
     Args:
         path: `model.safetensors`.
         heads: number of heads, which the file does not tell; by default width / 64, GPT-2's own.
+        block: how many of its places to keep, the first ones; by default all.
         dropout: as of `GPT`.
 
     Raises:
@@ -53,10 +58,19 @@ def gpt2_from_file(
     theirs = _read(pathlib.Path(path).expanduser())
     try:
         vocabulary, width = theirs["wte.weight"].shape
+        theirs["wpe.weight"] = theirs["wpe.weight"][:block]
         block = len(theirs["wpe.weight"])
-        layers = 1 + max(int(name.split(".")[1]) for name in theirs if name.startswith("h."))
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise grlu.UserError(f"{path} holds no GPT-2: it has no {error}") from error
+    except ValueError as error:
+        shape = theirs["wte.weight"].shape
+        raise grlu.UserError(
+            f"{path} holds no GPT-2: wte.weight must be a matrix, not {shape}"
+        ) from error
+    found = (re.match(r"h\.(\d+)\.", name) for name in theirs)
+    layers = 1 + max((int(number[1]) for number in found if number), default=-1)
+    if not layers:
+        raise grlu.UserError(f"{path} holds no GPT-2: it has no layers, h.0.ln_1.weight and so on")
     heads = max(1, width // _HEAD_WIDTH) if heads is None else heads
     model = GPT(
         (block,),
@@ -74,9 +88,9 @@ def gpt2_from_file(
     for key, variable in params:
         name = names[".".join(map(str, key))]
         if name not in theirs or theirs[name].shape != variable[...].shape:
-            found = theirs[name].shape if name in theirs else "nothing"
+            given = theirs[name].shape if name in theirs else "nothing"
             raise grlu.UserError(
-                f"{path} holds no GPT-2: {name} must have shape {variable[...].shape}, not {found}"
+                f"{path} holds no GPT-2: {name} must have shape {variable[...].shape}, not {given}"
             )
         variable[...] = jnp.asarray(theirs[name], variable[...].dtype)
     return model

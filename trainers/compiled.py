@@ -87,6 +87,23 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
     return compiled if looped else _one_by_one(compiled)
 
 
+def require_step(experiment: Experiment) -> None:
+    """Traces one step, which computes nothing: raises what is wrong before anything is made."""
+    trainer, lead = experiment.trainer, 2 if experiment.by_seed else 1
+    rows = {
+        name: jax.ShapeDtypeStruct((experiment.batch_size, *array.shape[lead:]), array.dtype)
+        for name, array in experiment.train.items()
+    }
+
+    def step(key: jax.Array, rows: Arrays) -> Any:
+        batch = experiment.preprocess(rows)
+        if experiment.augment is not None:
+            batch = experiment.augment(batch, key)
+        return trainer.step(trainer.init(key), batch)
+
+    jax.eval_shape(step, jax.random.key(0), rows)
+
+
 def _one_by_one(compiled: Callable) -> Callable:
     """A chunk of steps by a program of one step, which is called for each."""
 

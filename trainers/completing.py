@@ -98,9 +98,16 @@ class Completing:
 
         `judge` is a reward model's reward, and `block` the length of what it sees.
         """
+        prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end, block=block)
+        for name in settings.rewards:
+            if name.startswith("token:") and int(name[6:]) >= prompts.vocabulary:
+                raise UserError(
+                    f"the reward {name!r} is for a token that there is not: {data.name} has the "
+                    f"tokens 0 to {prompts.vocabulary - 1}"
+                )
         names = tuple(short_name(name) for name in settings.rewards)
         return cls(
-            Prompts.of(data, settings.prompt, settings.horizon, settings.end, block=block),
+            prompts,
             rewards_of(settings.rewards, settings.reward_weights, judge),
             names if len(names) > 1 else (),
             -1.0 if settings.reward_mode == "±1" else 0.0,
@@ -166,8 +173,8 @@ class Completing:
         if reward < 0:
             raised = self.rewards.raised
             return "; ".join(f"the reward {n!r} raised {w}" for n, w in raised.items()) or None
-        length, decode = self.prompts.length, self.prompts.decode
-        return self.rewards.why(reward, decode(tokens[:length]), decode(tokens[length:]))
+        length, text = self.prompts.length, self.prompts.text
+        return self.rewards.why(reward, text(tokens[:length]), text(tokens[length:]))
 
     @property
     def metrics(self) -> tuple[str, ...]:

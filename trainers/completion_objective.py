@@ -120,7 +120,8 @@ class CompletionReward(Objective):
 
     def examples(self, model: Any, key: jax.Array, batch: Any) -> list[dict[str, Any]]:
         """A completion of each prompt of a batch, with its target and reward, for a person."""
-        return policy_evaluation.written(self.asked, self.settings, model, key, batch)
+        temperature = self.settings.eval_temperature
+        return policy_evaluation.written(self.asked, temperature, model, key, batch)
 
     def reason(self, model: Any) -> str | None:
         """Which reward was not finite, and for which completion, if that of the clean pass."""

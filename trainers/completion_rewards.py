@@ -256,7 +256,7 @@ def _run(path: pathlib.Path, written: int) -> dict[str, Any]:
     """What a user's file defines, run once as long as it stays as it is."""
     try:
         return runpy.run_path(str(path))
-    except Exception as error:  # whatever the user's file does
+    except (Exception, SystemExit) as error:  # whatever the user's file does
         raise UserError(f"{path} can't be run: {type(error).__name__}: {error}") from error
 
 

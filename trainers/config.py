@@ -56,7 +56,8 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
     for where in config:
         if where not in (*_SECTIONS, "seed", "stages", *LINKS, INHERITED):
             raise unknown(f"the config has no section {where!r}", where, [*_SECTIONS, "seed"])
-    return ConfigDict(_override(config, overrides), type_safe=False)
+    alone = ("seed",) if "stages" in config else ("seed", *LINKS)
+    return ConfigDict(_override(config, overrides, alone), type_safe=False)
 
 
 def config_names() -> dict[str, str]:
@@ -245,7 +246,15 @@ def _override_stages(stages: Any, overrides: Mapping[str, Sequence[str]]) -> tup
 def _value(override: str, text: str) -> Any:
     try:
         if text.startswith("("):
-            return plain(ast.literal_eval(text))
+            try:
+                return plain(ast.literal_eval(text))
+            except (ValueError, SyntaxError):
+                if not text.endswith(")"):
+                    raise
+                text = f"[{text[1:-1]}]"  # Of words without quotes.
         return plain(yaml.load(text, _Yaml))
     except (yaml.YAMLError, ValueError, SyntaxError) as error:
-        raise UserError(f"{override!r}: {text!r} is not a value") from error
+        raise UserError(
+            f"{override!r}: {text!r} is not a value as YAML has them: quote what is text, as in "
+            "'trainer.end=\"=\"'"
+        ) from error

@@ -1,4 +1,4 @@
-"""What should hold of a policy at the start of its training, and what it means if it doesn't."""
+"""What should hold of a policy in training, and what it means if it doesn't."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,15 @@ from collections.abc import Mapping
 _ROUNDING = 1e-3
 
 
-def checklist(values: Mapping[str, float], *, off_policy: bool) -> list[tuple[bool, str]]:
+def checklist(
+    values: Mapping[str, float], *, off_policy: bool, beta: float = 0.0
+) -> list[tuple[bool, str]]:
     """Whether each thing holds, and a sentence on it.
 
     Args:
-        values: a policy's metrics, means over the first steps.
+        values: a policy's metrics, means over some steps.
         off_policy: whether a rollout is learned from several times.
+        beta: the weight of the divergence.
     """
 
     def holds(fine: bool, what: str, otherwise: str) -> tuple[bool, str]:
@@ -61,16 +64,17 @@ def checklist(values: Mapping[str, float], *, off_policy: bool) -> list[tuple[bo
             holds(
                 v["zero_std"] < 1,
                 f"{v['zero_std']:.0%} of the prompts have samples that are all paid alike",
-                "no signal; is the reward the same whatever is written, or too hard to be ever "
-                "earned?",
+                "no signal; is the reward the same whatever is written, too hard to be ever "
+                "earned, or earned each time?",
             )
         )
     if "kl" in v:
         checks.append(
             holds(
-                v["kl"] < 10 * v["length"],
+                v["kl"] < 10 * v["length"] and beta * v["kl"] <= max(1.0, abs(v["reward"])),
                 f"the divergence is {v['kl']:.2g} nats a completion",
-                "it explodes; a larger trainer.beta_kl or a lower learning rate may help",
+                "it explodes, or costs more than is earned; another trainer.beta_kl or a lower "
+                "learning rate may help",
             )
         )
     if "cut_off" in v:

@@ -25,6 +25,7 @@ import input_pipeline
 from checkpoints import Restored
 from grlu.errors import UserError
 from input_pipeline import Data
+from models.gpt2_weights import gpt2_from_file
 from trainers.compatibility import require_vocabulary
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
@@ -58,7 +59,11 @@ def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def open_experiment(
-    config: ConfigDict, run: RunDirectory, *, computed: Collection[str] = SPLITS
+    config: ConfigDict,
+    run: RunDirectory,
+    *,
+    computed: Collection[str] = SPLITS,
+    begun: bool | None = None,
 ) -> Experiment:
     """The experiment of a run in its folder, with its links followed.
 
@@ -67,6 +72,7 @@ def open_experiment(
         run: its folder.
         computed: the splits whose features are wanted; those of the others are zeros. With all
             splits the run is to be trained, and its `start` is read.
+        begun: whether it has been trained already, by default whether it has a checkpoint.
 
     Raises:
         UserError: if parts don't fit each other, or a run that is linked to isn't trained.
@@ -92,8 +98,9 @@ def open_experiment(
             linked |= {"start": restored(other, best=False, seen=before).state}
     if linked:
         experiment = make_experiment(config, data, **linked)
-    begun = "start" in config or any(run.checkpoints.glob("*/"))
-    return warm_started(experiment) if training and not begun else experiment
+    begun = any(run.checkpoints.glob("*/")) if begun is None else begun
+    warm = training and not begun and "start" not in config
+    return warm_started(experiment) if warm else experiment
 
 
 def _judge(run: RunDirectory, data: Data, *, trained: bool) -> Any:
@@ -144,15 +151,21 @@ def restored(
 def warm_started(experiment: Experiment) -> Experiment:
     """An experiment that begins with the weights of `run.init_from`, where these fit.
 
+    They are those of a run, or of a GPT-2 in a safetensors file (`models.gpt2_weights`).
+
     Raises:
         UserError: if no array of that run has the name and shape of one of this.
     """
     if experiment.run.init_from is None:
         return experiment
-    source = RunDirectory.open(pathlib.Path(experiment.run.init_from))
-    theirs = dict(nnx.to_flat_state(restored(source, best=True).state.params))
-    state = experiment.init()
+    path, state = pathlib.Path(experiment.run.init_from), experiment.init()
     own = nnx.to_flat_state(state.begins)
+    if path.suffix == ".safetensors":
+        places = [len(variable[...]) for name, variable in own if name == ("positions",)]
+        given: Any = nnx.state(gpt2_from_file(path, block=max(places, default=None)), nnx.Param)
+    else:
+        given = restored(RunDirectory.open(path), best=True).state.params
+    theirs = dict(nnx.to_flat_state(given))
     taken = {
         path: theirs[path] if path in theirs and theirs[path].shape == variable.shape else variable
         for path, variable in own
@@ -161,9 +174,9 @@ def warm_started(experiment: Experiment) -> Experiment:
     if not count:
         raise UserError(
             f"run.init_from: none of the {len(own)} arrays of this model has the name and shape of "
-            f"one in {source.path}"
+            f"one in {path}"
         )
-    _log.info("%d of %d arrays begin as in %s", count, len(own), source.path)
+    _log.info("%d of %d arrays begin as in %s", count, len(own), path)
     start = state.replace(params=nnx.from_flat_state(taken))
     return dataclasses.replace(experiment, start=start)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from grlu.errors import UserError
 from input_pipeline import Data
+from trainers import hybrid
+from trainers.config import load_config
 from trainers.features import config_of, fresh, restored
 from trainers.language import unmask
 from trainers.pairs import PairTrainer
@@ -30,7 +32,8 @@ def generate(
     seed: int = 0,
     best: bool = False,
 ) -> list[str]:
-    """Texts that begin with a prompt, by the model of a run's newest (or best) checkpoint.
+    """Texts that begin with a prompt, by the model of a run's newest (or best) checkpoint, or by
+    that of a pipeline's last stage.
 
     A text longer than the model's block is continued from its last half block; a denoising model
     fills the rest of its block, a token a pass. A policy's ends with its `trainer.end`, if it has
@@ -51,7 +54,11 @@ def generate(
     Raises:
         UserError: if the run is not one of text, has no checkpoint, or a value does not fit.
     """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     run = RunDirectory.open(pathlib.Path(run_dir))
+    if "stages" in (config := load_config(run.config)):
+        run = hybrid.last_stage(hybrid.complete(config), run)
     experiment, data = fresh(config_of(run), run, ())
     require_writer(run, experiment, data)
     given = _encoded(data, prompt)

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from grlu.errors import UserError
 from trainers import continual, processes, remote
+from trainers.compiled import require_step
 from trainers.config import STAGE_KEYS, to_json
 from trainers.devices import placed
 from trainers.experiment import SECTIONS
@@ -104,7 +105,7 @@ def check(pipeline: ConfigDict) -> list[Experiment]:
         UserError: naming the stage that doesn't fit.
     """
     built = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _without(f"{scratch}/"):
         run = RunDirectory(pathlib.Path(scratch))
         for stage in plain(pipeline)["stages"]:
             with _named(stage["name"]):
@@ -113,6 +114,7 @@ def check(pipeline: ConfigDict) -> list[Experiment]:
                 experiment = open_experiment(config_of(own), own, computed=())
                 placed(experiment.run.seeds, experiment.mesh)
                 remote.require(experiment.run.wandb)
+                require_step(experiment)
                 built.append(experiment)
     return built
 
@@ -252,6 +254,15 @@ def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:
 
 def _names(pipeline: Mapping[str, Any]) -> list[str]:
     return [stage["name"] for stage in pipeline["stages"]]
+
+
+@contextlib.contextmanager
+def _without(text: str) -> Iterator[None]:
+    """Leaves a part out of what is said of a mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(text, "")) from error
 
 
 @contextlib.contextmanager

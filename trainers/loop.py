@@ -111,11 +111,12 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         ):
             if steps == 0:
                 row = _evaluated(experiment, evaluate, state, test=True)
-                _require_numbers(row, experiment, state, step, saved, run)
+                require_numbers(row, experiment, state, step, saved, run)
                 table.write({"step": 0, "epoch": 0.0, **row})
                 if checkpoints.latest_step is None:
                     checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
             order_of, order = -1, np.zeros(0, np.int32)
+            warned: set[int] = set()
             while step < steps and not ended:
                 epoch, done = divmod(step, per_epoch)
                 if epoch != order_of:
@@ -147,7 +148,12 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         )
                     before = None
                     for holds, said in trainer.diagnose(_train_values(row)):
-                        _log.log(logging.INFO if holds else logging.WARNING, "%s", said)
+                        if holds:
+                            _log.info("%s", said)
+                for number, (holds, said) in enumerate(trainer.diagnose(_train_values(row))):
+                    if not holds and number not in warned:
+                        _log.warning("step %d: %s", step, said)
+                        warned.add(number)
                 if step % per_epoch == 0:
                     row |= _evaluated(experiment, evaluate, state, test=False)
                     history += [row[column]] if column in row else []
@@ -163,7 +169,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         row |= _prefixed("test", evaluate(outcome, experiment.test))
                     show(experiment, state, run.samples, step)
                     report.images(step, pictures(state, step))
-                _require_numbers(row, experiment, state, step, saved, run)
+                require_numbers(row, experiment, state, step, saved, run)
                 table.write({"step": step, "epoch": step / per_epoch, **row})
                 report.row(step, row)
                 stopping = processes.agreed(bool(stop))
@@ -258,7 +264,7 @@ def _not_finite(step: int, saved: int | None, path: pathlib.Path, reason: str) -
     )
 
 
-def _require_numbers(
+def require_numbers(
     row: Mapping[str, float],
     experiment: Experiment,
     state: TrainState,

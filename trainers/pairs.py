@@ -20,7 +20,7 @@ from trainers.completion_rewards import Reward, rewards_of
 from trainers.critic import critic_of
 from trainers.pair_settings import PairSettings
 from trainers.policy_data import Prompts
-from trainers.policy_evaluation import key_of
+from trainers.policy_evaluation import key_of, written
 from trainers.protocol import TrainerLike
 from trainers.sampling import Completions
 from trainers.state import TrainState
@@ -33,9 +33,12 @@ class PairState(TrainState):
 
     Attributes:
         drawn_from: variables of the frozen policy, trained once and other.
+        fault: the first utility that was not finite, as `Completing.first_fault` tells it, or None
+            of recorded pairs.
     """
 
     drawn_from: Any
+    fault: Any
 
     @property
     def begins(self) -> Any:
@@ -57,11 +60,14 @@ class Pairs(NamedTuple):
         better: what is preferred.
         worse: what is not.
         worth: the utility of each prompt's completions, (B, 2N / B); of recorded ones none.
+        fault: the first utility of the run, or of these, that was not finite; of recorded ones
+            None.
     """
 
     better: tuple[jax.Array, jax.Array]
     worse: tuple[jax.Array, jax.Array]
     worth: jax.Array
+    fault: jax.Array | None = None
 
 
 class PairTrainer(TrainerLike):
@@ -70,8 +76,8 @@ class PairTrainer(TrainerLike):
     Attributes:
         metrics: names of the values that `step` gives per prompt: `pair_accuracy` is how often the
             model prefers what the judge does, `margin` by how much; where pairs are drawn, `worth`
-            is the utility of the frozen policy's completions and `worth_sd` its standard deviation
-            among those of a prompt.
+            is the utility of the frozen policy's completions and `worth_spread` its standard
+            deviation among those of a prompt.
         evaluated: names of those that `evaluate` gives; of DPO also the `utility` of the policy's
             own completions, less that of the frozen policy's, and their divergence, in nats: but
             not where pairs are recorded, of whose judge nothing is known.
@@ -102,7 +108,7 @@ class PairTrainer(TrainerLike):
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
         self.metrics: tuple[str, ...] = ("loss", "pair_accuracy", "margin", "length")
-        self.metrics += () if data.pairs else ("worth", "worth_sd")
+        self.metrics += () if data.pairs else ("worth", "worth_spread")
         self._of_policy = not (settings.scores or data.pairs)
         self.evaluated = self.metrics + (("utility", "kl") if self._of_policy else ())
         self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
@@ -126,6 +132,7 @@ class PairTrainer(TrainerLike):
             opt_state=self.optimizer.init(params),
             average=None,
             drawn_from=tuple(drawn_from),
+            fault=None if self.asked is None else self.asked.no_fault(),
         )
 
     def step(self, state: PairState, batch: Any) -> tuple[PairState, Values]:
@@ -140,14 +147,17 @@ class PairTrainer(TrainerLike):
         grads, values = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), values
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, fault=pairs.fault
+        )
+        return state, values
 
     def evaluate(self, state: PairState, batch: Any) -> Values:
         """Values per prompt, deterministic; the judge has no doubts."""
         key = key_of(batch["chosen"][0] if self.prompts is None else batch["tokens"])
         pairs = self._pairs(state, batch, key, doubt=0.0)
         values = self._compared(state, state.params, pairs)
-        if self.prompts is None or not self._of_policy:
+        if self.prompts is None or self.asked is None or not self._of_policy:
             return values
         batch = self.prompts.columns(batch)
         found = self._sampled(self.model(state), batch["prompt"], key, 1)
@@ -157,9 +167,30 @@ class PairTrainer(TrainerLike):
             for graphdef, variables in self._both(state, state.params)
         )
         return values | {
-            "utility": self._worth(batch, found) - values["worth"],
+            "utility": self.asked.paid(batch, found).total - values["worth"],
             "kl": (kl.exact(log_p, log_q) * found.mask).sum(1),
         }
+
+    def examples(self, state: PairState, batch: Any) -> list[dict[str, Any]]:
+        """What a policy writes after the prompts of a batch, for a person."""
+        if self.asked is None or self.settings.scores:
+            return []
+        model, temperature = self.model(state), self.settings.temperature
+        return written(self.asked, temperature, model, state.key, batch)
+
+    def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
+        """Whether there is something to prefer."""
+        if "worth_spread" not in values:
+            return []
+        spread = values["worth_spread"]
+        said = f"the utility of a prompt's completions has the deviation {spread:.2g}"
+        same = f"{said}: no signal; is it the same whatever is written?"
+        return [(spread > 0, said if spread > 0 else same)]
+
+    def reason(self, state: PairState) -> str:
+        """Why a value was not finite, if the utility was the reason; else what may help."""
+        told = None if self.asked is None else self.asked.why(state.fault)
+        return told or self.settings.remedy
 
     def model(self, state: PairState) -> Any:
         """The model, in evaluation mode: a reward model's has a `score`."""
@@ -203,19 +234,15 @@ class PairTrainer(TrainerLike):
         return critic_of(policy, rngs)
 
     def _sampled(self, model: Any, prompts: jax.Array, key: jax.Array, samples: int) -> Completions:
-        assert self.asked
+        assert self.asked is not None
         how = {"temperature": self.settings.temperature}
         return self.asked.sampled(model, prompts, key, samples, **how)
-
-    def _worth(self, rows: Any, found: Completions) -> jax.Array:
-        assert self.asked
-        return self.asked.paid(rows, found).total
 
     def _pairs(
         self, state: PairState, batch: Any, key: jax.Array, doubt: float | None = None
     ) -> Pairs:
         """What is recorded of preferences; or what is drawn, and the judge prefers."""
-        if self.prompts is None:
+        if self.prompts is None or self.asked is None:
             better, worse = ((batch[n], batch[f"{n}_mask"]) for n in ("chosen", "rejected"))
             return Pairs(better, worse, jnp.zeros((len(better[0]), 0)))
         batch = self.prompts.columns(batch)
@@ -226,7 +253,9 @@ class PairTrainer(TrainerLike):
         found = self._sampled(policy, batch["prompt"], draw, drawn)
         rows = repeated(batch, drawn)
         sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
-        worth = self._worth(rows, found).reshape(-1, 2)
+        paid = self.asked.paid(rows, found)
+        fault = self.asked.first_fault(state.fault, paid.fault, rows["prompt"], found.tokens)
+        worth = paid.total.reshape(-1, 2)
         lead = worth[:, 0] - worth[:, 1]
         certain = lead >= 0
         if doubt:
@@ -236,7 +265,7 @@ class PairTrainer(TrainerLike):
         at = 2 * jnp.arange(len(order))[:, None] + order
         masks = jnp.pad(found.mask.astype(jnp.float32), ((0, 0), (self.prompts.length, 0)))
         better, worse = ((sequences[rows], masks[rows]) for rows in (at[:, 0], at[:, 1]))
-        return Pairs(better, worse, worth.reshape(-1, drawn))
+        return Pairs(better, worse, worth.reshape(-1, drawn), fault)
 
     def _compared(self, state: PairState, params: Any, pairs: Pairs) -> Values:
         better, worse = pairs.better, pairs.worse
@@ -259,7 +288,7 @@ class PairTrainer(TrainerLike):
         values = {k: v.reshape(len(pairs.worth), -1).mean(1) for k, v in values.items()}
         if self.prompts is None:
             return values
-        return values | {"worth": pairs.worth.mean(1), "worth_sd": pairs.worth.std(1, ddof=1)}
+        return values | {"worth": pairs.worth.mean(1), "worth_spread": pairs.worth.std(1, ddof=1)}
 
     def _both(self, state: PairState, params: Any) -> list[tuple[Any, Any]]:
         """The policy that learns and the frozen one: graph definition and variables."""

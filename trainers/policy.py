@@ -223,13 +223,14 @@ class PolicyTrainer(TrainerLike):
         return values["train_length"] * self.settings.samples
 
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """What holds of the first steps' metrics, and what should (`trainers/diagnostics.py`)."""
-        return checklist(values, off_policy=self.learner.updates > 1)
+        """What holds of some steps' metrics, and what should (`trainers/diagnostics.py`)."""
+        beta = self.settings.beta_kl
+        return checklist(values, off_policy=self.learner.updates > 1, beta=beta)
 
     def examples(self, state: PolicyState, batch: Batch) -> list[dict[str, Any]]:
         """A completion of each prompt of a batch, with its target and reward, for a person."""
-        model = self.model(state)
-        return policy_evaluation.written(self.asked, self.settings, model, state.key, batch)
+        model, temperature = self.model(state), self.settings.eval_temperature
+        return policy_evaluation.written(self.asked, temperature, model, state.key, batch)
 
     def reason(self, state: PolicyState) -> str:
         """Why a value was not finite, if a reward was the reason; else what may help."""

@@ -71,7 +71,10 @@ class Prompts:
             )
         end_token = None
         if end is not None:
-            found = data.tokenizer.encode(end)
+            try:
+                found = data.tokenizer.encode(end)
+            except UserError as error:
+                raise UserError(f"trainer.end={end!r}: {error}") from error
             if len(found) != 1:
                 raise UserError(f"trainer.end must be one token, and {end!r} is {len(found)}")
             end_token = int(found[0])
@@ -98,6 +101,13 @@ class Prompts:
             target = jnp.where(self.counted(target) > 0, target, self.end_token)
         rest = {k: v for k, v in batch.items() if k not in ("tokens", "scored")}
         return {**rest, "prompt": tokens[:, : self.length], "target": target}
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say, as far as their end."""
+        tokens = list(tokens)
+        if self.end_token in tokens:
+            tokens = tokens[: tokens.index(self.end_token) + 1]
+        return self.decode(tokens)
 
     def sequences(self, data: Data) -> np.ndarray:
         """The training split's prompts with their targets, (N, P + T)."""

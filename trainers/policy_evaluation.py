@@ -60,14 +60,15 @@ def key_of(prompts: jax.Array) -> jax.Array:
 
 
 def written(
-    asked: Completing, settings: PaidSettings, model: Any, key: jax.Array, batch: Any
+    asked: Completing, temperature: float, model: Any, key: jax.Array, batch: Any
 ) -> list[dict[str, Any]]:
-    """A completion of each prompt of a batch, with its target and reward."""
-    names, decode = ("prompt", "completion", "target"), asked.prompts.decode
-    found = _write(asked, settings.eval_temperature, *nnx.split(model), key, batch)
-    *texts, rewards = (a.tolist() for a in found)
+    """A completion of each prompt of a batch, to its end, with its target and reward."""
+    names, text = ("prompt", "completion", "target"), asked.prompts.text
+    *texts, rewards = (
+        a.tolist() for a in _write(asked, temperature, *nnx.split(model), key, batch)
+    )
     return [
-        {n: decode(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
+        {n: text(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
         for *row, reward in zip(*texts, rewards, strict=True)
     ]
 

@@ -80,7 +80,7 @@ class TrainerLike(Protocol):
         return self.settings.remedy
 
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """What should hold of the first steps' metrics, and whether it does: nothing is checked."""
+        """What should hold of some steps' metrics, and whether it does: nothing is checked."""
         return []
 
     def tokens(self, values: Mapping[str, float]) -> float | None:
@@ -106,7 +106,7 @@ class RunSettings:
             what a run comes to, and is tested as, is its best state; without, its last.
         wandb: whether rows also go to Weights & Biases, if that is installed.
         init_from: folder of a run whose weights this one begins with, where name and shape are the
-            same, or None.
+            same, or a safetensors file with those of a GPT-2, or None.
     """
 
     rows_per_epoch: int = 10

@@ -90,7 +90,12 @@ def of_run(path: str, data: Data, temperature: float) -> Reference:
     from trainers.generate import require_writer
     from trainers.run_directory import RunDirectory
 
-    run = RunDirectory.open(pathlib.Path(path))
+    try:
+        run = RunDirectory.open(pathlib.Path(path))
+    except UserError as error:
+        raise UserError(
+            f"trainer.reference must be start, random, bigram, none or the folder of a run: {error}"
+        ) from error
     experiment, other = fresh(config_of(run), run, ())
     try:
         require_writer(run, experiment, other)

@@ -9,11 +9,13 @@ from ml_collections import ConfigDict
 
 from grlu.errors import UserError
 from trainers import generative, hybrid, remote
+from trainers.compiled import require_step
 from trainers.config import load_config, source_name, to_json, validate
 from trainers.devices import placed
-from trainers.experiment import SECTIONS, make_experiment
-from trainers.features import config_of, open_experiment, restored, warm_started
-from trainers.loop import Result, evaluate_state, fit
+from trainers.experiment import SECTIONS
+from trainers.features import config_of, open_experiment, restored
+from trainers.loop import Result, evaluate_state, fit, require_numbers
+from trainers.paths import absolute
 from trainers.run_directory import RunDirectory, default_path, logged_to
 
 _log = logging.getLogger("grlu")
@@ -51,14 +53,15 @@ def train(
         RunError: if the run breaks.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
-    config = resolve(source, overrides)
+    config = absolute(resolve(source, overrides))
     path = pathlib.Path(run_dir) if run_dir else default_path(source_name(source))
     if "stages" in config:
         hybrid.check(config)
         run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
         return hybrid.fit_stages(config, run, progress=progress)
-    experiment = warm_started(make_experiment(config))
+    experiment = open_experiment(config, RunDirectory(path), begun=False)
     placed(experiment.run.seeds, experiment.mesh)
+    require_step(experiment)
     remote.require(experiment.run.wandb)
     run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
     with logged_to(run.log):
@@ -116,6 +119,7 @@ def evaluate(
 
     Raises:
         UserError: if there is no run or no checkpoint.
+        RunError: if one of them is not a number.
     """
     run = own = RunDirectory.open(pathlib.Path(run_dir))
     config, more = load_config(run.config), {}
@@ -127,7 +131,8 @@ def evaluate(
     splits = ("train", "test") if generates else ("test",)
     experiment = open_experiment(config, own, computed=splits)
     found = restored(own, best=best, seen=experiment)
-    metrics = evaluate_state(experiment, found.state, experiment.test)
+    metrics: dict[str, Any] = evaluate_state(experiment, found.state, experiment.test)
+    require_numbers(metrics, experiment, found.state, found.step, found.step, own)
     if generates:
         metrics |= generative.measured(experiment, found.state, effort or generative.Effort())
     return {"run": str(run.path), "step": found.step, **metrics, **more}

@@ -175,7 +175,7 @@ def _require(
             raise UserError(f"{name} must be a positive number, got {value!r}")
     if not temperature > 0:
         raise UserError(
-            f"temperature must be positive, got {temperature!r}; greedy=true takes the most likely"
+            f"temperature must be positive, got {temperature!r}; greedy takes the likeliest token"
         )
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p must lie in (0, 1], got {top_p!r}")

@@ -7,7 +7,10 @@ import pytest
 from flax import nnx
 
 import grlu
+import trainers
 from models.gpt2_weights import _LAYER, _WHOLE, gpt2_from_file
+from trainers.features import restored
+from trainers.run_directory import RunDirectory
 
 
 def random_weights(layers=2, width=64, vocabulary=50, block=16):
@@ -74,6 +77,28 @@ def test_what_is_no_gpt_2_is_refused(save, tmp_path):
     wrong = random_weights() | {"h.1.mlp.c_fc.bias": np.zeros(3, np.float32)}
     with pytest.raises(grlu.UserError, match=r"h.1.mlp.c_fc.bias must have shape \(256,\)"):
         gpt2_from_file(save(wrong))
+    flat = random_weights() | {"wte.weight": np.zeros(3, np.float32)}
+    with pytest.raises(grlu.UserError, match=r"wte.weight must be a matrix, not \(3,\)"):
+        gpt2_from_file(save(flat))
+    bare = {name: array for name, array in random_weights().items() if name[0] == "w"}
+    with pytest.raises(grlu.UserError, match=r"it has no layers"):
+        gpt2_from_file(save(bare))
     (tmp_path / "broken.safetensors").write_bytes(b"12345678")
     with pytest.raises(grlu.UserError, match="is not a whole safetensors file"):
         gpt2_from_file(tmp_path / "broken.safetensors")
+
+
+def test_a_run_begins_with_them(save, tmp_path):
+    """In a model with fewer places, whose own characters are as many."""
+    theirs = random_weights(vocabulary=12)
+    config = {
+        "dataset": {"name": "copy", "digits": 2},
+        "model": {"name": "gpt", "layers": 2, "heads": 4, "width": 64},
+        "trainer": {"name": "backprop", "objective": "lm", "epochs": 0, "batch_size": 8},
+        "run": {"init_from": str(save(theirs))},
+    }
+    trainers.train(config, tmp_path / "run", progress=False)
+    run = RunDirectory(tmp_path / "run")
+    params = restored(run, best=False).state.params
+    np.testing.assert_array_equal(params["positions"][...], theirs["wpe.weight"][:5])
+    np.testing.assert_array_equal(params["tokens"]["embedding"][...], theirs["wte.weight"])

@@ -137,6 +137,11 @@ def test_overrides(override, section, key, value):
     assert type(result) is type(value)
 
 
+def test_words_in_brackets_need_no_quotes():
+    config = load_config("copy_grpo", ["trainer.rewards=(match,exact)"])
+    assert config.trainer.rewards == ("match", "exact")
+
+
 def test_the_last_override_wins_and_seed_has_no_section():
     result = with_overrides("seed=5", "trainer.samples=1", "trainer.samples=2")
     assert (result["seed"], result["trainer"]["samples"]) == (5, 2)

@@ -24,6 +24,7 @@ FINE = {
     "kl": 0.5,
     "length": 4.0,
     "cut_off": 0.5,
+    "reward": 2.0,
 }
 
 
@@ -48,11 +49,14 @@ def test_a_policy_without_a_fault():
         ({"repetition": 0.95}, "over and over"),
         ({"clip_fraction": 0.7}, "70% of the tokens are clipped: a lower"),
         ({"kl": 100.0}, "it explodes"),
+        ({"kl": 30.0}, "costs more than is earned"),
         ({"cut_off": 1.0}, "100% of the completions are cut off .*: a longer trainer.horizon"),
     ],
 )
 def test_a_fault_is_said(change, said):
-    wrong = [text for holds, text in checklist(FINE | change, off_policy=True) if not holds]
+    wrong = [
+        text for holds, text in checklist(FINE | change, off_policy=True, beta=0.1) if not holds
+    ]
     assert len(wrong) == 1
     with pytest.raises(ValueError, match=said):
         raise ValueError(wrong[0])

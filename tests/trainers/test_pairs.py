@@ -10,7 +10,7 @@ import pytest
 
 import input_pipeline
 import trainers
-from grlu.errors import UserError
+from grlu.errors import RunError, UserError
 from models import GPT
 from trainers.completion_rewards import COMPLETION_REWARDS
 from trainers.pair_settings import DPO, RewardModel
@@ -71,7 +71,7 @@ def test_several_pairs_of_a_prompt_are_of_that_prompt_and_count_as_one_example()
     )
     values = trainer.evaluate(state, batch(0))
     assert {v.shape for v in values.values()} == {(32,)}
-    assert np.asarray(values["worth_sd"]).mean() > 0.5
+    assert np.asarray(values["worth_spread"]).mean() > 0.5
 
 
 def test_dpo_starts_where_the_pairs_come_from_and_comes_to_prefer_what_the_judge_does():
@@ -124,6 +124,38 @@ def test_a_judge_and_who_it_pays_fit_the_block_by_default(dataset):
 
 def test_tokens_of_all_pairs_are_counted():
     assert made("reward_model", horizon=3, pairs=3)[0].tokens({"train_length": 2.0}) == 12
+
+
+def test_a_utility_without_a_signal_or_that_is_not_finite_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.ones(len(c)))
+    no_fives = lambda p, c, **columns: jnp.where(c[:, 0] == 5, jnp.nan, 1.0)  # noqa: E731
+    monkeypatch.setitem(COMPLETION_REWARDS, "no_fives", no_fives)
+    config = {
+        "dataset": {"name": "copy", "examples": 100},
+        "model": {"name": "gpt", "layers": 1, "heads": 1, "width": 8},
+        "trainer": {"name": "reward_model", "utility": ["same"], "batch_size": 20, "epochs": 1},
+        "run": {"rows_per_epoch": 1},
+    }
+    trainers.train(config, tmp_path / "same", progress=False)
+    assert "the same whatever is written?" in (tmp_path / "same" / "log.txt").read_text()
+    changes = ["trainer.utility=[no_fives]"]
+    with pytest.raises(RunError, match=r"'no_fives' gave a value .* for the completion '3"):
+        trainers.train(config, tmp_path / "nan", overrides=changes, progress=False)
+
+
+@pytest.mark.slow
+def test_a_policy_that_learns_from_pairs_shows_what_it_writes(tmp_path):
+    config = {
+        "dataset": {"name": "copy", "examples": 100},
+        "model": {"name": "gpt", "layers": 1, "heads": 1, "width": 8},
+        "trainer": {"name": "dpo", "utility": ["share"], "batch_size": 20, "epochs": 1, "end": "7"},
+    }
+    trainers.train(config, tmp_path / "run", progress=False)
+    lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    ends = [row["completion"].find("7") for row in rows]
+    assert any(end >= 0 for end in ends)
+    assert all(end in (-1, len(row["completion"]) - 1) for row, end in zip(rows, ends, strict=True))
 
 
 def test_a_utility_that_is_unknown():

@@ -1,0 +1,72 @@
+"""What a config names on the disk is found from any folder."""
+
+import pytest
+from ml_collections import ConfigDict
+
+import trainers
+from grlu.errors import UserError
+from trainers.paths import absolute
+
+SETTINGS = {"batch_size": 8, "samples": 2, "epochs": 1}
+CONFIG = {
+    "dataset": {"name": "copy", "digits": 2, "examples": 80},
+    "model": {"name": "gpt", "layers": 1, "heads": 1, "width": 8},
+    "trainer": {"name": "grpo", "rewards": ["match", "mine.py:brief"], **SETTINGS},
+    "run": {"rows_per_epoch": 1},
+}
+
+
+def test_what_is_there_is_named_by_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.py", "text.txt", "run"):
+        (tmp_path / name).touch()
+    config = {
+        "judge": "run",
+        "dataset": {"name": "text:text.txt", "like": "shakespeare", "data_dir": "none"},
+        "trainer": {"rewards": ("match", "mine.py:f", "none.py:f"), "reference": "run"},
+        "stages": ({"name": "run", "start": "run", "backbone": "run"},),
+    }
+    found = absolute(ConfigDict(config)).to_dict()
+    there = str(tmp_path / "run")
+    assert found["judge"] == there
+    assert found["dataset"] == config["dataset"] | {"name": f"text:{tmp_path}/text.txt"}
+    assert found["trainer"]["reference"] == there
+    assert found["trainer"]["rewards"] == ("match", f"{tmp_path}/mine.py:f", "none.py:f")
+    assert found["stages"] == ({"name": "run", "start": "run", "backbone": there},)
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = "def brief(prompts, completions, mask, **columns): return -mask.sum(1)"
+    (tmp_path / "here" / "mine.py").write_text(text)
+    result = trainers.train(CONFIG, "run", progress=False)
+    monkeypatch.chdir(tmp_path)
+    found = trainers.evaluate("here/run")
+    assert found["test_reward_brief"] == result.metrics["test_reward_brief"] == -2
+
+
+@pytest.mark.slow
+def test_a_run_may_begin_with_others_and_be_paid_by_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = {"name": "backprop", "objective": "lm", "batch_size": 8, "epochs": 1}
+    trainers.train(CONFIG | {"trainer": first}, "first", progress=False)
+    scores = {"name": "reward_model", "utility": ["share"], "batch_size": 8, "epochs": 1}
+    judge = CONFIG | {"trainer": scores, "start": "first"}
+    trainers.train(judge, "judge", progress=False)
+    paid = CONFIG | {"trainer": {"name": "grpo", "rewards": ["judge"], **SETTINGS}}
+    links = ["start=first", "judge=judge"]
+    result = trainers.train(paid, "deep/policy", overrides=links, progress=False)
+    assert trainers.evaluate("deep/policy")["test_reward"] == result.metrics["test_reward"]
+    assert trainers.resume("deep/policy", progress=False).step == result.step
+    with pytest.raises(UserError, match="nowhere holds no run"):
+        trainers.train(judge | {"start": "nowhere"}, "none", progress=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_mistake_that_shows_in_tracing_leaves_no_folder(tmp_path):
+    trainer = {"name": "feedback_alignment", "objective": "lm", "batch_size": 8}
+    with pytest.raises(UserError):
+        trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
