@@ -18,17 +18,30 @@ _BAND = "Bands are ± 1 standard deviation over the seeds."
 def learning_curves(records: Sequence[Record]) -> Picture | None:
     """Each metric by epoch, one panel a metric; None if no run has metrics yet."""
     told = [(record, record.told) for record in records]
-    metrics = list(dict.fromkeys(name for _, each in told for name in each.metrics))[:3]
-    metrics = [m for m in metrics if any(len(each.series("train", m)["mean"]) for _, each in told)]
+    metrics = list(dict.fromkeys(name for _, each in told for name in each.metrics))
+
+    def points(name: str) -> int:
+        series = (each.series(s, name) for _, each in told for s in ("train", "validation"))
+        return max(len(each["mean"]) for each in series)
+
+    # A point is no curve, unless all are points.
+    least = min(2, max((points(name) for name in metrics), default=1))
+    metrics = [name for name in _chosen(metrics) if points(name) >= least]
     if not metrics:
         return None
 
     def draw(theme: Theme) -> Figure:
-        figure = Figure(figsize=(5.2 * len(metrics) + 0.4, 4.0 + _legend_height(len(told))))
-        for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):  # noqa: B905
+        columns = min(3, len(metrics))
+        rows = -(-len(metrics) // columns)
+        height = 4.0 + _legend_height(len(told))
+        figure = Figure(figsize=(5.2 * columns + 0.4, rows * height))
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(metrics) :]:
+            axes.set_axis_off()
+        for axes, metric in zip(panels, metrics, strict=False):
             for i, (record, each) in enumerate(told):
                 _curve(axes, each, metric, theme, i, record.label if len(told) > 1 else "")
-            _frame(axes, "epoch", named(metric, told[0][1].config))
+            _frame(axes, "epoch", named(metric, *(each.config for _, each in told)))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
 
@@ -36,6 +49,15 @@ def learning_curves(records: Sequence[Record]) -> Picture | None:
     if any(each.seeds > 1 for _, each in told):
         caption += f" {_BAND}"
     return picture("curves", "Learning curves", caption, draw, of=_only(records))
+
+
+def _chosen(metrics: Sequence[str]) -> list[str]:
+    """The first three metrics; of a policy up to three rewards, and what says how it fares."""
+    if "advantage" not in metrics:
+        return list(metrics[:3])
+    rewards = [name for name in metrics if name.partition("_")[0] == "reward"][:3]
+    found = ["kl", "entropy", "nll", "pass_1", *(["length"] if "cut_off" in metrics else [])]
+    return [*rewards, *(name for name in found if name in metrics)][:6]
 
 
 def accuracy_by_passes(records: Sequence[Record]) -> Picture | None:
@@ -107,7 +129,7 @@ def _curve(axes: Axes, record: Record, metric: str, theme: Theme, i: int, label:
     value = f"{value} {unit(metric, record.config)}".strip()
     text = f"{label}: {value}" if label else value
     if final is held_out:
-        train_label = None if label else "training"
+        train_label = None if label or not len(train["mean"]) else "training"
         axes.plot(
             train["epoch"],
             factor * train["mean"],

@@ -18,7 +18,8 @@ def results(records: Sequence[Record]) -> str:
         for metric in metrics:
             values = [each.final(split, metric) for each, _ in told]
             if any(values):
-                name = f"{split} {named(metric, told[0][0].config)}"
+                having = [each for (each, _), value in zip(told, values, strict=True) if value]
+                name = f"{split} {named(metric, *(each.config for each in having))}"
                 rows.append([name, *("–" if v is None else number(metric, *v) for v in values)])
     steps = [max(each.columns.get("step", ()), default=0) for each, _ in told]
     rows.append(["steps", *(f"{int(step):,}" for step in steps)])

@@ -20,9 +20,10 @@ def unit(metric: str, config: Mapping[str, Any]) -> str:
     return ""
 
 
-def named(metric: str, config: Mapping[str, Any]) -> str:
-    """`accuracy (%)`."""
-    shown = unit(metric, config)
+def named(metric: str, *configs: Mapping[str, Any]) -> str:
+    """`accuracy (%)`, with the unit in which the runs of all these configs give it, if there is."""
+    units = {unit(metric, config) for config in configs}
+    shown = units.pop() if len(units) == 1 else ""
     return metric.replace("_", " ") + (f" ({shown})" if shown else "")
 
 
