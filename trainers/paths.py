@@ -15,9 +15,9 @@ _FUNCTION = re.compile(r"()(.+\.py)(?=:\w+$)")
 
 
 def absolute(config: ConfigDict) -> ConfigDict:
-    """A config in which what is there is named by its whole path; all else is as it was."""
+    """A config in which what is there, and each run it links to, is named by its whole path."""
     given = plain(config)
-    links = {k: _whole(given[k]) for k in LINKS if k in given}
+    links = {k: str(Path(given[k]).expanduser().resolve()) for k in LINKS if k in given}
     return ConfigDict(_walked(given) | links, type_safe=False)
 
 
