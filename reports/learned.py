@@ -62,7 +62,7 @@ def learned(record: Record) -> Learned:
     experiment = open_experiment(config, run, computed=("test",))
     trainer = experiment.trainer
     if not isinstance(trainer, Trainer):
-        raise UserError(f"{type(trainer).__name__} is a trainer whose model a report can't ask")
+        raise UserError(f"there are no pictures of what trainer.name={config.trainer.name} teaches")
     with open_checkpoints(experiment, run) as checkpoints:
         best = experiment.run.patience is not None
         restored = checkpoints.restore(jax.eval_shape(experiment.init), best=best)

@@ -87,17 +87,8 @@ class Completing:
     wrong: float
 
     @classmethod
-    def of(
-        cls,
-        settings: PaidSettings,
-        data: Any,
-        judge: Reward | None = None,
-        block: int | None = None,
-    ) -> "Completing":
-        """What a trainer's settings ask for, on some data.
-
-        `judge` is a reward model's reward, and `block` the length of what it sees.
-        """
+    def of(cls, settings: PaidSettings, data: Any, block: int | None = None) -> "Completing":
+        """What a trainer's settings ask for, on some data; `block` is what a judge sees at most."""
         prompts = Prompts.of(data, settings.prompt, settings.horizon, settings.end, block=block)
         for name in settings.rewards:
             if name.startswith("token:") and int(name[6:]) >= prompts.vocabulary:
@@ -108,10 +99,14 @@ class Completing:
         names = tuple(short_name(name) for name in settings.rewards)
         return cls(
             prompts,
-            rewards_of(settings.rewards, settings.reward_weights, judge),
+            rewards_of(settings.rewards, settings.reward_weights),
             names if len(names) > 1 else (),
             -1.0 if settings.reward_mode == "±1" else 0.0,
         )
+
+    def judged(self, judge: Reward) -> "Completing":
+        """The same, paid by a reward model where the rewards ask for one."""
+        return dataclasses.replace(self, rewards=self.rewards.judged(judge))
 
     def sampled(
         self, model: Any, prompts: jax.Array, key: jax.Array, samples: int = 1, **how: Any
@@ -134,7 +129,12 @@ class Completing:
         return self.rewards(rows["prompt"], found.tokens, mask=mask, wrong=self.wrong, **columns)
 
     def require(self, data: Any, count: int) -> None:
-        """Raises UserError if a reward can't pay `count` completions of some data."""
+        """Raises UserError if a reward can't pay `count` completions of some data.
+
+        Without the judge that they ask for nothing is checked: the run is to be read alone.
+        """
+        if self.rewards.unjudged:
+            return
 
         def pay(columns: Any) -> jax.Array:
             tokens = jnp.zeros((count, self.prompts.horizon), jnp.int32)

@@ -29,6 +29,7 @@ from grlu.rule import Rule
 from input_pipeline import Data
 from trainers import policy_evaluation
 from trainers.completing import Completing, PaidSettings
+from trainers.completion_rewards import Reward
 from trainers.language import require_language_model
 from trainers.objective import Objective
 from trainers.sampling import log_probs
@@ -102,6 +103,10 @@ class CompletionReward(Objective):
             )(paid.each)
             rewards = rewards + self._response(model, prompts, tokens, mask, to_come)
         return rewards, values
+
+    def judged(self, judge: Reward) -> "CompletionReward":
+        """The objective paid by a reward model's reward."""
+        return dataclasses.replace(self, asked=self.asked.judged(judge))
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
         """Raises UserError if it is no causal language model, or a reward can't pay it."""

@@ -179,6 +179,15 @@ class Rewards:
             fault = jnp.where(bad.any() & (fault[0] < 0), first, fault)
         return Paid(whole, each, tuple(singles), fault)
 
+    def judged(self, judge: Reward) -> "Rewards":
+        """These rewards, with what a reward model pays as "judge"."""
+        return dataclasses.replace(self, functions={**self.functions, "judge": judge})
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether a judge is asked for, and is not there."""
+        return self.functions.get("judge") is no_judge
+
     @property
     def raised(self) -> dict[str, str]:
         """What rewards that are Python raised in the course of a run, by their names."""
@@ -193,11 +202,9 @@ class Rewards:
         return f"the reward {name!r} {what} for the completion {completion!r} of {prompt!r}"
 
 
-def rewards_of(
-    names: Sequence[str], weights: Sequence[float] | None, judge: Reward | None = None
-) -> Rewards:
+def rewards_of(names: Sequence[str], weights: Sequence[float] | None) -> Rewards:
     """The rewards of these names: entries of `COMPLETION_REWARDS`, `token:NUMBER`, or
-    `FILE.py:FUNCTION`; "judge" is what a reward model pays.
+    `FILE.py:FUNCTION`; "judge" stands for a reward model (`Rewards.judged`).
 
     Raises:
         UserError: if there is none of that name, or not a weight for each.
@@ -214,7 +221,7 @@ def rewards_of(
     short = [short_name(name) for name in names]
     if twice := next((name for name in short if short.count(name) > 1), None):
         raise UserError(f"trainer.rewards names {twice!r} twice: each must have a name of its own")
-    found = {n: judge or no_judge if n == "judge" else reward_named(n) for n in names}
+    found = {n: no_judge if n == "judge" else reward_named(n) for n in names}
     for function in found.values():  # Of a run before.
         getattr(function, "__dict__", {}).pop("fault", None)
     return Rewards(found, tuple(weights))

@@ -14,7 +14,7 @@ from trainers.compatibility import require_fit, require_shares, require_whole, r
 from trainers.config import build
 from trainers.devices import MeshSettings, one_device_per_core
 from trainers.pair_settings import DPO, PairSettings, RewardModel
-from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
+from trainers.policy_settings import GRPO, PPO, Reinforce
 from trainers.protocol import Experiment, RunSettings
 from trainers.rule_settings import GradientSettings, gradient_settings
 from trainers.state import TrainState
@@ -120,9 +120,10 @@ def make_experiment(
             "the reward 'judge' needs a reward model: name its stage, or its run, by judge"
         )
     given = {} if judge is None else {"judge": judge}
-    if given and not isinstance(settings, PolicySettings):
+    if given and isinstance(settings, PairSettings):
         raise UserError(
-            f"judge: a reward model pays a policy, and trainer.name={config.trainer.name} is none"
+            "judge: a reward model pays what a model writes, and "
+            f"trainer.name={config.trainer.name} is paid nothing"
         )
     mesh = build(MeshSettings, config.mesh, "mesh")
     require_shares(config.trainer.name, settings, run, mesh)

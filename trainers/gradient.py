@@ -48,9 +48,12 @@ class Trainer(TrainerLike):
         make_model: Callable[[nnx.Rngs], Any],
         steps_per_epoch: int,
         data: Data,
+        judge: Any = None,
     ):
         self.settings = settings
         self.objective = settings.make_objective(data)
+        if judge is not None:
+            self.objective = self.objective.judged(judge)
         self.evaluated = self.objective.evaluated
         self.better = self.objective.better
         monitors = settings.rule(getattr(settings, "sigma", None)).monitors

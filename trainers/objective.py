@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 from ml_collections import ConfigDict
 
+from grlu.errors import UserError
 from grlu.rule import Rule
 from input_pipeline import Data
 
@@ -42,6 +43,17 @@ class Objective:
     def on(self, data: Data, rule: Rule) -> "Objective":
         """The objective on some data, under a rule."""
         return self
+
+    def judged(self, judge: Any) -> "Objective":
+        """The objective paid by a reward model's reward.
+
+        Raises:
+            UserError: if it is none of what a model writes.
+        """
+        raise UserError(
+            "judge: a reward model pays what a model writes: use trainer.name=grpo, or "
+            "trainer.objective=completion_reward"
+        )
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
         """Raises UserError if a model does not fit.

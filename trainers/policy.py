@@ -60,7 +60,9 @@ class PolicyTrainer(TrainerLike):
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
         model.eval()
         block = model.block if "judge" in settings.rewards else None
-        self.asked = Completing.of(settings, data, judge, block)
+        self.asked = Completing.of(settings, data, block)
+        if judge is not None:
+            self.asked = self.asked.judged(judge)
         self.prompts = self.asked.prompts
         self._graphdef = nnx.graphdef(model)
         self.prompts.require_room(model.block)
@@ -91,8 +93,7 @@ class PolicyTrainer(TrainerLike):
             "repetition",
             *(["cut_off"] if settings.end else []),
         )
-        if judge is not None or "judge" not in settings.rewards:
-            self.asked.require(data, settings.batch_size * settings.samples)
+        self.asked.require(data, settings.batch_size * settings.samples)
         self.evaluated = (
             *policy_evaluation.metrics(self.asked),
             *(["kl"] if self.reference else []),

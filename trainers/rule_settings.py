@@ -99,11 +99,17 @@ class GradientSettings(OptimizerSettings):
         noise = {"sigma": sigma} if "sigma" in schema(self.rule_class) else {}
         return self._made(self.rule_class, **noise)
 
-    def build(self, make_model: Callable[[nnx.Rngs], Any], steps_per_epoch: int, data: Data) -> Any:
-        """The trainer of a model, for data of so many steps an epoch."""
+    def build(
+        self,
+        make_model: Callable[[nnx.Rngs], Any],
+        steps_per_epoch: int,
+        data: Data,
+        judge: Any = None,
+    ) -> Any:
+        """The trainer of a model, for data of so many steps an epoch, and a judge."""
         from trainers.gradient import Trainer
 
-        return Trainer(self, make_model, steps_per_epoch, data)
+        return Trainer(self, make_model, steps_per_epoch, data, judge)
 
 
 def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[GradientSettings]:

@@ -60,6 +60,15 @@ def test_a_run_may_begin_with_others_and_be_paid_by_one(tmp_path, monkeypatch):
     result = trainers.train(paid, "deep/policy", overrides=links, progress=False)
     assert trainers.evaluate("deep/policy")["test_reward"] == result.metrics["test_reward"]
     assert trainers.resume("deep/policy", progress=False).step == result.step
+    rule = {"name": "weight_perturbation", "objective": "completion_reward", "batch_size": 8}
+    rule |= {"rewards": ["judge"], "horizon": 1, "epochs": 1}
+    found = trainers.train(
+        CONFIG | {"trainer": rule}, "rule", overrides=["judge=judge"], progress=False
+    )
+    assert found.metrics["test_reward"] == trainers.evaluate("rule")["test_reward"] != 0
+    wrong = CONFIG | {"trainer": first, "judge": "judge"}
+    with pytest.raises(UserError, match="judge: a reward model pays what a model writes: use"):
+        trainers.train(wrong, "none", progress=False)
     with pytest.raises(UserError, match="nowhere holds no run"):
         trainers.train(judge | {"start": "nowhere"}, "none", progress=False)
     assert not (tmp_path / "none").exists()
