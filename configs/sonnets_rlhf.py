@@ -6,9 +6,9 @@ The judge's taste is known, a number for each character, so that the truth can b
 reward model sees only which of two completions is preferred; the policy sees only the reward model
 (`reward_taste` has no weight and is there to be read).
 
-Test, seeds 0 to 2, after 4 minutes on one core each: the reward model is right in 98.0 ± 1.4 % of
-184 pairs; the true utility of a completion rises from 3.2 ± 0.2 to 15.3 ± 1.5 (standard deviation
-among those of a prompt: 4.0) at a divergence of 6.7 ± 1.4 nats.
+Test, seeds 0 to 2, after 4 minutes on one core each: the reward model is right in 97.6 ± 1.6 % of
+184 pairs; the true utility of a completion rises from 3.2 ± 0.1 to 14.5 ± 1.4 (standard deviation
+among those of a prompt: 4.0) at a divergence of 7.0 ± 1.6 nats.
 """
 
 from ml_collections import ConfigDict
