@@ -113,9 +113,13 @@ def check(
         try:
             checked[name] = convert(section[name], key.type)
         except ValueError as error:
-            raise UserError(
-                f"{where}.{name} must be {describe(key.type)}, got {section[name]!r}"
-            ) from error
+            value, wanted = section[name], describe(key.type)
+            quoted = (
+                f"; as text it is written '{where}.{name}=\"{value}\"'"
+                if "a string" in wanted and isinstance(value, int | float)
+                else ""
+            )
+            raise UserError(f"{where}.{name} must be {wanted}, got {value!r}{quoted}") from error
     return checked
 
 
