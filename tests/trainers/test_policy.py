@@ -322,6 +322,7 @@ def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monk
             {"end": "x"},
             "trainer.end='x': the character 'x' at position 0 of the text is not in the vocabulary",
         ),
+        ({"end": 7}, "string or null, got 7; as text it is written 'trainer.end=\"7\"'"),
         ({"samples": 1}, "trainer.samples must be at least 2, got 1"),
         ({"minibatches": 3}, "must divide the 32 completions"),
         ({"kl": "k1"}, "zero on average"),
