@@ -1,11 +1,13 @@
 """Text from the language model of a run."""
 
+import functools
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from grlu.errors import UserError
 from input_pipeline import Data
@@ -16,7 +18,7 @@ from trainers.language import unmask
 from trainers.pairs import PairTrainer
 from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
-from trainers.sampling import sample
+from trainers.sampling import Completions, sample
 
 
 def generate(
@@ -91,19 +93,37 @@ def generate(
         if pieces:
             seen = text[:, -max(1, model.block // 2) :]
         steps = min(left, model.block + 1 - seen.shape[1])
-        found = sample(
-            model,
-            seen,
-            steps=steps,
-            key=jax.random.fold_in(key, pieces),
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            greedy=greedy,
-            end_token=end,
-        )
+        how = (steps, temperature, top_k, top_p, greedy, end)
+        found = _piece(*nnx.split(model), seen, jax.random.fold_in(key, pieces), *how)
         text, left, pieces = jnp.concatenate([text, found.tokens], 1), left - steps, pieces + 1
     return _decoded(data, text, prompt, given.shape[1], end)
+
+
+# Pieces of one length are compiled once.
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8, 9))
+def _piece(
+    graphdef: Any,
+    state: Any,
+    seen: jax.Array,
+    key: jax.Array,
+    steps: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    greedy: bool,
+    end: int | None,
+) -> Completions:
+    return sample(
+        nnx.merge(graphdef, state),
+        seen,
+        steps=steps,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        greedy=greedy,
+        end_token=end,
+    )
 
 
 def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:

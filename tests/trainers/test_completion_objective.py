@@ -158,8 +158,8 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["weight_perturbation", "grlu"])
-@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "traced"), [("weight_perturbation", False), ("grlu", True)])
 def test_a_reward_that_is_not_finite_is_named_with_its_completion(
     name, traced, monkeypatch, tmp_path
 ):

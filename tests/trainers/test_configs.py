@@ -11,7 +11,7 @@ import pytest
 import trainers
 from input_pipeline import tfds_images, tokenizers
 from input_pipeline.tokenizers import Characters
-from trainers.compiled import compile_chunk, compile_evaluation
+from trainers.compiled import compile_chunk, compile_evaluation, require_step
 from trainers.config import config_names
 from trainers.experiment import make_experiment
 from trainers.hybrid import check
@@ -53,10 +53,12 @@ def test_every_config_fits_together_and_traces(name, sets):
 
 
 def commands():
-    """What README trains, but for what is the reader's own."""
+    """How README changes configs, but for what is the reader's own."""
     for line in re.findall(r"^grlu train (.*)$", README.read_text(), re.M):
         name, *overrides = shlex.split(re.split(r"  +| --| &", line)[0])
-        if not {"RUN", "PATH", "CONFIG", "mine.py"} & set(re.findall(r"[\w.]+", line)):
+        if overrides and not {"RUN", "PATH", "CONFIG", "mine.py"} & set(
+            re.findall(r"[\w.]+", line)
+        ):
             yield name, *overrides
 
 
@@ -64,7 +66,11 @@ def commands():
 @pytest.mark.parametrize("command", list(commands()), ids=" ".join)
 def test_every_command_of_the_readme_fits_together_and_traces(command, sets):
     name, *overrides = command
-    traces(trainers.resolve(name, overrides))
+    config = trainers.resolve(name, overrides)
+    if "stages" in config:
+        check(config)
+    else:
+        require_step(make_experiment(config))
 
 
 def traces(config):

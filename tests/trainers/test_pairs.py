@@ -126,6 +126,7 @@ def test_tokens_of_all_pairs_are_counted():
     assert made("reward_model", horizon=3, pairs=3)[0].tokens({"train_length": 2.0}) == 12
 
 
+@pytest.mark.slow
 def test_a_utility_without_a_signal_or_that_is_not_finite_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.ones(len(c)))
     no_fives = lambda p, c, **columns: jnp.where(c[:, 0] == 5, jnp.nan, 1.0)  # noqa: E731

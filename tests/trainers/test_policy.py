@@ -378,6 +378,7 @@ def test_data_without_prompts(tmp_path):
         trainers.train(config | {"dataset": {"name": "digits"}}, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["validation", "test"])
 def test_a_reward_that_fails_in_evaluation_stops_the_run(when, tmp_path, monkeypatch):
     data = copying()
@@ -405,6 +406,7 @@ def test_every_name_has_settings():
         assert issubclass(kind, PolicySettings)
 
 
+@pytest.mark.slow
 def test_what_is_written_ends_with_the_policys_end(tmp_path):
     trainer = CONFIG["trainer"] | {"name": "grpo", "end": "7", "epochs": 0}
     trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
