@@ -2,7 +2,7 @@
 
     grlu train copy_es
 
-Test, unseen questions (seed 0): all answers exact when the likeliest digits are taken, and 99.9 %
+Test, unseen questions (seed 0): all answers exact when the likeliest digits are taken, and 99.8 %
 of drawn answers; 2 minutes on one core. Of the answers drawn in training 80 % are exact after 600
 steps of 2,136.
 """
