@@ -154,7 +154,8 @@ class PairTrainer(TrainerLike):
 
     def evaluate(self, state: PairState, batch: Any) -> Values:
         """Values per prompt, deterministic; the judge has no doubts."""
-        key = key_of(batch["chosen"][0] if self.prompts is None else batch["tokens"])
+        # Recorded pairs draw nothing.
+        key = jax.random.key(0) if self.prompts is None else key_of(batch["tokens"])
         pairs = self._pairs(state, batch, key, doubt=0.0)
         values = self._compared(state, state.params, pairs)
         if self.prompts is None or self.asked is None or not self._of_policy:
