@@ -128,23 +128,6 @@ class Completing:
         mask = found.mask.astype(jnp.float32)
         return self.rewards(rows["prompt"], found.tokens, mask=mask, wrong=self.wrong, **columns)
 
-    def require(self, data: Any, count: int) -> None:
-        """Raises UserError if a reward can't pay `count` completions of some data.
-
-        Without the judge that they ask for nothing is checked: the run is to be read alone.
-        """
-        if self.rewards.unjudged:
-            return
-
-        def pay(columns: Any) -> jax.Array:
-            tokens = jnp.zeros((count, self.prompts.horizon), jnp.int32)
-            lengths = jnp.full(count, self.prompts.horizon, jnp.int32)
-            return self.paid(columns, Completions(tokens, tokens * 1.0, lengths)).total
-
-        rows = {name: array[:1] for name, array in data.train.items()}
-        columns = self.prompts.columns(data.preprocess(rows))
-        jax.eval_shape(pay, jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), columns))
-
     def singles(self, paid: Paid) -> dict[str, jax.Array]:
         """The rewards of each function, (N,), by the name of its metric."""
         if not self.names:

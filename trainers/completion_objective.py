@@ -109,9 +109,8 @@ class CompletionReward(Objective):
         return dataclasses.replace(self, asked=self.asked.judged(judge))
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raises UserError if it is no causal language model, or a reward can't pay it."""
+        """Raises UserError if it is no causal language model."""
         require_language_model(config, data, answered, causal=True)
-        self.asked.require(data, config.trainer.batch_size)
 
     def prepare(self, model: Any) -> None:
         """Adds the random stream of the draws, and the first fault of a reward."""

@@ -184,11 +184,6 @@ class Rewards:
         return dataclasses.replace(self, functions={**self.functions, "judge": judge})
 
     @property
-    def unjudged(self) -> bool:
-        """Whether a judge is asked for, and is not there."""
-        return self.functions.get("judge") is no_judge
-
-    @property
     def raised(self) -> dict[str, str]:
         """What rewards that are Python raised in the course of a run, by their names."""
         found = {name: getattr(f, "fault", None) for name, f in self.functions.items()}

@@ -114,9 +114,8 @@ class PairTrainer(TrainerLike):
         self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
         if self._of_policy:
             self.better = ("utility", "max")
-        if self.prompts is not None and self.asked is not None:
+        if self.prompts is not None:
             self.prompts.require_room(made[0].block, scored=settings.scores)
-            self.asked.require(data, 2 * settings.pairs * settings.batch_size)
         self._policy_graphdef, self._graphdef = (nnx.graphdef(m) for m in made)
 
     def init(self, key: jax.Array) -> PairState:

@@ -93,7 +93,6 @@ class PolicyTrainer(TrainerLike):
             "repetition",
             *(["cut_off"] if settings.end else []),
         )
-        self.asked.require(data, settings.batch_size * settings.samples)
         self.evaluated = (
             *policy_evaluation.metrics(self.asked),
             *(["kl"] if self.reference else []),

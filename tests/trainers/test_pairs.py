@@ -118,8 +118,10 @@ def test_a_judge_and_who_it_pays_fit_the_block_by_default(dataset):
     with pytest.raises(UserError, match="all of which a reward model sees, don't fit"):
         PairTrainer(RewardModel(batch_size=4, horizon=asked.horizon + 1), model, 10, data)
     wide = GRPO(rewards=("judge",), batch_size=4, horizon=asked.horizon + 1)
+    policy = PolicyTrainer(wide, model, 10, data, judge.judge(None))
+    state = jax.eval_shape(policy.init, jax.random.key(0))
     with pytest.raises(UserError, match="are more than the"):
-        PolicyTrainer(wide, model, 10, data, judge.judge(None))
+        jax.eval_shape(policy.step, state, rows)
 
 
 def test_tokens_of_all_pairs_are_counted():
