@@ -1,6 +1,6 @@
-"""How far a policy is from its reference: KL(policy || reference), exact or from samples.
+"""Estimators of KL(policy || reference), exact or from samples.
 
-With p the policy and q the reference at the token that the policy drew:
+With p the policy and q the reference at the sampled token:
 
     k1 = log p - log q           unbiased; can be negative
     k2 = (log p - log q)^2 / 2   biased; its gradient is unbiased
@@ -13,6 +13,14 @@ between whole sequences, what a token does to later states included. So has `exa
 variance, if it stands in the loss as well, since in the reward it tells of later states alone
 (Rao-Blackwell; Amini et al., arXiv:2504.10637). `k2` and `k3` have gradients there that vanish near
 the reference. What cannot work is refused.
+
+Off-policy, after the first of several updates from one rollout, the tokens come from an older
+policy mu. In the loss, `k2` and `k3` are then weighted by the importance ratio p/mu, held constant
+in the gradient, so that each keeps the gradient it has on-policy; `exact` sums over the vocabulary
+and needs no weight. In the reward, the divergence is that of mu, fixed for all updates from the
+rollout as in RLHF by PPO (Stiennon et al., arXiv:2009.01325); the ratio is then part of the policy
+loss. At the visited states `k1` then has the gradient of KL(p || q) - KL(p || mu), and `exact`, by
+its term in the loss, that of KL(p || q).
 """
 
 from collections.abc import Callable
@@ -55,18 +63,27 @@ def chosen(log_p: jax.Array, tokens: jax.Array) -> jax.Array:
 SAMPLED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
-def divergence(name: KLName, log_p: jax.Array, log_q: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The divergence per token, by the estimator of that name.
+def divergence(
+    name: KLName,
+    log_p: jax.Array,
+    log_q: jax.Array,
+    tokens: jax.Array,
+    ratio: jax.Array | None = None,
+) -> jax.Array:
+    """Return the divergence per token, (...), by the estimator of that name.
 
     Args:
         name: "exact", "k1", "k2" or "k3".
-        log_p: the policy's log-probabilities of all tokens, (..., V).
-        log_q: the reference's.
-        tokens: what the policy drew, (...).
+        log_p: log-probabilities of all tokens under the policy, (..., V).
+        log_q: the same under the reference, (..., V).
+        tokens: sampled tokens, (...).
+        ratio: importance ratio of each token, policy to sampling policy, (...); None on-policy.
+            "exact" ignores it.
     """
     if name == "exact":
         return exact(log_p, log_q)
-    return SAMPLED[name](chosen(log_p, tokens), chosen(log_q, tokens))
+    sampled = SAMPLED[name](chosen(log_p, tokens), chosen(log_q, tokens))
+    return sampled if ratio is None else jax.lax.stop_gradient(ratio) * sampled
 
 
 def require_sound(name: KLName, place: Place) -> None:

@@ -248,7 +248,11 @@ class Learner:
             log_q = self._reference(state.reference, once, self._prompt)
             log_q = jnp.repeat(log_q, self._copies, 0)
             if settings.beta_kl and kl.in_loss(settings.kl, settings.kl_in):
-                each = each + beta * kl.divergence(settings.kl, log_p, log_q, tokens)
+                # One ratio per token, whatever the level of the policy loss: the penalty is a sum
+                # over tokens.
+                importance = None if self.updates == 1 else ratios(new, old, part.mask)
+                penalty = kl.divergence(settings.kl, log_p, log_q, tokens, importance)
+                each = each + beta * penalty
             completions = len(part.mask) * settings.micro_batches
             sums["kl"] = (part.mask * kl.exact(log_p, log_q)).sum() / completions
         total = (weights * each).sum()
