@@ -11,8 +11,10 @@ from input_pipeline import Data
 from trainers import processes
 from trainers.devices import MeshSettings
 from trainers.objectives import OBJECTIVES, learns_from_text
-from trainers.protocol import RunSettings
+from trainers.pairs import PairTrainer
+from trainers.protocol import Experiment, RunSettings
 from trainers.rule_settings import GradientSettings
+from trainers.run_directory import RunDirectory
 
 
 def require_whole(data: Data, run: RunSettings, mesh: MeshSettings) -> None:
@@ -34,6 +36,28 @@ def require_vocabulary(what: str, data: Data, other: Data, path: Any) -> None:
             f"{what}: the run in {path} has other tokens, {theirs or 'none'}, than this run's "
             f"data, {own or 'none'}: both need the same text, or dataset.tokenizer=byte or gpt2"
         )
+
+
+def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
+    """Raise UserError, saying what the model of a run does, unless it writes text."""
+    trainer = experiment.trainer
+    if isinstance(trainer, PairTrainer) and trainer.settings.scores:
+        raise UserError(
+            f"{run.path} is a reward model, which scores texts and writes none: name the policy "
+            "that it pays, or the language model with which it began"
+        )
+    if data.tokenizer is not None:
+        return
+    objective = getattr(trainer.settings, "objective", "")
+    if objective in ("elbo", "iwae"):
+        what = (
+            f"a variational autoencoder of {data.name}: 'grlu report {run.path}' draws its images"
+        )
+    elif objective == "reconstruction":
+        what = f"an autoencoder of {data.name}: 'grlu report {run.path}' draws what it gives back"
+    else:
+        what = f"a classifier of {data.name}: 'grlu evaluate {run.path}' tells how good it is"
+    raise UserError(f"{run.path} writes no text, it is {what}")
 
 
 def require_shares(trainer: str, settings: Any, run: RunSettings, mesh: MeshSettings) -> None:

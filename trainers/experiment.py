@@ -73,6 +73,7 @@ def make_experiment(
     *,
     start: TrainState | None = None,
     judge: Any = None,
+    reference: Any = None,
 ) -> Experiment:
     """Builds data set, model and trainer, each from its own section.
 
@@ -81,6 +82,7 @@ def make_experiment(
         data: what is to be learned, by default the config's data set.
         start: a state with the weights to begin with, by default new ones.
         judge: the reward of a reward model, for a policy.
+        reference: the reference of a policy whose `trainer.reference` is the folder of a run.
 
     Raises:
         UserError: if they don't fit each other, or the data are missing.
@@ -119,8 +121,9 @@ def make_experiment(
         raise UserError(
             "the reward 'judge' needs a reward model: name its stage, or its run, by judge"
         )
-    given = {} if judge is None else {"judge": judge}
-    if given and isinstance(settings, PairSettings):
+    given = {"judge": judge, "reference": reference}
+    given = {name: value for name, value in given.items() if value is not None}
+    if judge is not None and isinstance(settings, PairSettings):
         raise UserError(
             "judge: a reward model pays what a model writes, and "
             f"trainer.name={config.trainer.name} is paid nothing"

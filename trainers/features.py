@@ -3,8 +3,12 @@
 A config may link its run to others, by paths relative to its own folder: `features` names the run
 whose trained model encodes the data, which may itself see features; `start` the run with whose
 weights this one begins; `judge` the run of the reward model that pays it. A pipeline writes these
-links between its stages. `run.init_from` names a run whose weights are taken where they fit, and
-only at the very beginning.
+links between its stages. `run.init_from` names a run whose weights are taken where they fit.
+`trainer.reference` may name a policy's reference.
+
+A run needs `start`, `run.init_from` and the weights of its reference only until it has a
+checkpoint. Of the others it holds copies (`trainers/linked.py`); runs made before there were copies
+follow the links.
 """
 
 import dataclasses
@@ -12,7 +16,7 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,12 +30,14 @@ from checkpoints import Restored
 from grlu.errors import UserError
 from input_pipeline import Data
 from models.gpt2_weights import gpt2_from_file
-from trainers.compatibility import require_vocabulary
+from trainers.compatibility import require_vocabulary, require_writer
 from trainers.config import build, load_config, validate
 from trainers.experiment import SECTIONS, make_experiment
 from trainers.loop import open_checkpoints
 from trainers.pairs import PairTrainer
+from trainers.paths import kept
 from trainers.protocol import Experiment
+from trainers.references import NAMED, frozen
 from trainers.run_directory import RunDirectory
 from trainers.state import TrainState
 from trainers.values import plain
@@ -48,6 +54,8 @@ _NOT_FOR_FEATURES = ("binarize",)
 def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
     """The complete config that a run's folder holds, with `overrides`.
 
+    It names the run's copies of the user's files that are gone.
+
     Raises:
         UserError: if there is no run, or it is a pipeline.
     """
@@ -55,52 +63,147 @@ def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
     if "stages" in config:
         names = ", ".join(str(run.stage(stage["name"]).path) for stage in config.stages)
         raise UserError(f"{run.path} is a pipeline: name one of its stages, {names}")
-    return validate(config, SECTIONS)
+    return kept(validate(config, SECTIONS), run.files)
 
 
 def open_experiment(
     config: ConfigDict,
-    run: RunDirectory,
+    run: RunDirectory | None,
     *,
     computed: Collection[str] = SPLITS,
     begun: bool | None = None,
 ) -> Experiment:
-    """The experiment of a run in its folder, with its links followed.
+    """Return the experiment of a run, with its links followed.
 
     Args:
         config: its complete config.
-        run: its folder.
+        run: its folder, or None before it is made, when all links are absolute.
         computed: the splits whose features are wanted; those of the others are zeros. With all
-            splits the run is to be trained, and its `start` is read.
-        begun: whether it has been trained already, by default whether it has a checkpoint.
+            splits the run is to be trained, and begins with the weights that its links name.
+        begun: whether it has been trained already, so that its own checkpoints hold those weights;
+            by default whether it has one.
 
     Raises:
         UserError: if parts don't fit each other, or a run that is linked to isn't trained.
     """
-    experiment, data = fresh(config, run, computed)
-    linked: dict[str, Any] = {}
-    if "judge" in config:
-        judge = _judge(_linked(run, config.judge), data, trained=bool(computed))
-        linked |= {"judge": judge}
     training = set(computed) == set(SPLITS)
+    if begun is None:
+        begun = run is not None and run.trained
+    data = _data(plain(config.dataset), config.get("features"), run, computed)
+    linked = _reference(config, run, data, weights=training and not begun)
+    borrowed = bool(linked)
+    if "judge" in config:
+        judge = linked_run(run, "judge", config.judge)
+        linked["judge"] = _judge(judge, data, trained=bool(computed))
+    experiment = make_experiment(config, data, **linked)
+    if begun:
+        return experiment
     if "start" in config:
-        other = _linked(run, config.start)
-        before, seen = fresh(config_of(other), other, ())
-        require_vocabulary("start", data, seen, other.path)
-        expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
-        found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
-        if expected != found:
-            raise UserError(
-                f"start: the weights of {other.path} don't fit: this run must have the same model, "
-                "features of the same size, as many classes and as many seeds"
-            )
-        if training:
-            linked |= {"start": restored(other, best=False, seen=before).state}
-    if linked:
-        experiment = make_experiment(config, data, **linked)
-    begun = any(run.checkpoints.glob("*/")) if begun is None else begun
-    warm = training and not begun and "start" not in config
-    return warm_started(experiment) if warm else experiment
+        experiment = _started(experiment, config.start, run, data, weights=training)
+    elif training:
+        experiment = warm_started(experiment)
+    borrowed = borrowed or experiment.start is not None
+    return dataclasses.replace(experiment, borrowed=borrowed)
+
+
+def linked_run(
+    run: RunDirectory | None, kind: str, link: str, *, copied: bool = True
+) -> RunDirectory:
+    """Return the run that a config links to, or the copy that the run itself holds.
+
+    Args:
+        run: the run that links, or None before it is made.
+        kind: "features", "start", "judge" or "reference".
+        link: path of the other run, relative to the folder of `run`.
+        copied: whether a copy will do, in which a reference has no weights.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    if run is None:
+        return RunDirectory.open(pathlib.Path(link))
+    copy = run.linked(kind)
+    if copied and copy.config.is_file():
+        return copy
+    other = RunDirectory(pathlib.Path(run.path, link).resolve())
+    if not other.config.is_file():
+        lacks = "keeps no copy of it" if copied else "has no checkpoint to continue from"
+        raise UserError(
+            f"{kind}: {other.path} holds no run, and {run.path} {lacks}: move it back there"
+        )
+    return other
+
+
+def reference_link(config: Mapping[str, Any]) -> str | None:
+    """Return the path of the run that is a policy's reference, or None."""
+    named = config["trainer"].get("reference")
+    return None if named in (None, *NAMED) else named
+
+
+def _started(
+    experiment: Experiment, link: str, run: RunDirectory | None, data: Data, *, weights: bool
+) -> Experiment:
+    """Return an experiment that begins with the state of another run; its shapes are checked.
+
+    Raises:
+        UserError: if the shapes or the vocabularies differ.
+    """
+    other = linked_run(run, "start", link, copied=False)
+    before, seen = fresh(config_of(other), other, ())
+    require_vocabulary("start", data, seen, other.path)
+    expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
+    found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
+    if expected != found:
+        raise UserError(
+            f"start: the weights of {other.path} don't fit: this run must have the same model, "
+            "features of the same size, as many classes and as many seeds"
+        )
+    if not weights:
+        return experiment
+    return dataclasses.replace(experiment, start=restored(other, best=False, seen=before).state)
+
+
+def _reference(
+    config: ConfigDict, run: RunDirectory | None, data: Data, *, weights: bool
+) -> dict[str, Any]:
+    """Return, by "reference", the model of the run that a policy's reference is, if it is a run.
+
+    Its weights are restored where `weights` are wanted, and new otherwise: the right ones are then
+    in the run's own state.
+
+    Raises:
+        UserError: if there is no such run, or it is no language model of the same vocabulary.
+    """
+    link = reference_link(config)
+    if link is None:
+        return {}
+    try:
+        other = linked_run(run, "reference", link, copied=not weights)
+    except UserError as error:
+        if run is not None and run.trained:
+            raise
+        raise UserError(
+            f"trainer.reference must be start, random, bigram, none or the folder of a run: {error}"
+        ) from error
+    experiment, seen = fresh(config_of(other), other, ())
+    try:
+        require_writer(other, experiment, seen)
+    except UserError as error:
+        raise UserError(f"trainer.reference must be a language model: {error}") from error
+    require_vocabulary("trainer.reference", data, seen, other.path)
+    if experiment.run.seeds > 1:
+        raise UserError(
+            f"trainer.reference: {other.path} has several seeds, and a reference must be one model"
+        )
+    state = restored(other, best=False, seen=experiment).state if weights else experiment.init()
+    model: Any = experiment.trainer.model(state)  # type: ignore[attr-defined]
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    stored = (params, rest)
+    return {
+        "reference": frozen(
+            graphdef, config.trainer.temperature, lambda key: jax.tree.map(jnp.asarray, stored)
+        )
+    }
 
 
 def _judge(run: RunDirectory, data: Data, *, trained: bool) -> Any:
@@ -125,7 +228,7 @@ def fresh(
 ) -> tuple[Experiment, Data]:
     """The experiment of a run, with new weights, and its data; `computed` as above."""
     data = _data(plain(config.dataset), config.get("features"), run, computed)
-    return make_experiment(config, data), data
+    return make_experiment(config, data, **_reference(config, run, data, weights=False)), data
 
 
 def restored(
@@ -181,16 +284,15 @@ def warm_started(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, start=start)
 
 
-def _linked(run: RunDirectory, link: str) -> RunDirectory:
-    return RunDirectory(pathlib.Path(run.path, link).resolve())
-
-
 def _data(
-    section: dict[str, Any], features: str | None, run: RunDirectory, computed: Collection[str]
+    section: dict[str, Any],
+    features: str | None,
+    run: RunDirectory | None,
+    computed: Collection[str],
 ) -> Data:
     if features is None:
         return _loaded(json.dumps(section, sort_keys=True))
-    source = _linked(run, features)
+    source = linked_run(run, "features", features)
     config = config_of(source)
     own = {k: v for k, v in config.dataset.items() if k in _OF_THE_MODEL and k in section}
     own |= {k: None for k in _NOT_FOR_FEATURES if k in section}

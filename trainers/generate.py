@@ -12,11 +12,10 @@ from flax import nnx
 from grlu.errors import UserError
 from input_pipeline import Data
 from trainers import hybrid
+from trainers.compatibility import require_writer
 from trainers.config import load_config
 from trainers.features import config_of, fresh, restored
 from trainers.language import unmask
-from trainers.pairs import PairTrainer
-from trainers.protocol import Experiment
 from trainers.run_directory import RunDirectory
 from trainers.sampling import Completions, sample
 
@@ -124,28 +123,6 @@ def _piece(
         greedy=greedy,
         end_token=end,
     )
-
-
-def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
-    """Raises UserError where the model of a run writes no text, which says what it does."""
-    trainer = experiment.trainer
-    if isinstance(trainer, PairTrainer) and trainer.settings.scores:
-        raise UserError(
-            f"{run.path} is a reward model, which scores texts and writes none: name the policy "
-            "that it pays, or the language model with which it began"
-        )
-    if data.tokenizer is not None:
-        return
-    objective = getattr(trainer.settings, "objective", "")
-    if objective in ("elbo", "iwae"):
-        what = (
-            f"a variational autoencoder of {data.name}: 'grlu report {run.path}' draws its images"
-        )
-    elif objective == "reconstruction":
-        what = f"an autoencoder of {data.name}: 'grlu report {run.path}' draws what it gives back"
-    else:
-        what = f"a classifier of {data.name}: 'grlu evaluate {run.path}' tells how good it is"
-    raise UserError(f"{run.path} writes no text, it is {what}")
 
 
 def _encoded(data: Data, prompt: str) -> jax.Array:

@@ -31,7 +31,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers import continual, processes, remote
+from trainers import continual, linked, processes, remote
 from trainers.compiled import require_step
 from trainers.config import STAGE_KEYS, to_json
 from trainers.devices import placed
@@ -153,6 +153,16 @@ def fit_stages(
     return Result(run.path, steps, latest_metrics(last.metrics))
 
 
+def keep(pipeline: ConfigDict, run: RunDirectory) -> None:
+    """Copy into the folder of a pipeline what its stages need of other runs and files."""
+    given = plain(pipeline)
+    for stage in given["stages"]:
+        if stage["backbone"] is not None:
+            _prepare(given, stage, run)
+        else:  # Its links are to earlier stages.
+            linked.keep({"trainer": stage["trainer"]}, run.stage(stage["name"]))
+
+
 def last_stage(pipeline: ConfigDict, run: RunDirectory) -> RunDirectory:
     """The run of the last stage, through which all that comes before it is evaluated.
 
@@ -239,7 +249,7 @@ def _prepare(pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDire
 
 
 def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:
-    """Copies a run's metrics and checkpoints, and returns its config with links that still hold."""
+    """Copy a run's metrics, checkpoints and links, and return its config."""
     config = config_of(source)
     if not source.checkpoints.is_dir():
         raise UserError(
@@ -248,8 +258,8 @@ def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:
     shutil.copytree(source.checkpoints, own.checkpoints, dirs_exist_ok=True)
     if source.metrics.is_file():
         shutil.copy(source.metrics, own.metrics)
-    links = {k: str(pathlib.Path(source.path, config[k]).resolve()) for k in LINKS if k in config}
-    return ConfigDict(plain(config) | links, type_safe=False)
+    linked.keep(config, own, source)
+    return linked.detached(config, source)
 
 
 def _names(pipeline: Mapping[str, Any]) -> list[str]:

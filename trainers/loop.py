@@ -81,7 +81,11 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
             _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(fresh.params)))
         del fresh
         step = int(jnp.max(state.step))
-        saved = step or None
+        saved = None if checkpoints.latest_step is None else step
+        if saved is None and experiment.borrowed and steps:
+            # The run that the weights come from may be gone when this one is resumed.
+            checkpoints.save(0, state, metrics={}, meta={"epoch": 0.0})
+            saved = 0
         train_chunk = compile_chunk(experiment, where)
         evaluate = compile_evaluation(experiment, where)
         pictures = compile_pictures(experiment)

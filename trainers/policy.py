@@ -24,7 +24,7 @@ from trainers.policy_settings import PolicySettings
 from trainers.policy_state import PolicyState
 from trainers.policy_updates import Drawn, Learner
 from trainers.protocol import TrainerLike
-from trainers.references import Reference, bigram, bigram_table, frozen, of_run
+from trainers.references import Reference, bigram, bigram_table, frozen
 from trainers.sampling import Completions
 
 Batch = Any
@@ -53,6 +53,7 @@ class PolicyTrainer(TrainerLike):
         steps_per_epoch: int,
         data: Any,
         judge: Reward | None = None,
+        reference: Reference | None = None,
     ):
         self.settings = settings
         self.learning_rate = settings.rate(steps_per_epoch)
@@ -66,7 +67,7 @@ class PolicyTrainer(TrainerLike):
         self.prompts = self.asked.prompts
         self._graphdef = nnx.graphdef(model)
         self.prompts.require_room(model.block)
-        self.reference = self._reference_of(settings.reference, data)
+        self.reference = reference or self._reference_of(settings.reference, data)
         self._critic_graphdef = None
         if settings.advantage == "gae" and settings.critic == "apart":
             critic = nnx.eval_shape(lambda: self._make_critic(nnx.Rngs(0)))
@@ -270,7 +271,10 @@ class PolicyTrainer(TrainerLike):
                 return nnx.split(model, nnx.Param, ...)[1:]
 
             return frozen(self._graphdef, temperature, draw)
-        return of_run(name, data, temperature)
+        raise UserError(
+            f"trainer.reference must be start, random, bigram, none or the folder of a run, got "
+            f"{name!r}: a run is opened by trainers.train, or given as `reference`"
+        )
 
     def _make_critic(self, rngs: nnx.Rngs) -> Critic:
         return critic_of(self._make_model(rngs), rngs)

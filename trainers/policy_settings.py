@@ -118,11 +118,20 @@ class PolicySettings(PaidSettings, OptimizerSettings):
         steps_per_epoch: int,
         data: Any,
         judge: Reward | None = None,
+        reference: Any = None,
     ) -> Any:
-        """The trainer of a model, for data of so many steps an epoch, and a judge."""
+        """Return the trainer of a model.
+
+        Args:
+            make_model: from PRNG streams to a model.
+            steps_per_epoch: number of steps per epoch.
+            data: the data set.
+            judge: reward of a reward model, as "judge" in `rewards`.
+            reference: the reference policy, where `reference` is the folder of a run.
+        """
         from trainers.policy import PolicyTrainer
 
-        return PolicyTrainer(self, make_model, steps_per_epoch, data, judge)
+        return PolicyTrainer(self, make_model, steps_per_epoch, data, judge, reference)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -150,6 +150,7 @@ class Experiment:
         evaluated_at_once: the most examples that evaluation takes at once, which bounds its memory.
         augment: (batch as the trainer takes it, key) -> the batch to train on, or None.
         start: the state of another run whose weights this one begins with, or None.
+        borrowed: whether the initial state holds weights of another run, which may be gone later.
     """
 
     seed: int
@@ -167,6 +168,7 @@ class Experiment:
     evaluated_at_once: int = 1000
     augment: Callable[[Any, jax.Array], Any] | None = None
     start: TrainState | None = None
+    borrowed: bool = False
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,11 +1,10 @@
-"""What a policy is held to: a frozen model, or a table of bigrams.
+"""Reference policies for the KL penalty: a frozen model, or a table of bigrams.
 
-A reference is a pair of what is stored, arrays in the run's state, and how log-probabilities come
-of it.
+A reference is a pair: arrays stored in the run's state, and a function from these to
+log-probabilities.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
-from input_pipeline import Data
-from trainers.compatibility import require_vocabulary
+
+NAMED = ("start", "random", "bigram", "none")
+"""Values of `trainer.reference` that are not the folder of a run."""
 
 BIGRAMS = 8192
 """The most tokens that a table of bigrams is made for: 256 MiB."""
@@ -78,35 +78,3 @@ def frozen(graphdef: Any, temperature: float, draw: Callable[[jax.Array], Any] |
         return jax.tree.map(jnp.copy, (params, rest)) if draw is None else draw(key)
 
     return Reference(init, log_probs, follows=draw is None)
-
-
-def of_run(path: str, data: Data, temperature: float) -> Reference:
-    """The model of a run, by its newest checkpoint.
-
-    Raises:
-        UserError: if there is none, or it is no language model of the same vocabulary.
-    """
-    from trainers.features import config_of, fresh, restored
-    from trainers.generate import require_writer
-    from trainers.run_directory import RunDirectory
-
-    try:
-        run = RunDirectory.open(pathlib.Path(path))
-    except UserError as error:
-        raise UserError(
-            f"trainer.reference must be start, random, bigram, none or the folder of a run: {error}"
-        ) from error
-    experiment, other = fresh(config_of(run), run, ())
-    try:
-        require_writer(run, experiment, other)
-    except UserError as error:
-        raise UserError(f"trainer.reference must be a language model: {error}") from error
-    require_vocabulary("trainer.reference", data, other, path)
-    if experiment.run.seeds > 1:
-        raise UserError(
-            f"trainer.reference: {path} has several seeds, and a reference must be one model"
-        )
-    state = restored(run, best=False, seen=experiment).state
-    model: Any = experiment.trainer.model(state)  # type: ignore[attr-defined]
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return frozen(graphdef, temperature, lambda key: jax.tree.map(jnp.asarray, (params, rest)))

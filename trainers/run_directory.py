@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from grlu.errors import UserError
 from trainers import processes
@@ -23,9 +23,9 @@ class RunDirectory:
     """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events,
     and of a policy `samples.jsonl`.
 
-    `config.json` is written last when a run is created: a folder that has it holds a run. A
-    pipeline's has `stages/NAME/`, a run each, and `summary.json` in place of metrics and
-    checkpoints.
+    `config.json` is written last when a run is created: a folder that has it holds a run. `linked/`
+    holds copies of the runs and files that it needs later (`trainers/linked.py`). A pipeline has
+    `stages/NAME/`, a run each, and `summary.json` instead of metrics and checkpoints.
 
     Attributes:
         path: the folder.
@@ -36,18 +36,33 @@ class RunDirectory:
     whole: pathlib.Path | None = None
 
     @classmethod
-    def create(cls, path: pathlib.Path, config_json: str, *, overwrite: bool) -> "RunDirectory":
-        """Makes the folder.
+    def create(
+        cls,
+        path: pathlib.Path,
+        config_json: str,
+        *,
+        overwrite: bool,
+        fill: Callable[["RunDirectory"], None] = lambda run: None,
+    ) -> "RunDirectory":
+        """Make the folder of a run.
+
+        Args:
+            path: the folder.
+            config_json: text of `config.json`.
+            overwrite: whether to replace a run that the folder already holds.
+            fill: writes what else a run needs from the beginning.
 
         Raises:
-            UserError: if it already holds a run (unless `overwrite`) or something else, or cannot
+            UserError: if the folder holds a run (unless `overwrite`) or something else, or cannot
                 be written.
         """
         run = cls(path)
-        processes.by_first(lambda: run._make(config_json, overwrite), f"making {path}")
+        processes.by_first(lambda: run._make(config_json, overwrite, fill), f"making {path}")
         return run
 
-    def _make(self, config_json: str, overwrite: bool) -> None:
+    def _make(
+        self, config_json: str, overwrite: bool, fill: Callable[["RunDirectory"], None]
+    ) -> None:
         run, path = self, self.path
         if run.config.exists() and not overwrite:
             raise UserError(
@@ -58,17 +73,25 @@ class RunDirectory:
             if path.is_dir() and any(path.iterdir()):
                 if not run.config.exists():
                     raise UserError(f"{path} is not empty and holds no run; choose a new folder")
-                # Only what a run writes: anything else in the folder is the user's.
                 run.config.unlink()
-                for folder in (run.checkpoints, run.stages, path / "report"):
-                    shutil.rmtree(folder, ignore_errors=True)
-                events = path.glob("events.out.tfevents.*")
-                for file in [run.metrics, run.log, run.samples, run.summary, *events]:
-                    file.unlink(missing_ok=True)
+                run._clear()
             path.mkdir(parents=True, exist_ok=True)
+            try:
+                fill(run)
+            except BaseException:
+                run._clear()
+                raise
             write_atomically(run.config, config_json)
         except OSError as error:
-            raise UserError(f"cannot write the run to {path}: {error.strerror}") from error
+            raise UserError(f"cannot write the run to {path}: {error.strerror or error}") from error
+
+    def _clear(self) -> None:
+        """Remove only what a run writes: anything else in the folder is the user's."""
+        for folder in (self.checkpoints, self.stages, self.path / "linked", self.path / "report"):
+            shutil.rmtree(folder, ignore_errors=True)
+        events = self.path.glob("events.out.tfevents.*")
+        for file in [self.metrics, self.log, self.samples, self.summary, *events]:
+            file.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> "RunDirectory":
@@ -105,6 +128,16 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def trained(self) -> bool:
+        """Whether there is a checkpoint; a save that was cut off is none."""
+        return any(folder.name.isdigit() for folder in self.checkpoints.glob("*/"))
+
+    @property
+    def files(self) -> pathlib.Path:
+        """Folder of copies of the user's files."""
+        return self.path / "linked" / "files"
+
+    @property
     def stages(self) -> pathlib.Path:
         return self.path / "stages"
 
@@ -116,6 +149,10 @@ class RunDirectory:
     def resumed(self) -> pathlib.Path:
         """The folder to give to `grlu resume`."""
         return self.whole or self.path
+
+    def linked(self, kind: str) -> "RunDirectory":
+        """The copy of a run that this one links to as its "features", "judge" or "reference"."""
+        return RunDirectory(self.path / "linked" / kind)
 
     def stage(self, name: str) -> "RunDirectory":
         """The run of a pipeline's stage."""

@@ -1,5 +1,6 @@
 """What one does with a run, or with a pipeline of them: train it, resume it, evaluate it."""
 
+import functools
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers import generative, hybrid, remote
+from trainers import generative, hybrid, linked, remote
 from trainers.compiled import require_step
 from trainers.config import load_config, source_name, to_json, validate
 from trainers.devices import placed
@@ -57,13 +58,17 @@ def train(
     path = pathlib.Path(run_dir) if run_dir else default_path(source_name(source))
     if "stages" in config:
         hybrid.check(config)
-        run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
+        run = RunDirectory.create(
+            path, to_json(config), overwrite=overwrite, fill=functools.partial(hybrid.keep, config)
+        )
         return hybrid.fit_stages(config, run, progress=progress)
-    experiment = open_experiment(config, RunDirectory(path), begun=False)
+    experiment = open_experiment(config, None)
     placed(experiment.run.seeds, experiment.mesh)
     require_step(experiment)
     remote.require(experiment.run.wandb)
-    run = RunDirectory.create(path, to_json(config), overwrite=overwrite)
+    run = RunDirectory.create(
+        path, to_json(config), overwrite=overwrite, fill=functools.partial(linked.keep, config)
+    )
     with logged_to(run.log):
         _log.info("training in %s", run.path)
         return fit(experiment, run, progress=progress)

@@ -157,9 +157,10 @@ def test_a_stage_may_start_from_a_backbone_which_may_then_go(slow_fast, tmp_path
         {"name": "second", "start": "first", "trainer": {"epochs": 1}},
     ]
     trainers.train(slow_fast, tmp_path / "both", progress=False)
-    config = config_of(RunDirectory(tmp_path / "both" / "stages" / "second"))
+    second = RunDirectory(tmp_path / "both" / "stages" / "second")
+    config = config_of(second)
     assert (config.trainer.name, config.trainer.samples, config.trainer.epochs) == ("grlu", 4, 1)
-    begun = open_experiment(config, RunDirectory(tmp_path / "both" / "stages" / "second")).init()
+    begun = open_experiment(config, second, begun=False).init()
     expected = restored(RunDirectory(first), best=False).state.params
     assert all(map(jnp.array_equal, jax.tree.leaves(expected), jax.tree.leaves(begun.params)))
     shutil.rmtree(tmp_path / "first")
@@ -316,7 +317,8 @@ def test_tasks_in_sequence_give_a_matrix_and_what_was_forgotten(slow_fast, tmp_p
     assert config_of(run.stage("task3")).trainer.samples == 8
     assert config_of(run.stage("task3")).features == "../slow"
     first, second = (restored(run.stage(f"task{i}"), best=False).state for i in (1, 2))
-    begun = open_experiment(config_of(run.stage("task2")), run.stage("task2")).init()
+    second_task = run.stage("task2")
+    begun = open_experiment(config_of(second_task), second_task, begun=False).init()
     for a, b, c in zip(*(jax.tree.leaves(s.params) for s in (first, begun, second)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert (b != c).any()
