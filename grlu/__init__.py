@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from grlu.learned_feedback import add_feedback
     from grlu.node_perturbation import NodePerturbation
     from grlu.rule import Rule
-    from grlu.sites import Site
+    from grlu.tracing.program import Site
     from grlu.weight_perturbation import WeightPerturbation
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _HOME = {
     "ForwardGradient": "forward_gradient",
     "NodePerturbation": "node_perturbation",
     "Rule": "rule",
-    "Site": "sites",
+    "Site": "tracing.program",
     "TopK": "activations",
     "UserError": "errors",
     "WeightPerturbation": "weight_perturbation",

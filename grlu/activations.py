@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
-from grlu.recognition import ACTIVATION
+from grlu.tracing.recognition import ACTIVATION
 
 
 def activation(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from grlu.network import Objective
 from grlu.rule import Rule
+from grlu.tracing.network import Objective
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,38 +1,39 @@
-"""Ways to fill the credit of a network's sites: from slopes along noise, exactly, by feedback."""
+"""Credit of a network's sites: from slopes along noise, or exactly.
 
-from collections.abc import Callable, Sequence
+Credits and directions are arrays like the sites' values, float32 at least. For a site whose
+elements move the rewards of several examples, the slopes of these are summed.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from grlu.network import Network, SiteInfo
-from grlu.sites import Site
+from grlu.tracing.network import Network, SiteInfo
+from grlu.tracing.program import Arrival
 
 
-def by_sample(network: Network, xi: Sequence[jax.Array], slopes: jax.Array) -> list[jax.Array]:
-    """Each direction times the slope of the reward along it, sample by sample.
+def by_sample(
+    infos: Sequence[SiteInfo], xi: Sequence[jax.Array], slopes: jax.Array
+) -> list[jax.Array]:
+    """Return each direction times the slope of the reward along it, sample by sample.
 
     Args:
-        network: the traced objective.
+        infos: the sites.
         xi: directions, (N, *shape) for each site.
-        slopes: of each example's reward in each direction, (N, B).
+        slopes: slope of each example's reward in each direction, (N, B).
 
     Returns:
         For each site an array (N, *shape).
     """
-    credits = []
-    for x, info in zip(xi, network.sites, strict=True):
-        if info.axis is None:
-            # Every example's reward speaks for the whole site.
-            weight = jnp.sum(slopes, axis=1).reshape(-1, *[1] * len(info.shape))
-        else:
-            shape = [1] * len(info.shape)
-            shape[info.axis] = network.batch_size
-            weight = slopes.reshape(-1, *shape)
-        credits.append((x * weight).astype(info.dtype))
-    return credits
+    return [
+        info.rows.join(info.rows.split(x) * info.rows.of_groups(slopes)[:, :, None]).astype(
+            info.dtype
+        )
+        for x, info in zip(xi, infos, strict=True)
+    ]
 
 
 def from_slopes(
@@ -41,12 +42,12 @@ def from_slopes(
     slopes: jax.Array,
     ridge: float | None = None,
 ) -> list[jax.Array]:
-    """The mean over the samples of each direction times the slope along it; or least squares.
+    """Return the mean over the samples of each direction times its slope; or least squares.
 
     Args:
         infos: the sites.
         xi: directions, (N, *shape) for each site.
-        slopes: of each example's reward in each direction, (N, B).
+        slopes: slope of each example's reward in each direction, (N, B).
         ridge: None for the mean, else λ: the credit is then the g that minimises
             |slopes - Ξ g|² + λ d |g|², for d perturbed units of an example.
 
@@ -54,43 +55,46 @@ def from_slopes(
         For each site an array of its shape.
 
     Raises:
-        UserError: if least squares meets a site that all examples share.
+        UserError: if least squares meets a site whose units move several examples' rewards.
     """
     slopes = slopes / len(slopes) if ridge is None else _solved(infos, xi, slopes, ridge)
     credits = []
     for x, info in zip(xi, infos, strict=True):
-        if info.axis is None:
-            credit = jnp.tensordot(jnp.sum(slopes, axis=1), x, axes=1)
+        rows, weights = info.rows, info.rows.of_groups(slopes)
+        if rows.groups == 1:
+            total = jnp.tensordot(weights[:, 0], x, axes=1)
         else:
-            examples = jnp.moveaxis(x, info.axis + 1, 1)
-            credit = jnp.moveaxis(jnp.einsum("nb,nb...->b...", slopes, examples), 0, info.axis)
-        credits.append(credit.astype(info.dtype))
+            total = rows.join(jnp.einsum("ng,ngu->gu", weights, rows.split(x)))
+        credits.append(total.astype(info.dtype))
     return credits
 
 
 def slopes(
     infos: Sequence[SiteInfo], xi: Sequence[jax.Array], credits: Sequence[jax.Array]
 ) -> jax.Array:
-    """The slopes (N, B) of the examples' rewards along directions, if these were the credits."""
+    """Return the slopes (N, B) of the examples' rewards along directions, given their credits.
+
+    The sites must be ones whose units move one example's reward each.
+    """
     total: Any = 0.0
     for x, c, info in zip(xi, credits, infos, strict=True):
-        axis = 0 if info.axis is None else info.axis
-        product = jnp.moveaxis(x * c[None], axis + 1, 1)
-        total = total + jnp.sum(product.reshape(*product.shape[:2], -1), axis=2)
+        total = total + jnp.sum(info.rows.split(x * c[None]), axis=2)
     return total
 
 
 def _solved(
     infos: Sequence[SiteInfo], xi: Sequence[jax.Array], slopes: jax.Array, ridge: float
 ) -> jax.Array:
-    """(ΞΞᵀ + λ d)⁻¹ slopes for each example: what the directions are to be weighted with."""
+    """(ΞΞᵀ + λ d)⁻¹ slopes for each example: the weights of the directions."""
     samples, batch_size = slopes.shape
     gram = jnp.zeros((batch_size, samples, samples), slopes.dtype)
     for x, info in zip(xi, infos, strict=True):
-        if info.axis is None and batch_size > 1:
-            raise UserError(f"{info.name}: least squares needs a unit to belong to one example")
-        x = x[:, None] if info.axis is None else jnp.moveaxis(x, info.axis + 1, 1)
-        flat = x.reshape(samples, batch_size, -1)
+        if not info.rows.each:
+            raise UserError(
+                f"{info.name}: least squares needs every unit to move the reward of one example, "
+                "those of this layer move several; use ridge=None"
+            )
+        flat = info.rows.split(x)
         gram = gram + jnp.einsum("nbu,mbu->bnm", flat, flat)
     # The mean squared length of a direction is the number of units that it moves.
     units = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / samples
@@ -101,15 +105,15 @@ def _solved(
 def exact(
     network: Network, params: Any, consts: Any, batch: Any, which: Sequence[int]
 ) -> list[jax.Array]:
-    """The exact gradient of the mean reward at some sites, by index, at the clean pass."""
+    """Return the exact gradient of the mean reward at some sites, by index, at the clean pass."""
 
     def mean_reward(shifts: list[jax.Array]) -> jax.Array:
         given = dict(zip(which, shifts, strict=True))
 
-        def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-            return fn(z + given[site.index]) if site.index in given else fn(z)
+        def visit(at: Arrival) -> tuple[jax.Array, None]:
+            return at.fn(at.z if at.given is None else at.z + at.given), None
 
-        return jnp.mean(network.run(params, consts, batch, visit)[0])
+        return jnp.mean(network.run(params, consts, batch, visit, given=given)[0])
 
     infos = [network.sites[i] for i in which]
     return jax.grad(mean_reward)([jnp.zeros(info.shape, info.dtype) for info in infos])

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from grlu.network import Objective
 from grlu.parameter_noise import Direction, ParameterNoise
 from grlu.rule import Rule, reseed
 from grlu.spread import gathered, require_even, shares, spread
+from grlu.tracing.network import Objective
 
 _CHOICES = {
     "shaping": ("centered_rank", "zscore", "none"),

@@ -1,4 +1,4 @@
-"""The oracle of credit: what every unit would know if gradients did flow."""
+"""Exact credit: the oracle that tests the local update."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import jax
 
 from grlu import credit
-from grlu.network import Objective, trace
 from grlu.rule import Rule
+from grlu.tracing.network import Objective, trace
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactCredit(Rule):
     """The exact gradient at every site, and the local update of each layer.
 
-    Its result is the gradient that backprop finds, which is what tests the local update.
+    The result is the gradient that backprop finds.
     """
 
     local: ClassVar[bool] = True

@@ -5,7 +5,6 @@ for deep learning"; direct feedback: Nøkland (2016), arXiv:1609.01596.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 
 from grlu import credit
 from grlu.errors import UserError
-from grlu.network import CleanPass, Network, Objective, trace
 from grlu.rule import Rule
-from grlu.sites import Site
+from grlu.tracing.network import CleanPass, Network, Objective, trace, untouched
+from grlu.tracing.program import Arrival, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,10 @@ class FeedbackAlignment(Rule):
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         del key
-        network = trace(objective, params, rest, batch)
+        traced = trace(objective, params, rest, batch)
+        network = traced.widened()
         for info in network.sites:
-            if info.site.upstream and info.site.dense is None:
+            if info.site.fed and info.site.dense is None and not info.penalty:
                 raise UserError(
                     f"{info.name}: feedback alignment needs dense layers after the first one; "
                     "this layer is another kind, train it by another rule"
@@ -49,22 +49,26 @@ class FeedbackAlignment(Rule):
         clean = network.clean(params, rest, batch, slopes=self.direct)
         send = self._directly if self.direct else self._by_layer
         credits = send(network, params, rest, batch, clean)
-        return clean.rewards, clean.aux, clean.local_update(credits)
+        rewards, aux = clean.rewards, clean.aux
+        if traced.low:
+            rewards, aux = traced.run(params, rest, batch, untouched)
+        return rewards, aux, clean.local_update(credits)
 
     def _by_layer(
         self, network: Network, params: Any, rest: Any, batch: Any, clean: CleanPass
     ) -> list[jax.Array]:
         def mean_reward(shifts: list[jax.Array]) -> jax.Array:
-            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                if site.dense is not None and site.upstream:
+            def visit(at: Arrival) -> tuple[jax.Array, None]:
+                z = at.z
+                if at.x is not None and at.site.fed:
                     # The value is z, its derivative by x that of x B.
-                    x = site.dense.x
-                    units = z.size // (x.size // x.shape[-1])
-                    back = (x @ self._weights(site, x.shape[-1], units)).reshape(z.shape)
+                    units = z.size // (at.x.size // at.x.shape[-1])
+                    back = (at.x @ self._weights(at.site, at.x.shape[-1], units)).reshape(z.shape)
                     z = jax.lax.stop_gradient(z - back) + back
-                return fn(z + shifts[site.index])
+                return at.fn(z + at.given), None
 
-            return jnp.mean(network.run(params, rest, batch, visit)[0])
+            given = dict(enumerate(shifts))
+            return jnp.mean(network.run(params, rest, batch, visit, given=given)[0])
 
         return jax.grad(mean_reward)([jnp.zeros_like(z) for z in clean.zs])
 
@@ -74,13 +78,22 @@ class FeedbackAlignment(Rule):
         outputs = [info.site.index for info in network.sites if info.output]
         if len(outputs) != 1:
             raise UserError(f"direct feedback needs one output layer, the model has {len(outputs)}")
-        (delta,) = credit.exact(network, params, rest, batch, outputs)
-        credits = [
-            delta @ self._weights(info.site, delta.shape[1], slope.shape[1]) * slope
+        penalties = [info.site.index for info in network.sites if info.penalty]
+        known = [*outputs, *penalties]
+        exact = dict(zip(known, credit.exact(network, params, rest, batch, known), strict=True))
+        delta = exact[outputs[0]]
+        for info in network.sites:
+            if info.site.index not in exact and (info.site.loops or len(info.shape) != 2):
+                raise UserError(
+                    f"{info.name}: direct feedback needs layers of shape (batch, units), this one "
+                    f"has {info.shape}; train it by another rule"
+                )
+        return [
+            exact[info.site.index]
+            if info.site.index in exact
+            else delta @ self._weights(info.site, delta.shape[1], slope.shape[1]) * slope
             for info, (_, slope) in zip(network.sites, clean.responses, strict=True)
         ]
-        credits[outputs[0]] = delta
-        return credits
 
     def _weights(self, site: Site, fan_in: int, units: int) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(self.seed), site.index)

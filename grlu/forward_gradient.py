@@ -6,7 +6,6 @@ al. (2022), arXiv:2210.03310 (activities).
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,11 +14,12 @@ from jax.flatten_util import ravel_pytree
 
 from grlu import credit
 from grlu.errors import UserError
-from grlu.network import Objective, trace
 from grlu.noise import NOISES, directions, hadamard, signs
 from grlu.rule import Rule
-from grlu.sites import Site
 from grlu.spread import total
+from grlu.tracing.network import Objective, trace
+from grlu.tracing.program import Arrival
+from grlu.tracing.unused import used_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +57,16 @@ class ForwardGradient(Rule):
         network = trace(objective, params, rest, batch)
         clean = network.clean(params, rest, batch)
         infos = network.sites
-        xi = directions(
-            key, self.noise, self.samples, [i.shape for i in infos], [i.axis for i in infos]
-        )
+        xi = directions(key, self.noise, self.samples, [i.rows for i in infos])
         xi = [x if info.live else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
+        xi = [x.astype(info.dtype) for x, info in zip(xi, infos, strict=True)]
+
+        def visit(at: Arrival) -> tuple[jax.Array, None]:
+            return at.fn(at.z + at.given), None
 
         def shifted(shifts: list[jax.Array]) -> jax.Array:
-            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                return fn(z + shifts[site.index])
-
-            return network.run(params, rest, batch, visit, clean.stop())[0]
+            given = dict(enumerate(shifts))
+            return network.run(params, rest, batch, visit, given=given, stops=clean.stops)[0]
 
         zeros = [jnp.zeros_like(z) for z in clean.zs]
         slopes = jax.vmap(lambda x: jax.jvp(shifted, (zeros,), (x,))[1])(xi)
@@ -77,12 +77,14 @@ class ForwardGradient(Rule):
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         weights, restore = ravel_pytree(params)
+        used = used_weights(objective, params, rest, batch)
 
         def mean_reward(weights: jax.Array) -> jax.Array:
             return jnp.mean(objective(restore(weights), rest, batch)[0])
 
         def slope(key: jax.Array) -> jax.Array:
-            xi = signs(key, weights.shape)
+            # A direction of what the reward does not depend on would only move it at random.
+            xi = (signs(key, weights.shape) * used).astype(weights.dtype)
             return xi * jax.jvp(mean_reward, (weights,), (xi,))[1]
 
         ascent = total(slope, jax.random.split(key, self.samples))

@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from grlu.backprop import Backprop
-from grlu.network import parameter_names
 from grlu.rule import RewardFn, Rule
+from grlu.tracing.network import parameter_names
 
 
 @dataclasses.dataclass(frozen=True)

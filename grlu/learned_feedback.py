@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
-from grlu.network import Network, SiteInfo
+from grlu.tracing.network import Network, SiteInfo
 
 # Of the delta rule's normalisation |δ|² + ε, in squared units of the reward per unit of logit.
 _EPSILON = 1e-2
@@ -75,6 +75,8 @@ class Prediction:
             if info.live
             and not info.output
             and len(info.shape) == 2
+            and info.rows.each
+            and not info.site.loops
             and f"{info.name}.{_ATTRIBUTE}" in network.names
         }
         if not self._weights:

@@ -8,7 +8,8 @@ feedforward networks"; Ren et al. (2022), arXiv:2210.03310, for activity perturb
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 from grlu import credit
 from grlu.errors import UserError
 from grlu.learned_feedback import Prediction
-from grlu.network import CleanPass, Network, Objective, SiteInfo, trace
-from grlu.noise import NOISES, directions, hadamard
+from grlu.noise import NOISES, Part, directions, hadamard
 from grlu.rule import Rule, reseed
-from grlu.sites import Site
+from grlu.tracing.network import CleanPass, Network, Objective, SiteInfo, trace, untouched
+from grlu.tracing.program import Arrival
 
 _PLACES = ("pre", "post", "active")
 
@@ -33,8 +34,17 @@ class NodePerturbation(Rule):
     ĉ = mean over the pairs of ξ (r₊ - r₋) / 2σ ≈ ∂r/∂z. Each layer changes its weights by its own
     input times its own credit, averaged over the batch.
 
-    Rewards of different examples must not depend on each other (batch normalisation in training
-    mode makes them): credit that an example earns through another one's reward is not seen.
+    Where a unit moves the rewards of several examples, as batch normalisation in training makes it
+    do, its credit comes from the sum of these rewards (`grlu.sites` shows where). That is the
+    gradient of the mean reward, but more noise speaks into it: more samples are needed.
+
+    A parameter in a loop (`jax.lax.scan`, `nnx.scan`, `nnx.RNN`) has one site per step, with noise
+    of its own. A parameter that meets the data where no layer can be told apart (a while loop) is
+    perturbed itself.
+
+    Noise and perturbed passes are float32 where the model computes in bfloat16 or float16, since
+    noise would be lost in so few bits. A term of the reward that depends on parameters alone, such
+    as a weight decay, gets its exact gradient.
 
     Over several devices (`grlu.spread`) each runs its share of the N pairs, and what crosses
     between them is the sum of the credits, one number per unit and example.
@@ -64,7 +74,7 @@ class NodePerturbation(Rule):
         layers: whether the noise enters all layers "together", or "apart", one layer after the
             other, in N pairs each: no layer's noise then drowns another one's credit. Where
             `stop_gradient` divides the model into blocks with rewards of their own, "apart" costs
-            no more than "together".
+            no more than "together". "steps": one layer at a time, and in a loop one step of it.
         ridge: None for the mean over the pairs, or the strength λ of a regularised least squares
             estimate of the credit from the N slopes, (ΞΞᵀ + λ d)⁻¹ taking the place of 1/N, for d
             perturbed units: it removes the interference of directions that are not orthogonal.
@@ -75,6 +85,9 @@ class NodePerturbation(Rule):
         scaled: whether the estimate is divided by σ², as a gradient is. Without, as published, it
             is σ² times the gradient.
         reduction: "mean" over the batch, or "sum" as published.
+        chunk: number of pairs that are run at once, a divisor of N, or None for all: memory then
+            grows with it and not with N. Orthogonal noise stays the same; other noise is drawn
+            chunk by chunk.
 
     Raises:
         UserError: on values outside these ranges.
@@ -101,11 +114,12 @@ class NodePerturbation(Rule):
     output: Literal["perturb", "delta"] = "perturb"
     output_rate: float = 1.0
     output_noise: Literal["uniform", "softmax"] = "uniform"
-    layers: Literal["together", "apart"] = "together"
+    layers: Literal["together", "apart", "steps"] = "together"
     ridge: float | None = None
     feedback: float | None = None
     scaled: bool = True
     reduction: Literal["mean", "sum"] = "mean"
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
@@ -118,7 +132,7 @@ class NodePerturbation(Rule):
             "inputs": ("clean", "noisy"),
             "output": ("perturb", "delta"),
             "output_noise": ("uniform", "softmax"),
-            "layers": ("together", "apart"),
+            "layers": ("together", "apart", "steps"),
             "reduction": ("mean", "sum"),
         }.items():
             if getattr(self, name) not in known:
@@ -145,7 +159,7 @@ class NodePerturbation(Rule):
             if self.output == "perturb" and self.layers == "together":
                 raise UserError(
                     "feedback carries the output's credit to the hidden layers, so it must be "
-                    "known before theirs: use output='delta' or layers='apart'"
+                    "known before theirs: use output='delta', layers='apart' or layers='steps'"
                 )
             if self.site == "post" or not self.scaled or self.reduction == "sum":
                 raise UserError(
@@ -153,6 +167,13 @@ class NodePerturbation(Rule):
                 )
         if not self.output_rate > 0:
             raise UserError(f"output_rate must be positive, got {self.output_rate!r}")
+        if self.chunk is not None:
+            if isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1:
+                raise UserError(f"chunk must be a positive integer or None, got {self.chunk!r}")
+            if self.chunk < self.samples and self.samples % self.chunk:
+                raise UserError(f"chunk must divide the {self.samples} samples, got {self.chunk}")
+            if self.ridge is not None:
+                raise UserError("ridge solves for all samples at once: use chunk=None")
 
     @classmethod
     def published(cls, samples: int, sigma: Any, **options: Any) -> "NodePerturbation":
@@ -173,25 +194,27 @@ class NodePerturbation(Rule):
     ) -> tuple[jax.Array, Any, Any]:
         network = trace(objective, params, rest, batch)
         learn = self._from_noisy_inputs if self.inputs == "noisy" else self._from_clean_inputs
-        return learn(network, params, rest, batch, key)
+        rewards, aux, ascent = learn(network.widened(), params, rest, batch, key)
+        if network.low:
+            rewards, aux = network.run(params, rest, batch, untouched)
+        return rewards, aux, ascent
 
     def _from_clean_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        slopes = self.site == "active" or self.feedback is not None
-        clean = network.clean(params, rest, batch, slopes=slopes)
+        clean = network.clean(
+            params, rest, batch, slopes=self.site == "active" or self.feedback is not None
+        )
 
-        def reward(shift: dict[int, jax.Array]) -> jax.Array:
-            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                step = shift.get(site.index, jnp.zeros(())).astype(z.dtype)
-                if self.site == "pre":
-                    return fn(z + step)
-                if self.site == "post":
-                    return fn(z) + step
-                response, slope = clean.responses[site.index]
-                return response + slope * (z - clean.zs[site.index] + step)
-
-            return network.run(params, rest, batch, visit, clean.stop())[0]
+        def reward(shifts: Mapping[int, jax.Array]) -> jax.Array:
+            given: dict[int, Any] = dict(shifts)
+            if self.site == "active":
+                given = {
+                    i: (*clean.responses[i], clean.zs[i], shifts.get(i))
+                    for i in range(len(network.sites))
+                }
+            run = network.run(params, rest, batch, self._moved, given=given, stops=clean.stops)
+            return run[0]
 
         def slope(xi: dict[int, jax.Array]) -> jax.Array:
             up = reward({i: self.sigma * x for i, x in xi.items()})
@@ -199,110 +222,195 @@ class NodePerturbation(Rule):
                 return 2 * (up - clean.rewards)
             return up - reward({i: -self.sigma * x for i, x in xi.items()})
 
-        credits = [jnp.zeros(info.shape, info.dtype) for info in network.sites]
-        if self.output == "delta":
-            outputs = [info.site.index for info in network.sites if info.output]
-            deltas = credit.exact(network, params, rest, batch, outputs)
-            factor = network.batch_size if self.reduction == "sum" else 1
-            for i, delta in zip(outputs, deltas, strict=True):
-                credits[i] = delta * factor
+        credits = self._known(network, params, rest, batch)
         prediction = None
         if self.feedback is not None:
             slopes_at = [slope for _, slope in clean.responses]
             prediction = Prediction(network, params, slopes_at, self.feedback)
         surprise = {}
         for group, group_key in self._groups(network, key):
-            xi = self._directions(network, group, group_key, clean)
-            found = jax.vmap(slope)({i.site.index: x for i, x in zip(group, xi, strict=True)})
-            found = found * self._scale(network)
-            foretold = [jnp.zeros(info.shape, info.dtype) for info in group]
+            foretold = None
             if prediction is not None:
                 delta = credits[prediction.output.site.index]
                 foretold = [prediction.credit(info, delta) for info in group]
-                found = found - credit.slopes(group, xi, foretold)
-            beyond = credit.from_slopes(group, xi, found, self.ridge)
-            for info, known, new in zip(group, foretold, beyond, strict=True):
+            beyond = self._found(network, clean, slope, group, group_key, foretold)
+            for i, (info, new) in enumerate(zip(group, beyond, strict=True)):
+                known = 0.0 if foretold is None else foretold[i]
                 credits[info.site.index] = known + new
                 surprise[info.site.index] = new
-        rated = [
-            c * self.output_rate if info.output else c
-            for c, info in zip(credits, network.sites, strict=True)
-        ]
-        ascent = clean.local_update(rated)
+        ascent = clean.local_update(self._rated(network, credits))
         if prediction is not None:
             delta = credits[prediction.output.site.index]
             ascent = prediction.learned(ascent, delta, surprise)
         return clean.rewards, clean.aux, ascent
 
+    def _moved(self, at: Arrival) -> tuple[jax.Array, None]:
+        """Visit a site with the noise that is given, which is already scaled."""
+        if at.given is None:
+            return at.fn(at.z), None
+        if self.site == "pre":
+            return at.fn(at.z + at.given), None
+        if self.site == "post":
+            return at.fn(at.z) + at.given, None
+        response, slope, z, step = at.given
+        moved = at.z - z if step is None else at.z - z + step
+        return response + slope * moved, None
+
+    def _known(self, network: Network, params: Any, rest: Any, batch: Any) -> list[jax.Array]:
+        """Credits that need no noise, zero for the other sites."""
+        credits = [jnp.zeros(info.shape, info.dtype) for info in network.sites]
+        known = [
+            info
+            for info in network.sites
+            if info.penalty or (info.output and self.output == "delta")
+        ]
+        if not known:
+            return credits
+        indices = [info.site.index for info in known]
+        deltas = credit.exact(network, params, rest, batch, indices)
+        factor = network.batch_size if self.reduction == "sum" else 1
+        for info, delta in zip(known, deltas, strict=True):
+            # A penalty keeps its weight against what perturbation finds.
+            scale = self.sigma**2 if info.penalty and not self.scaled else 1
+            credits[info.site.index] = delta * factor * scale
+        return credits
+
+    def _found(
+        self,
+        network: Network,
+        clean: CleanPass,
+        slope: Callable[[dict[int, jax.Array]], jax.Array],
+        group: Sequence[SiteInfo],
+        key: jax.Array,
+        foretold: Sequence[jax.Array] | None,
+    ) -> list[jax.Array]:
+        """Credits that perturbation finds at a group of sites, beyond those foretold."""
+        active: list[jax.Array] | None = None
+        if self.site == "active":
+            active = [clean.responses[info.site.index][1] != 0 for info in group]
+
+        def draw(
+            key: jax.Array, active: list[jax.Array] | None, part: Part | None
+        ) -> tuple[list[jax.Array], jax.Array]:
+            rows = [info.rows for info in group]
+            xi = directions(key, self.noise, self.samples, rows, active, part)
+            if self.output_noise == "softmax":
+                xi = [
+                    x * _spread(clean.zs[info.site.index])[None] if info.output else x
+                    for x, info in zip(xi, group, strict=True)
+                ]
+            slopes = jax.vmap(slope)({i.site.index: x for i, x in zip(group, xi, strict=True)})
+            slopes = slopes * self._scale(network)
+            if foretold is not None:
+                slopes = slopes - credit.slopes(group, xi, foretold)
+            return xi, slopes
+
+        def estimate(key: jax.Array, active: list[jax.Array] | None) -> list[jax.Array]:
+            size = self.chunk or self.samples
+            if size >= self.samples:
+                return credit.from_slopes(group, *draw(key, active, None), self.ridge)
+
+            def add(number: jax.Array) -> list[jax.Array]:
+                return credit.from_slopes(group, *draw(key, active, Part(number, size)))
+
+            parts = self.samples // size
+            return [c / parts for c in _total(add, parts)]
+
+        loops = group[0].site.loops if group else ()
+        if self.layers != "steps" or not loops:
+            return estimate(key, active)
+
+        def step(number: jax.Array) -> list[jax.Array]:
+            here = jnp.arange(math.prod(loops)) == number
+            mask = jnp.broadcast_to(
+                here.reshape(*loops, *[1] * len(group[0].site.shape)), group[0].shape
+            )
+            masks = [mask] if active is None else [mask & active[0]]
+            return estimate(jax.random.fold_in(key, number), masks)
+
+        return _total(step, math.prod(loops))
+
     def _from_noisy_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         infos = network.sites
-        shapes, axes = [i.shape for i in infos], [i.axis for i in infos]
-        xi = directions(key, self.noise, self.samples, shapes, axes)
-        # Noise on what the reward does not depend on would only move weights at random.
-        xi = [x if info.live else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
-        draws = jax.random.fold_in(key, len(network.sites))  # The sites have the keys before.
+        draws = jax.random.fold_in(key, len(infos))  # The sites have the keys before.
         keys = jax.random.split(draws, self.samples)
 
-        def pairs(params: Any) -> tuple[list[jax.Array], jax.Array]:
-            def one(key: jax.Array, xi: list[jax.Array], sign: jax.Array) -> Any:
-                zs = []
+        def ascent(keys: jax.Array, part: Part | None) -> Any:
+            xi = directions(key, self.noise, self.samples, [i.rows for i in infos], None, part)
+            # Noise on what the reward does not depend on would only move weights at random.
+            xi = [x if info.moved else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
 
-                def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                    zs.append(z)
-                    step = (sign * self.sigma * xi[site.index]).astype(z.dtype)
-                    z = jax.lax.stop_gradient(z)
-                    return fn(z) + step if self.site == "post" else fn(z + step)
+            def pairs(params: Any) -> tuple[list[jax.Array], jax.Array]:
+                def visit(at: Arrival) -> tuple[jax.Array, jax.Array]:
+                    z = jax.lax.stop_gradient(at.z)
+                    if self.site == "post":
+                        return at.fn(z) + at.given, at.z
+                    return at.fn(z + at.given), at.z
 
-                rewards, _ = network.run(params, reseed(rest, key), batch, visit)
-                return zs, rewards
+                def one(key: jax.Array, xi: list[jax.Array], sign: jax.Array) -> Any:
+                    given = {i: sign * self.sigma * x for i, x in enumerate(xi)}
+                    state = reseed(rest, key)
+                    outcome = network.outcome(params, state, batch, visit, given=given)
+                    zs = [outcome.records[i] for i in range(len(infos))]
+                    return zs, network.unflatten(outcome)[0]
 
-            both = jax.vmap(one, in_axes=(None, None, 0))
-            return jax.vmap(both, in_axes=(0, 0, None))(keys, xi, jnp.array([1.0, -1.0]))
+                both = jax.vmap(one, in_axes=(None, None, 0))
+                return jax.vmap(both, in_axes=(0, 0, None))(keys, xi, jnp.array([1.0, -1.0]))
 
-        _, vjp, rewards = jax.vjp(pairs, params, has_aux=True)
-        differences = rewards[:, 0] - rewards[:, 1]
-        slopes = differences * self._scale(network)
-        credits = [
+            _, vjp, rewards = jax.vjp(pairs, params, has_aux=True)
+            differences = rewards[:, 0] - rewards[:, 1]
+            credits = credit.by_sample(infos, xi, differences * self._scale(network))
+            credits = self._rated(network, credits)
+            # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
+            return vjp([jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits])[0]
+
+        if self.chunk is None or self.chunk >= self.samples:
+            total = ascent(keys, None)
+        else:
+            size, parts = self.chunk, self.samples // self.chunk
+            split = keys.reshape(parts, size)
+            total = _total(lambda number: ascent(split[number], Part(number, size)), parts)
+        known = self._known(network, params, rest, batch)
+        if any(info.penalty for info in infos):
+            clean = network.clean(params, rest, batch)
+            total = jax.tree.map(jnp.add, total, clean.local_update(known))
+            return clean.rewards, clean.aux, total
+        rewards, aux = network.run(params, rest, batch, untouched)
+        return rewards, aux, total
+
+    def _rated(self, network: Network, credits: Sequence[jax.Array]) -> list[jax.Array]:
+        return [
             c * self.output_rate if info.output else c
-            for c, info in zip(credit.by_sample(network, xi, slopes), infos, strict=True)
+            for c, info in zip(credits, network.sites, strict=True)
         ]
-        # Half of a pair's credit for each of its two inputs, by the mean over the N pairs.
-        halves = [jnp.stack([c, c], axis=1) / (2 * self.samples) for c in credits]
-        (ascent,) = vjp(halves)
-        clean, aux = network.run(params, rest, batch, lambda site, z, fn: fn(z))
-        return clean, aux, ascent
 
     def _groups(self, network: Network, key: jax.Array) -> list[tuple[list[SiteInfo], jax.Array]]:
         """The sites that are perturbed at the same time, with a key for each group."""
         # Noise on what the reward does not depend on would only move weights at random.
-        moved = [i for i in network.sites if i.live and not (i.output and self.output == "delta")]
+        moved = [i for i in network.sites if i.moved and not (i.output and self.output == "delta")]
         if self.layers == "together":
-            return [(moved, key)]
+            return [(moved, key)] if moved else []
         if self.feedback is not None:
             moved.sort(key=lambda info: not info.output)  # Its credit foretells the others'.
         return [([info], jax.random.fold_in(key, info.site.index)) for info in moved]
-
-    def _directions(
-        self, network: Network, group: list[SiteInfo], key: jax.Array, clean: CleanPass
-    ) -> list[jax.Array]:
-        active = None
-        if self.site == "active":
-            active = [clean.responses[info.site.index][1] != 0 for info in group]
-        shapes, axes = [i.shape for i in group], [i.axis for i in group]
-        drawn = directions(key, self.noise, self.samples, shapes, axes, active)
-        if self.output_noise == "uniform":
-            return drawn
-        return [
-            x * _spread(clean.zs[info.site.index])[None] if info.output else x
-            for x, info in zip(drawn, group, strict=True)
-        ]
 
     def _scale(self, network: Network) -> Any:
         """What turns a pair's difference in reward into a slope: 1 / 2σ, over the batch's size."""
         scale = 1 / (2 * self.sigma) if self.scaled else self.sigma / 2
         return scale / network.batch_size if self.reduction == "mean" else scale
+
+
+def _total(fn: Callable[[jax.Array], Any], count: int) -> Any:
+    """The sum of `fn(number)` over numbers from 0, one after the other."""
+
+    def add(so_far: Any, number: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, so_far, fn(number)), None
+
+    shapes = jax.eval_shape(fn, jnp.zeros((), jnp.int32))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, jnp.arange(count))[0]
 
 
 def _spread(logits: jax.Array) -> jax.Array:

@@ -5,9 +5,9 @@ squared cosine to the true gradient is about N / (N + d + 1); orthogonal ones gi
 and the exact gradient (up to the curvature of the reward) beyond.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from grlu.errors import UserError
 from grlu.spread import spread
+from grlu.tracing.rows import Rows
 
 NOISES = ("rademacher", "gaussian", "orthogonal")
 
@@ -39,47 +40,65 @@ def hadamard(size: int) -> np.ndarray:
     return matrix
 
 
-def _entries(size: int, columns: jax.Array) -> jax.Array:
-    """Columns of `hadamard(size)`, shape (size, *columns.shape), computed instead of fetched.
+def _entries(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Return entries of Sylvester's Hadamard matrix, shape (rows, *columns.shape), by computation.
 
     The entry of row n and column c is negative if n and c have an odd number of bits in common.
     """
-    row = jnp.arange(size).reshape(-1, *[1] * columns.ndim)
-    odd = jax.lax.population_count(row & columns[None]) & 1
+    odd = jax.lax.population_count(rows.reshape(-1, *[1] * columns.ndim) & columns[None]) & 1
     return 1 - 2 * odd.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some of the samples, drawn apart from the others to save memory.
+
+    Attributes:
+        number: number of the part, from 0; may be traced.
+        size: number of samples in it.
+    """
+
+    number: jax.Array
+    size: int
 
 
 def directions(
     key: jax.Array,
     noise: str,
     samples: int,
-    shapes: Sequence[tuple[int, ...]],
-    axes: Sequence[int | None],
+    rows: Sequence[Rows],
     active: Sequence[jax.Array] | None = None,
+    part: Part | None = None,
 ) -> list[jax.Array]:
-    """Draws one direction per sample for every unit of every site, dealt to devices by samples.
+    """Draw one direction per sample for every unit of every site, sharded over samples.
 
     Args:
         key: PRNG key.
         noise: one of `NOISES`.
         samples: N.
-        shapes: shape of each site.
-        axes: each site's batch axis, None where all of it belongs to one example.
+        rows: shape of each site, and which examples' rewards its units move.
         active: for each site the mask (of its shape) of the units to perturb; others get 0.
+        part: the samples to draw; None for all. The parts of orthogonal noise are parts of one
+            matrix; those of other noise are drawn from keys of their own.
 
     Returns:
-        For each site an array (N, *shape), float32.
+        For each site an array (N, *shape), or (part.size, *shape), float32.
     """
-    keys = [jax.random.fold_in(key, i) for i in range(len(shapes))]
+    keys = [jax.random.fold_in(key, i) for i in range(len(rows))]
+    count = samples
+    if part is not None:
+        count = part.size
+        if noise != "orthogonal":
+            keys = [jax.random.fold_in(k, part.number) for k in keys]
     if noise == "orthogonal":
-        drawn = _orthogonal(keys, samples, shapes, axes, active)
+        drawn = _orthogonal(keys, samples, rows, active, part)
     elif noise == "gaussian":
         drawn = [
-            jax.random.normal(k, (samples, *s), jnp.float32)
-            for k, s in zip(keys, shapes, strict=True)
+            jax.random.normal(k, (count, *r.shape), jnp.float32)
+            for k, r in zip(keys, rows, strict=True)
         ]
     else:
-        drawn = [signs(k, (samples, *s)) for k, s in zip(keys, shapes, strict=True)]
+        drawn = [signs(k, (count, *r.shape)) for k, r in zip(keys, rows, strict=True)]
     drawn = spread(drawn)
     if active is None:
         return drawn
@@ -89,29 +108,35 @@ def directions(
 def _orthogonal(
     keys: Sequence[jax.Array],
     samples: int,
-    shapes: Sequence[tuple[int, ...]],
-    axes: Sequence[int | None],
+    rows: Sequence[Rows],
     active: Sequence[jax.Array] | None,
+    part: Part | None,
 ) -> list[jax.Array]:
-    """Columns of a Hadamard matrix, dealt to an example's units in turn, with random signs.
+    """Deal columns of a Hadamard matrix in turn to the units that move an example's reward.
 
     Two units with different columns are exactly uncorrelated over the N samples. With more units
-    than columns, those that share one are uncorrelated only on average, by their signs. Silent
-    units get no column, so that the active ones share fewer.
+    than columns, those that share one are uncorrelated only on average, by their random signs.
+    Silent units get no column, so that the active ones share fewer.
     """
-    matrix, drawn = hadamard(samples), []
-    # Without silent units the columns are known now, and the directions but for signs constants.
-    np_or_jnp: Any = np if active is None else jnp
-    used = np_or_jnp.zeros((1,), np.int32)
-    for i, (key, shape, axis) in enumerate(zip(keys, shapes, axes, strict=True)):
-        mask = np.ones(shape, np.int32) if active is None else active[i].astype(np.int32)
-        rows = np_or_jnp.moveaxis(mask, axis, 0) if axis is not None else mask[None]
-        turn = np_or_jnp.cumsum(rows.reshape(rows.shape[0], -1), axis=1)
-        used = np_or_jnp.broadcast_to(used, turn.shape[:1])
-        column = (used[:, None] + turn - 1) % samples
-        chosen = matrix[:, column] if active is None else _entries(samples, column)
-        chosen = chosen.reshape(samples, *rows.shape)
-        chosen = np_or_jnp.moveaxis(chosen, 1, axis + 1) if axis is not None else chosen[:, 0]
-        drawn.append(jnp.asarray(chosen) * signs(key, shape)[None])
-        used = used + turn[:, -1]
+    matrix = hadamard(samples)
+    wanted = (
+        jnp.arange(samples) if part is None else part.number * part.size + jnp.arange(part.size)
+    )
+    drawn, taken = [], 0
+    used = None if active is None else jnp.zeros(rows[0].batch_size if rows else 1, jnp.int32)
+    for i, (key, r) in enumerate(zip(keys, rows, strict=True)):
+        if active is None:
+            # All groups share the columns, which are known now: but for signs, a constant.
+            column = (taken + np.arange(r.units)) % samples
+            taken += r.units
+            chosen = jnp.asarray(
+                matrix[:, column] if part is None else _entries(wanted, jnp.asarray(column))
+            )
+            chosen = jnp.broadcast_to(chosen[:, None], (len(wanted), r.groups, r.units))
+        else:
+            turn = jnp.cumsum(r.split(active[i].astype(jnp.int32)), axis=1)
+            start = r.of_groups(used, jnp.max)
+            chosen = _entries(wanted, (start[:, None] + turn - 1) % samples)
+            used = r.of_examples(start + turn[:, -1])
+        drawn.append(r.join(chosen) * signs(key, r.shape)[None])
     return drawn

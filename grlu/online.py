@@ -15,15 +15,14 @@ credit, and the rule is none the wiser.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from grlu.network import Network, Objective, trace
-from grlu.recognition import Dense
-from grlu.sites import Site
+from grlu.tracing.network import Network, Objective, trace
+from grlu.tracing.program import Arrival
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +46,15 @@ def first_layers(network: Network) -> list[FirstLayer]:
     for info in network.sites:
         dense = info.site.dense
         # A layer that an example passes at several places moves by more than one outer product.
-        if dense is None or not info.site.first or not len(info.shape) == jnp.ndim(dense.x) == 2:
+        if dense is None or not info.site.first or len(info.shape) != 2:
+            continue
+        rank = len(network.program.avals[dense.x].shape)
+        if rank != 2 or dense.kernel.cast or (dense.bias is not None and dense.bias.cast):
             continue
         if any(uses.count(i) > 1 for i in info.site.params):
             continue
-        layer = FirstLayer(info.name, info.site.index, dense.kernel, dense.bias)
+        bias = None if dense.bias is None else dense.bias.leaf
+        layer = FirstLayer(info.name, info.site.index, dense.kernel.leaf, bias)
         if set(layer.leaves) == info.site.params:
             found.append(layer)
     return found
@@ -82,15 +85,8 @@ class Chunk:
         self.kept = self.split(params)
 
         def inputs(batch: Any) -> list[jax.Array]:
-            dense: dict[int, Dense] = {}
-
-            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                if site.dense is not None:
-                    dense[site.index] = site.dense
-                return fn(z)
-
-            network.run(params, rest, batch, visit)
-            return [dense[layer.site].x for layer in layers]
+            outcome = network.outcome(params, rest, batch, lambda at: (at.fn(at.z), at.x))
+            return [outcome.records[layer.site] for layer in layers]
 
         self.xs = jax.vmap(inputs)(batches)
         self.zs = []
@@ -116,10 +112,11 @@ class Chunk:
                 leaves[i] = kept[name]
             given = {layer.site: z + v for layer, z, v in zip(self.layers, zs, shifts, strict=True)}
 
-            def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-                return fn(given.get(site.index, z))
+            def visit(at: Arrival) -> tuple[jax.Array, None]:
+                return at.fn(at.z if at.given is None else at.given), None
 
-            return self._network.run(jax.tree.unflatten(self._tree, leaves), rest, batch, visit)
+            params = jax.tree.unflatten(self._tree, leaves)
+            return self._network.run(params, rest, batch, visit, given=given)
 
         return objective
 

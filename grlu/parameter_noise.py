@@ -10,28 +10,34 @@ Source: Sarkar et al. (2025), "Evolution Strategies at the Hyperscale" (EGGROLL)
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from grlu.jaxprs import reads
-from grlu.network import Network, Objective, require_floats, trace
-from grlu.sites import Site
+from grlu.tracing.network import Network, Objective, require_floats, trace
+from grlu.tracing.program import Arrival, Bind, Branch, Loop, Program
+from grlu.tracing.unused import used
+from grlu.tracing.widening import in_float32
 
 
 class Factors(NamedTuple):
-    """A direction A Bᵀ / √r of a kernel: a is (fan_in, r), b is (units, r)."""
+    """A direction A Bᵀ / √r of a kernel: a is (fan_in, r), b is (units, r).
+
+    For the stacked kernels of layers in a loop both have a leading axis of steps.
+    """
 
     a: jax.Array
     b: jax.Array
 
 
 # Per parameter leaf: its direction, or None where the reward does not depend on it.
-Direction = list[jax.Array | Factors | None]
+Direction = list[Any]
+
+# Operations that give a parameter another type or another shape.
+_RENAMED = {"convert_element_type", "reshape", "broadcast_in_dim"}
 
 
 class ParameterNoise:
@@ -48,23 +54,20 @@ class ParameterNoise:
             and with None these too, get full-rank noise.
 
     Raises:
-        UserError: if the reward depends on no parameter or one is not a float; with a rank, also if
-            a parameter meets the data inside a loop.
+        UserError: if the reward depends on no parameter or one is not a float.
     """
 
     def __init__(self, objective: Objective, params: Any, rest: Any, batch: Any, rank: int | None):
         self._leaves, self._tree = jax.tree.flatten(params)
-        self._run: Callable[..., tuple[jax.Array, Any]] = objective
         self._network: Network | None = None
         self._rank = rank
         self.low: frozenset[int] = frozenset()
-        if rank is None:
-            require_floats(params)
-            closed = jax.make_jaxpr(objective)(params, rest, batch)
-        else:
-            self._network = trace(objective, params, rest, batch)
-            closed, self.low = self._network.closed, dense_kernels(self._network)
-        self._felt = _felt(closed.jaxpr, len(self._leaves))
+        require_floats(params)
+        self._run = in_float32(objective, params, rest, batch)
+        if rank is not None:
+            self._network = trace(objective, params, rest, batch).widened()
+            self.low = dense_kernels(self._network)
+        self._felt = used(objective, params, rest, batch)
         if self._leaves and not any(self._felt):
             raise UserError(
                 "the reward depends on no trainable parameter of the model given to the estimate: "
@@ -81,8 +84,11 @@ class ParameterNoise:
                 # Noise on what the reward does not depend on would only move it at random.
                 drawn.append(None)
             elif i in self.low and self._rank is not None:
-                sizes = zip(jax.random.split(own), shape, strict=True)
-                a, b = (jax.random.normal(k, (n, self._rank), jnp.float32) for k, n in sizes)
+                sizes = zip(jax.random.split(own), shape[-2:], strict=True)
+                a, b = (
+                    jax.random.normal(k, (*shape[:-2], n, self._rank), jnp.float32)
+                    for k, n in sizes
+                )
                 drawn.append(Factors(a, b))
             else:
                 drawn.append(jax.random.normal(own, shape, jnp.float32))
@@ -93,21 +99,27 @@ class ParameterNoise:
     ) -> jax.Array:
         """The rewards, shape (B,), of the parameters moved by `step` along a direction."""
         leaves = [
-            leaf if e is None or isinstance(e, Factors) else leaf + (step * e).astype(leaf.dtype)
+            leaf if e is None or isinstance(e, Factors) else leaf + step * e
             for leaf, e in zip(self._leaves, direction, strict=True)
         ]
         params = jax.tree.unflatten(self._tree, leaves)
         if self._network is None:
             return self._run(params, rest, batch)[0]
+        given = {
+            info.site.index: direction[info.site.dense.kernel.leaf]
+            for info in self._network.sites
+            if info.site.dense and info.site.dense.kernel.steps
+        }
 
-        def visit(site: Site, z: jax.Array, fn: Callable) -> jax.Array:
-            factors = None if site.dense is None else direction[site.dense.kernel]
-            if site.dense is not None and isinstance(factors, Factors):
-                moved = step * _product(site.dense.x, factors)
+        def visit(at: Arrival) -> tuple[jax.Array, None]:
+            dense, z = at.site.dense, at.z
+            if dense is not None and dense.kernel.leaf in self.low:
+                factors = at.given if dense.kernel.steps else direction[dense.kernel.leaf]
+                moved = step * _product(at.x, factors)
                 z = z + moved.reshape(z.shape).astype(z.dtype)
-            return fn(z)
+            return at.fn(z), None
 
-        return self._network.run(params, rest, batch, visit)[0]
+        return self._network.run(params, rest, batch, visit, given=given)[0]
 
     def weighted(self, directions: Direction, weights: jax.Array) -> list[jax.Array]:
         """The sum of n directions, stacked, each times its weight: leaves like the parameters."""
@@ -125,18 +137,42 @@ class ParameterNoise:
 
 
 def dense_kernels(network: Network) -> frozenset[int]:
-    """The leaves that are the kernel of dense layers and meet nothing else, anywhere."""
-    jaxpr = network.closed.jaxpr
+    """Return the leaves that are kernels of dense layers and are read nowhere else."""
     met = collections.Counter(i for info in network.sites for i in info.site.params)
-    dense = collections.Counter(
-        info.site.dense.kernel for info in network.sites if info.site.dense is not None
-    )
+    dense = collections.Counter[int]()
+    for info in network.sites:
+        layer = info.site.dense
+        # A kernel of some loops but not of all is neither shared by the steps nor theirs.
+        if layer is not None and layer.kernel.steps in (0, len(info.site.loops)):
+            dense[layer.kernel.leaf] += 1
+    program = network.program
     return frozenset(
-        i for i, n in dense.items() if met[i] == n and reads(jaxpr, jaxpr.invars[i]) == n
+        i for i, n in dense.items() if met[i] == n and _reads(program, program.ins[i]) == n
     )
 
 
-def _product(x: jax.Array, factors: Factors) -> jax.Array:
+def _reads(program: Program, variable: int) -> int:
+    """How many operations read a variable, in loops too, if casts and new axes are none of them."""
+    count = sum(atom == variable for atom in program.outs if isinstance(atom, int))
+    for op in program.ops:
+        for i, atom in enumerate(op.ins):
+            if not isinstance(atom, int) or atom != variable:
+                continue
+            if isinstance(op, Bind) and op.eqn.primitive.name in _RENAMED:
+                count += _reads(program, op.outs[0])
+            elif (
+                isinstance(op, Loop)
+                and not 0 <= i - op.eqn.params["num_consts"] < (op.eqn.params["num_carry"])
+            ):
+                count += _reads(op.body, op.body.ins[i])
+            elif isinstance(op, Branch) and i:
+                count += sum(_reads(b, b.ins[i - 1]) for b in op.branches)
+            else:
+                count += 1
+    return count
+
+
+def _product(x: Any, factors: Factors) -> jax.Array:
     """x (A Bᵀ) / √r, shape (B, ..., units)."""
     inner = x @ (factors.a / math.sqrt(factors.a.shape[-1])).astype(x.dtype)
     return inner @ factors.b.T.astype(x.dtype)
@@ -146,17 +182,9 @@ def _weighted(e: jax.Array | Factors | None, weights: jax.Array, leaf: Any) -> j
     if e is None:
         return jnp.zeros_like(leaf)
     if isinstance(e, Factors):
-        a = e.a * (weights / math.sqrt(e.a.shape[-1]))[:, None, None]
-        total = jnp.einsum("nir,nur->iu", a, e.b)
+        weights = weights.reshape(-1, *[1] * (e.a.ndim - 1))
+        a = e.a * (weights / math.sqrt(e.a.shape[-1]))
+        total = jnp.einsum("n...ir,n...ur->...iu", a, e.b)
     else:
         total = jnp.tensordot(weights, e, 1)
     return total.astype(leaf.dtype)
-
-
-def _felt(jaxpr: jex.Jaxpr, count: int) -> list[bool]:
-    """Which of the first inputs the first output may depend on; calls are taken as a whole."""
-    needed = {v for v in jaxpr.outvars[:1] if not isinstance(v, jex.Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars):
-            needed |= {v for v in eqn.invars if not isinstance(v, jex.Literal)}
-    return [v in needed for v in jaxpr.invars[:count]]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
-from grlu.network import Objective
+from grlu.tracing.network import Objective
+from grlu.tracing.widening import widened
 
 # (model, batch) -> rewards (B,), or (rewards, aux) with has_aux
 RewardFn = Callable[[Any, Any], Any]
@@ -143,7 +144,7 @@ def reseed(rest: Any, key: jax.Array) -> Any:
 
 
 def check_rewards(rewards: Any, batch: Any) -> jax.Array:
-    """Rewards as floats of shape (B,).
+    """Return rewards of shape (B,), in float32 at least.
 
     Raises:
         UserError: if there is not one real number per example.
@@ -158,4 +159,4 @@ def check_rewards(rewards: Any, batch: Any) -> jax.Array:
         )
     if not jnp.issubdtype(jnp.result_type(rewards), jnp.floating):
         raise UserError(f"the reward function must return floats, got {jnp.result_type(rewards)}")
-    return rewards
+    return widened(rewards)

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from grlu.errors import UserError
-from grlu.network import Objective
 from grlu.noise import signs
 from grlu.rule import Rule
 from grlu.spread import total
+from grlu.tracing.network import Objective
+from grlu.tracing.unused import used_weights
+from grlu.tracing.widening import in_float32, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +52,20 @@ class WeightPerturbation(Rule):
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
-        weights, restore = ravel_pytree(params)
+        weights, restore = ravel_pytree(jax.tree.map(widened, params))
+        used = used_weights(objective, params, rest, batch)
+        wide = in_float32(objective, params, rest, batch)
 
         def slope(key: jax.Array) -> jax.Array:
-            xi = signs(key, weights.shape)
+            # Noise on what the reward does not depend on would only move it at random.
+            xi = signs(key, weights.shape) * used
             up, down = (
-                jnp.mean(objective(restore(weights + sign * self.sigma * xi), rest, batch)[0])
+                jnp.mean(wide(restore(weights + sign * self.sigma * xi), rest, batch)[0])
                 for sign in (1, -1)
             )
             return xi * (up - down) / (2 * self.sigma)
 
         # One pair after the other: the noise of all at once would be `samples` copies of the model.
-        ascent = total(slope, jax.random.split(key, self.samples))
+        ascent = restore(total(slope, jax.random.split(key, self.samples)) / self.samples)
         rewards, aux = objective(params, rest, batch)
-        return rewards, aux, restore(ascent / self.samples)
+        return rewards, aux, jax.tree.map(lambda a, p: a.astype(p.dtype), ascent, params)

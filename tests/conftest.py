@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grlu.network import parameter_names
 from grlu.parameter_noise import ParameterNoise
 from grlu.rule import pure_objective
+from grlu.tracing.network import parameter_names
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -10,9 +10,9 @@ import grlu
 import models
 import trainers
 from grlu.errors import RunError
-from grlu.network import trace
 from grlu.parameter_noise import Factors, ParameterNoise, dense_kernels
 from grlu.rule import pure_objective
+from grlu.tracing.network import trace
 
 
 def log_likelihood(model, batch):
@@ -250,8 +250,8 @@ def test_what_the_reward_does_not_depend_on_stays(rank, batch):
         )
 
 
-def test_full_rank_noise_needs_no_sites(batch):
-    """A parameter inside a loop, where node perturbation could not find its place."""
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_kernel_in_a_loop_gets_noise_of_either_rank(rank, batch):
     model = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
 
     def reward_fn(model, batch):
@@ -260,10 +260,31 @@ def test_full_rank_noise_needs_no_sites(batch):
 
         return jax.lax.scan(step, batch[0], None, 3)[0].sum(-1)
 
-    rule = grlu.EvolutionStrategy(4096, 0.01, shaping="none")
+    rule = grlu.EvolutionStrategy(4096, 0.01, rank=rank, shaping="none")
     assert grlu.alignment(rule, reward_fn, model, batch, jax.random.key(0)).cosine > 0.9
-    with pytest.raises(grlu.UserError, match="inside a 'scan'"):
-        ascent(grlu.EvolutionStrategy(4, rank=1), model, batch, reward_fn=reward_fn)
+
+
+def test_low_rank_noise_moves_layers_in_loops_as_whole_matrices_do(low_rank_noise):
+    """A kernel that all steps share, and stacked kernels of which each step has its own."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            @nnx.vmap(in_axes=0, out_axes=0)
+            def stacked(rngs):
+                return nnx.Linear(4, 4, rngs=rngs)
+
+            self.shared = nnx.Linear(4, 4, rngs=rngs)
+            self.stack = stacked(rngs.split(3))
+
+        def __call__(self, x):
+            kernel = self.shared.kernel[...]
+            x, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ kernel), None), x, length=2)
+            scanned = nnx.scan(lambda h, layer: nnx.relu(layer(h)) + h, out_axes=nnx.Carry)
+            return scanned(x, self.stack)
+
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    low = low_rank_noise(Model(nnx.Rngs(0)), lambda m, x: m(x).sum(-1), x)
+    assert low == {"shared.kernel", "stack.kernel"}
 
 
 @pytest.mark.parametrize("rank", [None, 1])

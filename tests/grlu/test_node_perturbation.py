@@ -9,6 +9,7 @@ from flax import nnx
 import grlu
 import models
 from grlu.noise import directions
+from grlu.tracing.rows import Rows, every_example
 
 
 def log_likelihood(model, batch):
@@ -73,7 +74,8 @@ def test_one_step_equals_the_published_algorithm(options, activation):
     _, grads = rule(published_reward)(model, (x, y), key)
 
     shapes = [(3, 10), (3, 10), (3, 4)]
-    drawn = directions(jax.random.split(key)[1], "gaussian", pairs, shapes, [0, 0, 0])
+    rows = [Rows(shape, every_example(shape[0]), shape[0]) for shape in shapes]
+    drawn = directions(jax.random.split(key)[1], "gaussian", pairs, rows)
     noises = [sigma * np.asarray(xi, np.float64) for xi in drawn]
     weights = [
         (np.asarray(layer.kernel[...], np.float64), np.asarray(layer.bias[...], np.float64))
@@ -106,7 +108,7 @@ def test_credit_equals_brute_force_over_the_same_noise(noise):
 
     rule = grlu.NodePerturbation(pairs, sigma, noise=noise)
     _, grads = rule(lambda m, x: r(m(x)))(model, x, key)
-    (xi,) = directions(jax.random.split(key)[1], noise, pairs, [(1, 4)], [None])
+    (xi,) = directions(jax.random.split(key)[1], noise, pairs, [Rows((1, 4), frozenset(), 1)])
     z = model(x)
     credit = np.mean(
         [n * (r(z + sigma * n) - r(z - sigma * n))[:, None] / (2 * sigma) for n in xi], axis=0
@@ -202,7 +204,7 @@ def test_batch_of_several_examples_is_the_mean_of_each():
         ({"output_noise": "loud"}, "output_noise must be one of uniform, softmax"),
         ({"ridge": 0.0}, "ridge must be positive"),
         ({"feedback": 0.0, "output": "delta"}, "feedback must be positive"),
-        ({"feedback": 1.0}, "use output='delta' or layers='apart'"),
+        ({"feedback": 1.0}, "use output='delta', layers='apart'"),
         ({"feedback": 1.0, "output": "delta", "site": "post"}, "feedback needs site='pre'"),
     ],
 )
@@ -264,7 +266,7 @@ def test_least_squares_needs_units_of_one_example():
             return x.sum(-1) + (x.mean(0) * self.scale).sum()
 
     estimate = grlu.NodePerturbation(8, ridge=0.1)(lambda model, x: model(x))
-    with pytest.raises(grlu.UserError, match="scale: least squares needs a unit"):
+    with pytest.raises(grlu.UserError, match="scale: least squares needs every unit"):
         estimate(Mean(nnx.Rngs(0)), jnp.ones((2, 3)), jax.random.key(0))
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import grlu
-from grlu.noise import directions, hadamard, signs
+from grlu.noise import Part, directions, hadamard, signs
+from grlu.tracing.rows import Digit, Rows
+
+
+def rows(*shape):
+    """A site of shape (batch, units)."""
+    return Rows(shape, frozenset({Digit(1, shape[0], 0, 1)} if shape[0] > 1 else ()), shape[0])
 
 
 def test_signs_are_fair_and_use_every_bit():
@@ -27,8 +33,8 @@ def test_hadamard_rows_are_orthogonal():
 def test_columns_chosen_by_the_active_units_are_those_of_the_matrix(samples):
     units = 2 * samples + 1
     active = jnp.arange(2 * units).reshape(2, units) % 3 != 0
-    (known,) = directions(jax.random.key(0), "orthogonal", samples, [(2, units)], [0])
-    (drawn,) = directions(jax.random.key(0), "orthogonal", samples, [(2, units)], [0], [active])
+    (known,) = directions(jax.random.key(0), "orthogonal", samples, [rows(2, units)])
+    (drawn,) = directions(jax.random.key(0), "orthogonal", samples, [rows(2, units)], [active])
     deal = (np.cumsum(active, axis=1) - 1) % samples
     sign = np.asarray(known[0])  # The matrix's first row is ones.
     expected = hadamard(samples)[:, deal] * sign * np.asarray(active)
@@ -38,7 +44,7 @@ def test_columns_chosen_by_the_active_units_are_those_of_the_matrix(samples):
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian", "orthogonal"])
 def test_directions_are_uncorrelated_over_sites_and_examples(noise):
     def draw(key):
-        first, second = directions(key, noise, 4, [(2, 3), (2, 2)], [0, 0])
+        first, second = directions(key, noise, 4, [rows(2, 3), rows(2, 2)])
         return jnp.concatenate([first.reshape(4, -1), second.reshape(4, -1)], axis=1)
 
     drawn = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 5000))).reshape(-1, 10)
@@ -47,7 +53,7 @@ def test_directions_are_uncorrelated_over_sites_and_examples(noise):
 
 
 def test_orthogonal_units_of_an_example_do_not_interfere_while_there_are_columns():
-    first, second = directions(jax.random.key(0), "orthogonal", 8, [(3, 5), (3, 3)], [0, 0])
+    first, second = directions(jax.random.key(0), "orthogonal", 8, [rows(3, 5), rows(3, 3)])
     for example in range(3):
         both = np.concatenate([first[:, example], second[:, example]], axis=1)
         np.testing.assert_allclose(both.T @ both / 8, np.eye(8), atol=1e-6)
@@ -55,8 +61,27 @@ def test_orthogonal_units_of_an_example_do_not_interfere_while_there_are_columns
 
 def test_silent_units_take_no_column():
     active = [jnp.array([[True, False, True, False, False, True, False, True]])]
-    (drawn,) = directions(jax.random.key(0), "orthogonal", 4, [(1, 8)], [0], active)
+    (drawn,) = directions(jax.random.key(0), "orthogonal", 4, [rows(1, 8)], active)
     drawn = np.asarray(drawn[:, 0])
     np.testing.assert_array_equal(drawn[:, ~np.asarray(active[0][0])], 0)
     kept = drawn[:, np.asarray(active[0][0])]
     np.testing.assert_allclose(kept.T @ kept / 4, np.eye(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("active", [None, [jnp.arange(15).reshape(3, 5) % 3 != 0]])
+def test_parts_of_orthogonal_directions_are_those_of_the_whole(active):
+    key, site = jax.random.key(0), [rows(3, 5)]
+    (whole,) = directions(key, "orthogonal", 8, site, active)
+    parts = [directions(key, "orthogonal", 8, site, active, Part(i, 2))[0] for i in range(4)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_columns_are_dealt_over_sites_whose_units_move_several_rewards():
+    """Two examples with units of their own, and units that both share."""
+    shared = Rows((3,), frozenset(), 2)
+    active = [jnp.array([[True, True, False], [True, False, False]]), jnp.ones(3, bool)]
+    first, both = directions(jax.random.key(0), "orthogonal", 8, [rows(2, 3), shared], active)
+    for example in range(2):
+        own = np.concatenate([first[:, example], both], axis=1)
+        kept = own[:, np.any(own != 0, axis=0)]
+        np.testing.assert_allclose(kept.T @ kept / 8, np.eye(kept.shape[1]), atol=1e-6)

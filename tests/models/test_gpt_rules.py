@@ -8,7 +8,7 @@ from flax import nnx
 
 import grlu
 import models
-from grlu.network import parameter_names
+from grlu.tracing.network import parameter_names
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
 

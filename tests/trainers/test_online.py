@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import trainers
-from grlu.network import trace
 from grlu.online import first_layers
+from grlu.tracing.network import trace
 from trainers.compiled import compile_chunk
 
 

@@ -1,0 +1,217 @@
+"""Building programs: where each site of a flat jaxpr begins and ends."""
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from grlu.tracing.flatten import Flat, Item, flatten
+from grlu.tracing.jaxprs import is_inexact, opened
+from grlu.tracing.program import Atom, Bind, Branch, Literal, Loop, Op, Program, Settle, Site, Stop
+from grlu.tracing.recognition import (
+    Fact,
+    Kind,
+    Pending,
+    Whole,
+    dense_site,
+    extends,
+    is_activation,
+    with_bias,
+)
+
+
+def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str]) -> Program:
+    """Make a program of a jaxpr of `(*params, *consts, *data)`.
+
+    The program's inputs are those of the jaxpr and then its own constants, which count as data: a
+    function may close over a batch.
+
+    Args:
+        closed: the jaxpr; its first output is the rewards.
+        params: number of trainable leaves.
+        consts: number of leaves that depend on neither parameters nor batch.
+        names: one name per trainable leaf.
+
+    Raises:
+        UserError: if credit cannot be kept from passing a `stop_gradient`.
+    """
+    facts = [Fact(Kind.PARAM, frozenset({i}), whole=Whole(i)) for i in range(params)]
+    facts += [Fact(Kind.CONST)] * consts
+    facts += [Fact(Kind.DATA)] * (len(closed.jaxpr.invars) - len(facts))
+    flat = flatten(closed.jaxpr, closed.consts, facts, names, Fact(Kind.DATA))
+    # The reward is data, even where it is a function of the parameters alone.
+    rewards = tuple(i == 0 for i in range(len(flat.outs)))
+    return _Builder(flat, itertools.count(), itertools.count(), ()).build(rewards)
+
+
+def plain(jaxpr: Any) -> Program:
+    """Make a program without sites of an open or closed jaxpr."""
+    jaxpr, consts = opened(jaxpr)
+    flat = flatten(jaxpr, consts, [Fact(Kind.DATA)] * len(jaxpr.invars), ())
+    demanded = (False,) * len(flat.outs)
+    return _Builder(flat, itertools.count(), itertools.count(), ()).build(demanded)
+
+
+class _Builder:
+    def __init__(
+        self, flat: Flat, sites: Iterator[int], stops: Iterator[int], loops: tuple[int, ...]
+    ):
+        self.flat, self.sites, self.stops, self.loops = flat, sites, stops, loops
+        self.avals = dict(flat.avals)
+        self.fresh = itertools.count(len(self.avals))
+        atoms = [*(a for item in flat.items for a in item.ins), *flat.outs]
+        self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
+        self.pending: dict[int, Pending] = {}
+        self.settled: dict[int, int] = {}  # From a value to what follows its site.
+        self.ops: list[Op] = []
+        self.found: list[Site] = []
+        self.stopped: list[int] = []
+
+    def build(self, demanded: Sequence[bool]) -> Program:
+        """Make the program, with the outputs that are `demanded` as data."""
+        for item in self.flat.items:
+            self.item(item)
+        outs = [self.complete(a, d) for a, d in zip(self.flat.outs, demanded, strict=True)]
+        constants = frozenset(v for v, f in self.flat.facts.items() if f.kind is Kind.CONST)
+        return Program(
+            self.flat.ins,
+            tuple(self.ops),
+            tuple(outs),
+            self.avals,
+            constants,
+            tuple(self.found),
+            tuple(self.stopped),
+        )
+
+    def item(self, item: Item) -> None:
+        facts = [self.flat.fact(a) for a in item.ins]
+        pending = [self.pending.get(a) if isinstance(a, int) else None for a in item.ins]
+        if item.role in ("bind", "meet") and any(pending):
+            alone = all(
+                self.uses[a] == 1 and a not in self.settled
+                for a in item.ins
+                if isinstance(a, int) and a in self.pending
+            )
+            if alone and item.role == "bind" and is_activation(item.eqn, facts, pending):
+                position = next(i for i, p in enumerate(pending) if p)
+                self.settle(item.ins[position], item, position)
+                return
+            if alone and extends(item.eqn, facts, pending):
+                self.extend(item, facts, pending)
+                return
+        demanded = item.data[0] or (item.role == "weights",) * len(item.ins)
+        ins = tuple(self.complete(a, d) for a, d in zip(item.ins, demanded, strict=True))
+        if item.role == "meet":
+            self.ops.append(Bind(item.eqn, ins, item.outs))
+            self.meet(item, facts, ins)
+        elif item.role == "stop":
+            number = next(self.stops)
+            self.stopped.append(number)
+            self.ops.append(Stop(number, ins, item.outs))
+        elif item.role in ("loop", "branch"):
+            self.nested(item, ins)
+        else:
+            self.ops.append(Bind(item.eqn, ins, item.outs))
+
+    def meet(self, item: Item, facts: Sequence[Fact], ins: Sequence[Atom]) -> None:
+        """Begin sites at the outputs of an equation in which parameters meet data."""
+        params = frozenset[int]().union(*(f.params for f in facts))
+        name = item.eqn.primitive.name
+        for out, v in zip(item.outs, item.eqn.outvars, strict=True):
+            if is_inexact(v.aval):
+                self.pending[out] = Pending(
+                    params,
+                    any(f.behind for f in facts),
+                    any(f.fed for f in facts),
+                    gain=name in {"mul", "div"},
+                    added=name in {"add", "sub", "add_any"},
+                    dense=dense_site(item.eqn, facts, ins),
+                )
+
+    def extend(self, item: Item, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> None:
+        self.ops.append(Bind(item.eqn, item.ins, item.outs))
+        before = [p for p in pending if p]
+        params = frozenset[int]().union(*(f.params for f in facts), *(p.params for p in before))
+        (out,) = item.outs
+        self.pending[out] = Pending(
+            params,
+            any(p.behind for p in before),
+            any(p.fed for p in before),
+            gain=any(p.gain for p in before),
+            added=all(p.added for p in before),
+            dense=with_bias(item.eqn, facts, pending),
+        )
+        for a in item.ins:
+            if isinstance(a, int):
+                self.pending.pop(a, None)
+
+    def complete(self, atom: Atom, data: bool) -> Atom:
+        """The atom to read instead of one whose site is complete now.
+
+        With `data`, a parameter's own value becomes a site.
+        """
+        if isinstance(atom, Literal):
+            return atom
+        if atom in self.settled:
+            return self.settled[atom]
+        fact = self.flat.fact(atom)
+        if atom in self.pending:
+            return self.settle(atom)
+        if data and fact.kind is Kind.PARAM:
+            self.pending[atom] = Pending(fact.params, False, False, added=True)
+            after = self.settle(atom, weight=True)
+            # Elsewhere the parameter is still a parameter.
+            del self.settled[atom]
+            return after
+        return atom
+
+    def settle(
+        self, z: Any, item: Item | None = None, position: int = 0, weight: bool = False
+    ) -> int:
+        """Mark a site; its activation, if it has one, is an item's equation."""
+        pending = self.pending.pop(z)
+        aval = self.avals[z]
+        dense = pending.dense
+        split = jnp.issubdtype(aval.dtype, jnp.complexfloating)
+        site = Site(
+            next(self.sites),
+            pending.params,
+            (*aval.shape, 2) if split else tuple(aval.shape),
+            jnp.finfo(aval.dtype).dtype if split else aval.dtype,
+            self.loops,
+            pending.fed,
+            not pending.behind and not self.loops,
+            weight,
+            pending.added,
+            dense,
+        )
+        self.found.append(site)
+        ins = (z,) if item is None else item.ins
+        more = () if dense is None else (dense.x,)
+        if item is None:
+            out = next(self.fresh)
+            self.avals[out] = aval
+            self.settled[z] = out
+        else:
+            (out,) = item.outs
+        eqn = None if item is None else item.eqn
+        self.ops.append(Settle(site, eqn, (*ins, *more), (out,), position))
+        return out
+
+    def nested(self, item: Item, ins: tuple[Atom, ...]) -> None:
+        loops = self.loops
+        if item.role == "loop":
+            loops = (*loops, item.eqn.params["length"])
+        programs = []
+        for flat in item.inner:
+            program = _Builder(flat, self.sites, self.stops, loops).build(item.data[1])
+            self.found += program.sites
+            self.stopped += program.stops
+            programs.append(program)
+        if item.role == "loop":
+            self.ops.append(Loop(item.eqn, ins, item.outs, programs[0]))
+        else:
+            self.ops.append(Branch(item.eqn, ins, item.outs, tuple(programs)))

@@ -1,0 +1,256 @@
+"""Networks: a traced objective, with its sites laid open."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grlu.errors import UserError
+from grlu.tracing.build import build
+from grlu.tracing.influence import influences
+from grlu.tracing.program import Arrival, Outcome, Program, Site, Visit
+from grlu.tracing.rows import Rows, rows
+from grlu.tracing.widening import holds_low, is_low
+
+# (params, consts, batch) -> (rewards of shape (B,), aux)
+Objective = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteInfo:
+    """Static knowledge of a site.
+
+    Attributes:
+        site: its place in the network.
+        name: path of its layer in the model, with `#n` for a later call.
+        shape: shape of its values, with the axes of the loops around it first.
+        dtype: dtype that a visitor sees.
+        rows: which examples' rewards its elements move.
+        live: whether the reward depends on it.
+        output: whether the reward depends on it without another site between, as on logits.
+        penalty: whether it is a term of the reward that depends on parameters alone, such as a
+            weight decay, whose credit is known without noise.
+    """
+
+    site: Site
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    rows: Rows
+    live: bool
+    output: bool
+    penalty: bool
+
+    @property
+    def axis(self) -> int | None:
+        """The axis that runs over examples, if there is one."""
+        return self.rows.axis
+
+    @property
+    def moved(self) -> bool:
+        """Whether noise on it tells anything: the reward depends on it in a way to be found out."""
+        return self.live and not self.penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An objective as a program, and its sites in the order of execution.
+
+    Attributes:
+        program: of `(*params, *consts, *batch, *closed_over)`.
+        out_tree: structure of the objective's result.
+        names: path of every parameter leaf.
+        batch_size: B.
+        closed_over: arrays that the objective closes over.
+        sites: the sites.
+        wide: whether bfloat16 and float16 operations run in float32.
+        low: whether the objective has any such operation.
+    """
+
+    program: Program
+    out_tree: Any
+    names: tuple[str, ...]
+    batch_size: int
+    closed_over: tuple[Any, ...] = ()
+    sites: tuple[SiteInfo, ...] = ()
+    wide: bool = False
+    low: bool = False
+
+    def widened(self) -> "Network":
+        """Return the network that computes in float32 where the model does in fewer bits.
+
+        Noise is lost in bfloat16: rules perturb this network, which is the model's to rounding.
+        """
+        if not self.low:
+            return self
+        sites = [
+            dataclasses.replace(info, dtype=jnp.dtype(jnp.float32)) if _low(info.dtype) else info
+            for info in self.sites
+        ]
+        return dataclasses.replace(self, wide=True, sites=tuple(sites))
+
+    def outcome(self, params: Any, consts: Any, batch: Any, visit: Visit, **given: Any) -> Outcome:
+        """Run one pass; see `Program.run` for `given` and `stops`."""
+        leaves = [*jax.tree.leaves(params), *jax.tree.leaves(consts), *jax.tree.leaves(batch)]
+        return self.program.run([*leaves, *self.closed_over], visit, wide=self.wide, **given)
+
+    def unflatten(self, outcome: Outcome) -> tuple[jax.Array, Any]:
+        """Return rewards (B,) and auxiliary values of a pass."""
+        return jax.tree.unflatten(self.out_tree, outcome.outs)
+
+    def run(
+        self, params: Any, consts: Any, batch: Any, visit: Visit, **given: Any
+    ) -> tuple[jax.Array, Any]:
+        """Return rewards (B,) and auxiliary values of one pass."""
+        return self.unflatten(self.outcome(params, consts, batch, visit, **given))
+
+    def rewards(self, params: Any, consts: Any, batch: Any) -> jax.Array:
+        """Return the rewards (B,) of the traced network: those of the model."""
+        return self.run(params, consts, batch, untouched)[0]
+
+    def clean(self, params: Any, consts: Any, batch: Any, *, slopes: bool = False) -> "CleanPass":
+        """Run an unperturbed pass, cut at every site, so that a site's VJP reaches its layer alone.
+
+        Args:
+            params: trainable state.
+            consts: the model's other state.
+            batch: the batch.
+            slopes: whether to note each site's response and slope.
+        """
+
+        def visit(at: Arrival) -> tuple[jax.Array, Any]:
+            z = jax.lax.stop_gradient(at.z)
+            if not slopes:
+                return at.fn(z), (at.z, None)
+            response = jax.jvp(at.fn, (z,), (jnp.ones_like(z),))
+            return response[0], (at.z, jax.lax.stop_gradient(response))
+
+        def cut(params: Any) -> tuple[list[jax.Array], Any]:
+            outcome = self.outcome(params, consts, batch, visit, keep_stops=True)
+            recorded = [outcome.records[info.site.index] for info in self.sites]
+            responses = [response for _, response in recorded]
+            return [z for z, _ in recorded], (self.unflatten(outcome), responses, outcome.stopped)
+
+        zs, vjp, ((rewards, aux), responses, stopped) = jax.vjp(cut, params, has_aux=True)
+        return CleanPass(zs, responses, stopped, rewards, aux, lambda credits: vjp(credits)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanPass:
+    """What an unperturbed pass leaves behind.
+
+    Attributes:
+        zs: each site's pre-activation.
+        responses: each site's activation f(z) and slope f'(z), if they were asked for.
+        stops: what passed each `stop_gradient` behind a site, to be passed there in other passes.
+        rewards: shape (B,).
+        aux: the objective's auxiliary values.
+        local_update: from credits (arrays like `zs`) to a tree like the parameters: what each layer
+            makes of its own input and its own credit.
+    """
+
+    zs: list[jax.Array]
+    responses: list[Any]
+    stops: Mapping[int, Any]
+    rewards: jax.Array
+    aux: Any
+    local_update: Callable[[list[jax.Array]], Any]
+
+
+def untouched(at: Arrival) -> tuple[jax.Array, Any]:
+    """Visit a site without a change."""
+    return at.fn(at.z), None
+
+
+def trace(objective: Objective, params: Any, consts: Any, batch: Any) -> Network:
+    """Trace an objective and find its sites.
+
+    Raises:
+        UserError: if the rewards depend on no parameter, a parameter is not a float, or credit
+            cannot be kept from passing a `stop_gradient`.
+    """
+    names = tuple(parameter_names(params))
+    require_floats(params)
+    closed, out_shape = jax.make_jaxpr(objective, return_shape=True)(params, consts, batch)
+    program = build(closed, len(names), len(jax.tree.leaves(consts)), names)
+    size = out_shape[0].shape[0]
+    found = influences(program, size)
+    if names and not any(f.live for f in found.values()):
+        raise UserError(
+            "the reward depends on no trainable parameter of the model given to the estimate: it "
+            "is the same whatever the model does, or not computed from the `model` and `batch` "
+            "that the reward function receives"
+        )
+    sites, seen = [], dict[str, int]()
+    for site in sorted(program.sites, key=lambda site: site.index):
+        name = _common_path([names[i] for i in sorted(site.params)])
+        seen[name] = seen.get(name, -1) + 1
+        name = f"{name}#{seen[name]}" if seen[name] else name
+        what, shape = found[site.index], (*site.loops, *site.shape)
+        split = rows(shape, what.digits, len(site.loops), size)
+        sites.append(
+            SiteInfo(
+                site,
+                name,
+                shape,
+                site.dtype,
+                split,
+                what.live,
+                what.output and not what.penalty,
+                what.penalty,
+            )
+        )
+    low = holds_low(closed.jaxpr) or any(is_low(v.aval) for v in closed.jaxpr.invars)
+    return Network(
+        program,
+        jax.tree.structure(out_shape),
+        names,
+        size,
+        tuple(closed.consts),
+        tuple(sites),
+        low=low,
+    )
+
+
+def require_floats(params: Any) -> None:
+    """Raise UserError if a parameter is not an array of real floating-point numbers."""
+    for name, leaf in zip(parameter_names(params), jax.tree.leaves(params), strict=True):
+        if jnp.iscomplexobj(leaf):
+            raise UserError(
+                f"{name}: a rule trains real parameters, this one is {jnp.result_type(leaf)}; "
+                "hold its real and its imaginary part in two parameters and join them by "
+                "jax.lax.complex in the model"
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise UserError(
+                f"{name}: a rule trains floating-point parameters, this one is "
+                f"{jnp.result_type(leaf)}; hold it in another nnx.Variable type than nnx.Param"
+            )
+
+
+def parameter_names(params: Any) -> list[str]:
+    """Return the path of every leaf, such as `layers.0.kernel`."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    named = []
+    for path in paths:
+        keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+        named.append(".".join(keys[:-1] if len(keys) > 1 and keys[-1] == "value" else keys))
+    return named
+
+
+def _low(dtype: Any) -> bool:
+    return is_low(jax.ShapeDtypeStruct((), dtype))
+
+
+def _common_path(paths: Sequence[str]) -> str:
+    split = [p.split(".") for p in paths]
+    if len(split) == 1:
+        return ".".join(split[0][:-1]) or paths[0]
+    common = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common) or "+".join(paths)

@@ -1,0 +1,123 @@
+"""Evaluation of bfloat16 and float16 programs in float32.
+
+Noise of .01 on a bfloat16 value near 1 is three of its steps, and vanishes in the next rounding.
+So rules run a network of low precision in float32: each value that the model rounds to 16 bits
+keeps its 32. This equals the model up to the rounding that the model itself makes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call
+
+_LOW = (jnp.bfloat16, jnp.float16)
+# The parameters of primitives that name the type of their result.
+_TYPES = ("new_dtype", "preferred_element_type", "dtype")
+
+
+def is_low(value: Any) -> bool:
+    """Return whether a value or aval is bfloat16 or float16."""
+    return getattr(value, "dtype", None) in _LOW
+
+
+def widened(value: Any) -> Any:
+    """Return a value of low precision as float32, any other unchanged."""
+    return jnp.asarray(value, jnp.float32) if is_low(value) else value
+
+
+def holds_low(jaxpr: jex.Jaxpr) -> bool:
+    """Return whether a jaxpr computes anything in low precision."""
+    return any(
+        any(is_low(v.aval) for v in [*eqn.invars, *eqn.outvars])
+        or any(holds_low(inner) for inner in bodies(eqn))
+        for eqn in jaxpr.eqns
+    )
+
+
+def in_float32(objective: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """Return a function that computes in float32 where it would in fewer bits.
+
+    Args:
+        objective: the function.
+        args: pytrees like those that the result will be called with; where these have bfloat16 or
+            float16 leaves, it also takes float32 ones.
+    """
+    closed, shape = jax.make_jaxpr(objective, return_shape=True)(*args)
+    if not holds_low(closed.jaxpr) and not any(is_low(v.aval) for v in closed.jaxpr.invars):
+        return objective
+
+    def wide(*args: Any) -> Any:
+        outs = run_wide(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+    return wide
+
+
+def bind_wide(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run one equation on widened values; its results are widened.
+
+    The body of a loop, a branch or a kernel runs in its own types: its inputs are rounded to them.
+    """
+    if is_call(eqn) and eqn.primitive.name not in CUSTOM:
+        jaxpr, consts = body(eqn)
+        return run_wide(jaxpr, consts, values)
+    if not any(is_low(v.aval) for v in [*eqn.invars, *eqn.outvars]):
+        return bind(eqn, values)
+    if eqn.primitive.name in CUSTOM:
+        return _custom(eqn, values)
+    if eqn.primitive.name == "reduce_precision":
+        return list(values)
+    if eqn.primitive.name == "bitcast_convert_type" or any(True for _ in bodies(eqn)):
+        return [widened(out) for out in bind(eqn, _narrowed(eqn, values))]
+    types = {k: jnp.dtype(jnp.float32) for k in _TYPES if eqn.params.get(k) in _LOW}
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params | types))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def run_wide(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluate a jaxpr on widened values; its results are widened."""
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(widened, consts), strict=True))
+    env.update(zip(jaxpr.invars, map(widened, args), strict=True))
+
+    def read(atom: Any) -> Any:
+        return widened(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, bind_wide(eqn, [read(v) for v in eqn.invars]), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _narrowed(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    return [
+        jnp.asarray(v, a.aval.dtype) if is_low(a.aval) else v
+        for v, a in zip(values, eqn.invars, strict=True)
+    ]
+
+
+def _custom(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Run a call with its own derivative: its body in float32, its derivative as declared."""
+    jaxpr, consts = body(eqn)
+
+    def wide(*values: Any) -> list[Any]:
+        return run_wide(jaxpr, consts, values)
+
+    def declared(*values: Any) -> list[Any]:
+        return [widened(out) for out in bind(eqn, _narrowed(eqn, values))]
+
+    if eqn.primitive.name == "custom_jvp_call":
+        forward = jax.custom_jvp(wide)
+        forward.defjvp(
+            lambda primals, tangents: (wide(*primals), jax.jvp(declared, primals, tangents)[1])
+        )
+        return forward(*values)
+    both = jax.custom_vjp(wide)
+    both.defvjp(
+        lambda *primals: (wide(*primals), primals),
+        lambda primals, cotangents: jax.vjp(declared, *primals)[1](list(cotangents)),
+    )
+    return both(*values)
