@@ -8,6 +8,7 @@ from reports import tables
 from reports.record import Record
 from reports.units import number
 from trainers.run_directory import RunDirectory
+from trainers.samples import read_lines
 
 
 def written(record: Record) -> str:
@@ -38,10 +39,8 @@ def written(record: Record) -> str:
 
 def _samples(record: Record) -> dict[int, list[dict[str, Any]]]:
     path = RunDirectory(record.path).samples
-    if not path.is_file():
-        return {}
     found: dict[int, list[dict[str, Any]]] = {}
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line, text in enumerate(read_lines(path), 1):
         try:
             sample = json.loads(text)
             kept = {key: sample[key] for key in ("prompt", "completion", "target", "reward")}

@@ -167,7 +167,7 @@ def default_path(name: str) -> pathlib.Path:
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces a file in one step: a reader sees the old text or the new, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

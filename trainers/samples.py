@@ -1,4 +1,7 @@
-"""What a policy writes while it learns: `samples.jsonl`, one completion a line."""
+"""Completions that a policy writes while it learns: `samples.jsonl`, one JSON object per line.
+
+Only a line feed ends a line: a completion may hold other characters that `str.splitlines` splits at.
+"""
 
 import json
 import pathlib
@@ -25,7 +28,13 @@ def show(experiment: Experiment, state: TrainState, path: pathlib.Path, step: in
 
 def write_samples(path: pathlib.Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
     """Adds the completions of a step; those of this step or later, of a run before, are dropped."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < step]
+    kept = [line for line in read_lines(path) if json.loads(line)["step"] < step]
     new = [json.dumps({"step": step, **row}, ensure_ascii=False) for row in rows]
     write_atomically(path, "".join(f"{line}\n" for line in [*kept, *new]))
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+    """Return the lines of a `samples.jsonl`, none if there is no file."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -31,6 +31,13 @@ def test_the_first_the_middle_and_the_last_step_are_shown(tmp_path):
     assert written(record(tmp_path)).count("step") == 1
 
 
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029"])
+def test_only_a_line_feed_ends_a_line(character, tmp_path):
+    line = json.dumps(sample(1, f"1{character}2", 0.0), ensure_ascii=False)
+    (tmp_path / "samples.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert f"1{character}2" in written(record(tmp_path))
+
+
 def test_a_run_without_samples_shows_none_and_a_broken_line_is_named(tmp_path):
     assert written(record(tmp_path)) == ""
     for line in ("{", "3", '{"step": 1}'):

@@ -67,8 +67,24 @@ def test_samples_of_a_step_are_written_once(tmp_path):
     write_samples(path, 10, [{"completion": "ä"}, {"completion": "b"}])
     write_samples(path, 20, [{"completion": "c"}])
     write_samples(path, 20, [{"completion": "d"}])  # resumed
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, end = path.read_bytes().decode().split("\n")
+    rows = [json.loads(line) for line in lines]
     assert [(row["step"], row["completion"]) for row in rows] == [(10, "ä"), (10, "b"), (20, "d")]
+    assert end == ""
+
+
+# What str.splitlines takes for the end of a line, and JSON does not escape.
+BREAKS = "\x7f\x85\u2028\u2029"
+
+
+def test_a_sample_may_hold_any_character(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    texts = [f"a{character}b" for character in (*BREAKS, "\n", "\r", "\x1c")]
+    for step in (10, 20):
+        write_samples(path, step, [{"completion": text} for text in texts])
+    *lines, end = path.read_bytes().decode().split("\n")
+    assert [json.loads(line)["completion"] for line in lines] == 2 * texts
+    assert end == ""
 
 
 @pytest.mark.slow
@@ -84,7 +100,7 @@ def test_equal_rewards_everywhere_are_said_to_be_no_signal(tmp_path, monkeypatch
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "100% of the prompts have samples that are all paid alike: no signal" in log
     assert "the ratio before the first update is 1.0000" in log
-    rows = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    rows = (tmp_path / "run" / "samples.jsonl").read_text().split("\n")[:-1]
     assert len(rows) == 4  # The validation set has four questions.
     first = json.loads(rows[0])
     assert first["reward"] == 1
