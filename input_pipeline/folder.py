@@ -141,7 +141,11 @@ def _decoded(
                 root,
                 ", ".join(map(str, skipped[:10])) + (", ..." if len(skipped) > 10 else ""),
             )
-        os.replace(unfinished, folder)
+        try:
+            os.replace(unfinished, folder)
+        except OSError:
+            if not folder.is_dir():  # Otherwise another process has decoded the same images.
+                raise
     except OSError as error:
         raise UserError(
             f"decoded images cannot be kept in {folder.parent} ({error.strerror}): give GRLU_CACHE "

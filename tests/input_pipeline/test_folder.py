@@ -1,6 +1,10 @@
 """Folders of images: mixed sizes, hashed splits, what is unreadable, and training from disk."""
 
+import errno
 import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,6 +57,31 @@ def test_a_new_image_moves_no_other(folder):
         len(after.train["label"]) + len(after.validation["label"]) + len(after.test["label"]) == 121
     )
     assert abs(len(after.test["label"]) - len(before.test["label"])) <= 1
+
+
+def test_processes_that_decode_at_once_share_one_copy(folder, tmp_path, monkeypatch):
+    """Three have decoded the images before the first of them renames its folder."""
+    barrier, replace = threading.Barrier(3), os.replace
+
+    def together(source, target):
+        barrier.wait(timeout=60)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", together)
+    with ThreadPoolExecutor(3) as pool:
+        found = [future.result() for future in [pool.submit(load, folder) for _ in range(3)]]
+    for data in found:
+        np.testing.assert_array_equal(data.test["image"][:], found[0].test["image"][:])
+    assert len(list((tmp_path / "cache" / "folders").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot be kept in .*folders \(No space left"):
+        load(folder)
 
 
 def test_unreadable_images_are_named_and_counted(folder, caplog):
