@@ -1,6 +1,6 @@
 """Completions that a policy writes while it learns: `samples.jsonl`, one JSON object per line.
 
-Only a line feed ends a line: a completion may hold other characters that `str.splitlines` splits at.
+Only a line feed ends a line: a completion may hold others at which `str.splitlines` splits.
 """
 
 import json
@@ -37,4 +37,5 @@ def read_lines(path: pathlib.Path) -> list[str]:
     """Return the lines of a `samples.jsonl`, none if there is no file."""
     if not path.is_file():
         return []
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    return [*lines, last] if last else lines
