@@ -12,6 +12,8 @@ from pathlib import Path
 
 import tensorstore
 
+from grlu.errors import UserError
+
 
 class _NotFromOrbax(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
@@ -19,6 +21,26 @@ class _NotFromOrbax(logging.Filter):
 
 
 logging.getLogger("absl").addFilter(_NotFromOrbax())
+
+
+# `pathlib` makes one slash of two; a single letter would be a drive.
+_REMOTE = re.compile(r"([A-Za-z][\w+.-]+):/+")
+
+
+def local(directory: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a local folder.
+
+    Raises:
+        UserError: if the path begins with a scheme, as in gs://bucket/run, which would otherwise
+            become the name of a local folder.
+    """
+    path = os.fspath(directory)
+    if _REMOTE.match(path):
+        shown = _REMOTE.sub(r"\1://", path, count=1)
+        raise UserError(
+            f"the folder of checkpoints {shown} is not a local path: name a local or mounted folder"
+        )
+    return Path(path).absolute()
 
 
 def unfinished(directory: Path) -> dict[int, Path]:

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -46,7 +45,7 @@ class Checkpoints:
             is better. Without it the latest counts as the best. NaN and a missing metric are worst.
 
     Raises:
-        UserError: `directory` cannot be made, or is not a directory.
+        UserError: `directory` cannot be made, is not a directory, or is remote.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Checkpoints:
                 f"keep_last must be at least 1 and keep_best at least 0, "
                 f"got {keep_last} and {keep_best}"
             )
-        self.directory = Path(directory).absolute()
+        self.directory = disk.local(directory)
         self._better = better
         self._scores: dict[int, float] = {}
         self._saved: list[int] = []

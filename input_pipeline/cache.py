@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.local import local
+
 Arrays = dict[str, np.ndarray]
 
 _FORMAT = "grlu arrays 1"  # Change it with the layout: files of the old one then fail to match.
@@ -24,9 +26,13 @@ _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Return the folder of the cache: GRLU_CACHE, else XDG_CACHE_HOME/grlu, else ~/.cache/grlu."""
+    """Return the folder of the cache: GRLU_CACHE, else XDG_CACHE_HOME/grlu, else ~/.cache/grlu.
+
+    Raises:
+        UserError: if GRLU_CACHE is remote.
+    """
     if given := os.environ.get("GRLU_CACHE"):
-        return Path(given).expanduser()
+        return local(given, "GRLU_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "grlu"
 

@@ -20,6 +20,7 @@ import numpy as np
 from grlu.errors import UserError
 from input_pipeline.cache import cache_dir
 from input_pipeline.data import Data
+from input_pipeline.local import local
 from input_pipeline.on_disk import OnDisk
 from input_pipeline.preprocess import preprocess_for
 
@@ -50,7 +51,7 @@ def image_folder(path: str) -> Callable[..., Data]:
                 "dataset.validation and dataset.test must be shares of the images that leave some "
                 f"to train on, not {validation!r} and {test!r}."
             )
-        root = Path(path).expanduser()
+        root = local(path, "the folder")
         files = _images(root)
         shape = (size, size, 3 if colour == "rgb" else 1)
         classes = sorted({file.parent for file in files})

@@ -22,6 +22,7 @@ import numpy as np
 
 from grlu.errors import UserError
 from input_pipeline.idx import read_labelled_images
+from input_pipeline.local import local
 from input_pipeline.names import nearest
 from input_pipeline.prepared import data_root, find
 from input_pipeline.tasks import TASKS
@@ -59,7 +60,9 @@ def prepare(
     """
     if name in ("digits", "sonnets", *TASKS):
         raise UserError(f"the data set {name!r} needs no files: there is nothing to prepare.")
-    root = data_root(data_dir)
+    root = local(data_root(data_dir), "TFDS_DATA_DIR")
+    if source is not None:
+        source = local(source, "the source")
     if name == "shakespeare":
         return Prepared(root, written=prepare_shakespeare(source, root))
     tfds_name = name.removeprefix("tfds:")
@@ -72,7 +75,7 @@ def prepare(
         return Prepared(folder, written=False)
     builder = _builder(tfds_name, root)
     if tfds_name in _IDX_SETS:
-        _read_idx_files(builder, None if source is None else Path(source).expanduser())
+        _read_idx_files(builder, source)
     try:
         written = _write(builder, keep_downloads=source is None)
     except UserError:

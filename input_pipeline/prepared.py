@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from grlu.errors import UserError
+from input_pipeline.local import local
 from input_pipeline.names import nearest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -16,11 +17,14 @@ def data_root(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder of the data sets: `data_dir`, else TFDS_DATA_DIR, else TFDS's default.
 
     Raises:
-        UserError: if `data_dir` is not a path.
+        UserError: if `data_dir` is not a local path.
     """
     if data_dir is not None and not isinstance(data_dir, str | os.PathLike):
         raise UserError(f"dataset.data_dir must be the path of a folder, not {data_dir!r}.")
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if data_dir:
+        return local(data_dir, "dataset.data_dir")
+    # Not every data set uses it, so a remote folder is refused by those that do.
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find(name: str, root: Path) -> Path | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from grlu.errors import UserError
 from input_pipeline.data import Data
+from input_pipeline.local import local
 from input_pipeline.prepared import data_root
 from input_pipeline.splits import Examples
 from input_pipeline.tokenizers import TokenizerName, tokenizer_for
@@ -86,7 +87,7 @@ def read_text(path: Path) -> str:
         UserError: if it can't be read, or is no text.
     """
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return local(path, "the text").read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"the text {path} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -87,9 +87,9 @@ def read_record(path: pathlib.Path, label: str | None = None) -> Record:
     Raises:
         UserError: if there is no such folder, it holds no run, or a file in it can't be read.
     """
+    run = RunDirectory(path)
     if not path.is_dir():
         raise UserError(f"there is no folder {path}; name the folder of a run, such as runs/NAME")
-    run = RunDirectory(path)
     folders = [each for each in sorted(path.glob("stages/*")) if (each / "config.json").is_file()]
     if not folders:
         RunDirectory.open(path)

@@ -23,6 +23,7 @@ from reports.style import Picture
 from reports.timeline import timeline
 from reports.units import duration
 from reports.written import written
+from trainers.paths import local
 
 _log = logging.getLogger("grlu")
 
@@ -41,11 +42,13 @@ def write_report(
         The page's path.
 
     Raises:
-        UserError: if a folder holds no run, or `out` can't be written.
+        UserError: if a folder holds no run, or `out` is remote or can't be written.
     """
     paths = [pathlib.Path(run) for run in runs]
+    if out:
+        out = local(out, "the report")
     records = read_records(paths)
-    folder = pathlib.Path(out) if out else _default_folder(paths, records)
+    folder = out or _default_folder(paths, records)
     report = _Report()
     body = report.body(records)
     *first, last = (record.label for record in records)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import configs
 from grlu.errors import UserError
+from input_pipeline.local import local
 from trainers.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown, validate
 from trainers.values import plain
 
@@ -96,6 +97,7 @@ def _configs() -> list[Path]:
 def _path(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.suffix in _READERS:
+        local(path, "the config")
         return path
     packaged = {path.stem: path for path in _configs()}
     if str(source) not in packaged:

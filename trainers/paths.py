@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline.local import local
 from trainers.schema import LINKS
 from trainers.values import plain
 
@@ -17,9 +18,13 @@ _FUNCTION = re.compile(r"()(.+\.py)(?=:\w+$)")
 
 
 def absolute(config: ConfigDict) -> ConfigDict:
-    """A config in which what is there, and each run it links to, is named by its whole path."""
+    """Return a config with the absolute paths of all that is there and of each run it links to.
+
+    Raises:
+        UserError: if it names a remote path.
+    """
     given = plain(config)
-    links = {k: str(Path(given[k]).expanduser().resolve()) for k in LINKS if k in given}
+    links = {k: str(local(given[k], f"{k}:").resolve()) for k in LINKS if k in given}
     return ConfigDict(_walked(given) | links, type_safe=False)
 
 
@@ -64,14 +69,14 @@ def _named(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if key in _PATHS:
-        return _whole(value)
+        return _whole(key, value)
     if key in ("name", "like"):
-        return _DATA.sub(lambda found: found[1] + _whole(found[2]), value)
+        return _DATA.sub(lambda found: found[1] + _whole(key, found[2]), value)
     if key in _REWARDS:
-        return _FUNCTION.sub(lambda found: _whole(found[2]), value)
+        return _FUNCTION.sub(lambda found: _whole(key, found[2]), value)
     return value
 
 
-def _whole(path: str) -> str:
-    found = Path(path).expanduser()
+def _whole(key: str, path: str) -> str:
+    found = local(path, f"{key}:")
     return str(found.resolve()) if found.exists() else path

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from grlu.errors import UserError
+from input_pipeline.local import local
 from trainers import processes
 
 _log = logging.getLogger("grlu")
@@ -30,10 +31,16 @@ class RunDirectory:
     Attributes:
         path: the folder.
         whole: the folder of the pipeline of which the run is a stage, or None.
+
+    Raises:
+        UserError: if the folder is remote.
     """
 
     path: pathlib.Path
     whole: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        local(self.path, "the run")
 
     @classmethod
     def create(

@@ -55,7 +55,7 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     config = absolute(resolve(source, overrides))
-    path = pathlib.Path(run_dir) if run_dir else default_path(source_name(source))
+    path = RunDirectory(pathlib.Path(run_dir or default_path(source_name(source)))).path
     if "stages" in config:
         hybrid.check(config)
         run = RunDirectory.create(

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -54,6 +55,15 @@ def assert_identical(a: Any, b: Any) -> None:
             if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
                 x, y = jax.random.key_data(x), jax.random.key_data(y)
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run", "file://tmp/run"])
+def test_a_remote_directory_is_refused(place, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{place}.* is not a local path"):
+        Checkpoints(kind(place))
+    assert not list(tmp_path.iterdir())
 
 
 def test_round_trip_is_bit_exact(tmp_path):

@@ -41,6 +41,15 @@ class Page(html.parser.HTMLParser):
             self.titles.append(data)
 
 
+def test_a_remote_place_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the run gs://bucket/x is not a local path"):
+        write_report(["gs://bucket/x"])
+    with pytest.raises(UserError, match="the report gs://bucket/x is not a local path"):
+        write_report([run], "gs://bucket/x")
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_a_run_becomes_one_page_that_needs_nothing_else(run):
     index = write_report([run])
     assert index == run / "report" / "index.html"

@@ -1,5 +1,7 @@
 """What a config names on the disk is found from any folder."""
 
+import pathlib
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -33,6 +35,52 @@ def test_what_is_there_is_named_by_its_whole_path(tmp_path, monkeypatch):
     assert found["trainer"]["reference"] == there
     assert found["trainer"]["rewards"] == ("match", f"{tmp_path}/mine.py:f", "none.py:f")
     assert found["stages"] == ({"name": "run", "start": "run", "backbone": there},)
+
+
+REMOTE = "gs://bucket/x"
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_a_remote_run_is_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uses = [trainers.evaluate, trainers.resume, trainers.generate]
+    uses.append(lambda run: trainers.train(CONFIG, run, progress=False))
+    for use in uses:
+        with pytest.raises(UserError, match=f"the run {REMOTE} is not a local path"):
+            use(kind(REMOTE))
+    with pytest.raises(UserError, match=f"the config {REMOTE}.json is not a local path"):
+        trainers.resolve(kind(f"{REMOTE}.json"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"start={REMOTE}",
+        f"features={REMOTE}",
+        f"judge={REMOTE}",
+        f"trainer.reference={REMOTE}",
+        f"trainer.rewards=['{REMOTE}.py:f']",
+        f"run.init_from={REMOTE}",
+        f"dataset.data_dir={REMOTE}",
+        f"dataset.name=text:{REMOTE}",
+        f"dataset.name=folder:{REMOTE}",
+    ],
+)
+def test_a_config_that_names_a_remote_path_is_refused(change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = {"name": "sonnets", "length": 8}
+    config = CONFIG | ({"dataset": text} if "data_dir" in change else {})
+    key = change.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(UserError, match=f"{key}: {REMOTE}.* is not a local path"):
+        trainers.train(config, "run", overrides=[change], progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_remote_backbone_is_refused(tmp_path):
+    stages = [{"name": "one", "backbone": REMOTE}]
+    with pytest.raises(UserError, match=f"backbone: {REMOTE} is not a local path"):
+        trainers.train({"dataset": CONFIG["dataset"], "stages": stages}, tmp_path / "run")
 
 
 @pytest.mark.slow
