@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from grlu.feedback_alignment import FeedbackAlignment
     from grlu.forward_gradient import ForwardGradient
     from grlu.gradient_alignment import Alignment, alignment
+    from grlu.inspection import Check, SiteTable, check, sites
     from grlu.learned_feedback import add_feedback
     from grlu.node_perturbation import NodePerturbation
     from grlu.rule import Rule
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Alignment": "gradient_alignment",
     "Backprop": "backprop",
+    "Check": "inspection",
     "EvolutionStrategy": "evolution_strategy",
     "ExactCredit": "exact_credit",
     "FeedbackAlignment": "feedback_alignment",
@@ -39,17 +41,21 @@ _HOME = {
     "NodePerturbation": "node_perturbation",
     "Rule": "rule",
     "Site": "tracing.program",
+    "SiteTable": "inspection",
     "TopK": "activations",
     "UserError": "errors",
     "WeightPerturbation": "weight_perturbation",
     "activation": "activations",
     "add_feedback": "learned_feedback",
     "alignment": "gradient_alignment",
+    "check": "inspection",
+    "sites": "inspection",
 }
 
 __all__ = [
     "Alignment",
     "Backprop",
+    "Check",
     "EvolutionStrategy",
     "ExactCredit",
     "FeedbackAlignment",
@@ -57,12 +63,15 @@ __all__ = [
     "NodePerturbation",
     "Rule",
     "Site",
+    "SiteTable",
     "TopK",
     "UserError",
     "WeightPerturbation",
     "activation",
     "add_feedback",
     "alignment",
+    "check",
+    "sites",
 ]
 
 

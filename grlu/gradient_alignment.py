@@ -19,12 +19,14 @@ class Alignment:
     Attributes:
         cosine: over all parameters together; 1 is perfect, 0 is noise.
         norm_ratio: norm of the estimate over norm of the gradient.
+        difference: norm of their difference over norm of the gradient.
         parameters: the same two numbers, `(cosine, norm_ratio)`, by parameter path. Where the
             exact gradient is zero, both are nan.
     """
 
     cosine: float
     norm_ratio: float
+    difference: float
     parameters: dict[str, tuple[float, float]]
 
     def __str__(self) -> str:
@@ -35,7 +37,7 @@ class Alignment:
 
 
 def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.Array) -> Alignment:
-    """Compares one estimate of a rule with the exact gradient of the same objective.
+    """Compare one estimate of a rule with the exact gradient of the same objective.
 
     Both see the same draw of the model's own randomness. Raises what the rule raises.
 
@@ -47,7 +49,12 @@ def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.
     >>> round(grlu.alignment(rule, reward_fn, model, jnp.eye(3), jax.random.key(0)).cosine, 3)
     1.0
     """
-    estimated, exact = _compiled(rule, reward_fn, model, batch, key)
+    if _is_hashable(rule):
+        estimated, exact = _compiled(rule, reward_fn, model, batch, key)
+    else:
+        estimated, exact = nnx.jit(lambda m, b, k: _both(rule, reward_fn, m, b, k))(
+            model, batch, key
+        )
     pairs = [
         (np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel())
         for a, b in zip(jax.tree.leaves(estimated), jax.tree.leaves(exact), strict=True)
@@ -55,18 +62,30 @@ def alignment(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.
     by_name = {
         name: _compare(a, b) for name, (a, b) in zip(parameter_names(exact), pairs, strict=True)
     }
-    whole = _compare(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
-    return Alignment(*whole, by_name)
+    one, two = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    norm = np.linalg.norm(two)
+    difference = float(np.linalg.norm(one - two) / norm) if norm else float(np.linalg.norm(one))
+    return Alignment(*_compare(one, two), difference, by_name)
 
 
 def _both(rule: Rule, reward_fn: RewardFn, model: Any, batch: Any, key: jax.Array) -> Any:
-    """The rule's gradient and the exact one, compiled once for all keys."""
+    """The rule's gradient and the exact one."""
     _, estimated = rule(reward_fn)(model, batch, key)
     _, exact = Backprop(wrt=rule.wrt)(reward_fn)(model, batch, key)
     return estimated, exact
 
 
+# Compiled once for all keys.
 _compiled = nnx.jit(_both, static_argnums=(0, 1))
+
+
+def _is_hashable(rule: Rule) -> bool:
+    """Whether a rule can key the cache of compiled functions; arrays and lists cannot."""
+    try:
+        hash(rule)
+    except TypeError:
+        return False
+    return True
 
 
 def _compare(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:

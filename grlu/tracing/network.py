@@ -253,4 +253,4 @@ def _common_path(paths: Sequence[str]) -> str:
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    return ".".join(common) or "+".join(paths)
+    return ".".join(common) or ("+".join(paths) if len(paths) < 4 else f"{len(paths)} parameters")
