@@ -306,3 +306,77 @@ def test_what_is_stopped_is_the_clean_value():
     rule = grlu.NodePerturbation(4, 0.1, noise="orthogonal")
     _, grads = rule(reward)(model, jnp.ones((1, 3)), jax.random.key(0))
     np.testing.assert_allclose(-grads["bias"][...], [1, 0, 0, 0], atol=1e-4)
+
+
+def chunked(samples, **options):
+    return [grlu.NodePerturbation(samples, 0.1, chunk=c, **options) for c in (None, 4)]
+
+
+@pytest.mark.parametrize("options", [{}, {"site": "active"}, {"output": "delta"}])
+def test_chunks_of_orthogonal_noise_change_nothing(options):
+    model = models.MLP((12,), 5, hidden=(8,), rngs=nnx.Rngs(0))
+    batch = (jax.random.normal(jax.random.key(1), (4, 12)), jnp.array([0, 1, 2, 3]))
+    whole, parts = (
+        rule(log_likelihood)(model, batch, jax.random.key(0))[1]
+        for rule in chunked(32, noise="orthogonal", **options)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, parts)
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise": "gaussian"}, {"noise": "gaussian", "site": "post", "inputs": "noisy"}]
+)
+def test_chunks_of_other_noise_estimate_the_same(options):
+    model = models.MLP((12,), 5, hidden=(8,), rngs=nnx.Rngs(0))
+    batch = (jax.random.normal(jax.random.key(1), (4, 12)), jnp.array([0, 1, 2, 3]))
+    whole, parts = (
+        jax.jit(rule(log_likelihood))(model, batch, jax.random.key(0))[1]
+        for rule in chunked(4096, **options)
+    )
+    one, two = (jax.flatten_util.ravel_pytree(g)[0] for g in (whole, parts))
+    assert jnp.vdot(one, two) / jnp.linalg.norm(one) / jnp.linalg.norm(two) > 0.98
+    assert abs(jnp.linalg.norm(one) / jnp.linalg.norm(two) - 1) < 0.05
+
+
+@pytest.mark.parametrize("options", [{"noise": "orthogonal"}, {"site": "active"}])
+def test_memory_grows_with_the_chunk_and_not_with_the_samples(options):
+    graphdef, params = nnx.split(models.MLP((784,), 10, hidden=(256,), rngs=nnx.Rngs(0)))
+    batch = (jnp.ones((128, 784)), jnp.zeros(128, jnp.int32))
+
+    def temporary(samples, chunk):
+        estimate = grlu.NodePerturbation(samples, 0.1, chunk=chunk, **options)(log_likelihood)
+        compiled = jax.jit(lambda p, k: estimate(nnx.merge(graphdef, p), batch, k)[1])
+        analysis = compiled.lower(params, jax.random.key(0)).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert temporary(1024, 16) <= 2 * temporary(16, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"chunk": 0}, "chunk must be a positive integer"),
+        ({"chunk": 3}, "chunk must divide the 16 samples"),
+        ({"chunk": 4, "ridge": 0.1}, "use chunk=None"),
+    ],
+)
+def test_wrong_chunks_are_refused(options, sentence):
+    with pytest.raises(grlu.UserError, match=sentence):
+        grlu.NodePerturbation(16, 0.1, **options)
+
+
+def test_one_step_of_a_loop_at_a_time_needs_fewer_pairs():
+    """Ten units over five steps: two columns are enough for one step's two units."""
+    model = nnx.RNN(nnx.SimpleCell(3, 2, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(1), (4, 5, 3))
+
+    def reward(model, x):
+        return jnp.sin(model(x)).sum((1, 2))
+
+    def found(layers):
+        rule = grlu.NodePerturbation(2, 1e-2, noise="orthogonal", layers=layers)
+        return grlu.alignment(rule, reward, model, x, jax.random.key(2))
+
+    assert found("apart").cosine < 0.9
+    assert found("steps").cosine > 0.999
+    assert abs(found("steps").norm_ratio - 1) < 0.01
