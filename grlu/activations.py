@@ -1,7 +1,9 @@
 """Activations that learning rules see whole, and the top-k winner-take-all layer."""
 
 import functools
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, Literal
 
 import jax
@@ -112,7 +114,8 @@ class TopK(nnx.Module):
     of an antithetic pair see the same draw.
 
     Args:
-        fraction: share of units that win, in (0, 1]; k = max(1, floor(fraction * units)).
+        fraction: fraction of units that win, in (0, 1]; k = max(1, floor(fraction * units)), the
+            product being that of the decimal as it is written: 0.57 of 100 units is 57.
         mode: "gumbel" or "hard".
         rngs: source of the Gumbel noise.
 
@@ -138,11 +141,21 @@ class TopK(nnx.Module):
         self.rngs = (rngs or nnx.Rngs(0)).fork() if mode == "gumbel" else None
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Silences the losers of `z`, shape (..., units)."""
-        k = max(1, int(self.fraction * z.shape[-1]))
+        """Silence the losers of `z`, shape (..., units)."""
+        k = winner_count(self.fraction, z.shape[-1])
         if self.rngs is None or self.deterministic:
             return _winners(z, jnp.zeros((), z.dtype), k)
         return _winners(z, jax.random.gumbel(self.rngs(), z.shape, z.dtype), k)
+
+
+def winner_count(fraction: float, units: int) -> int:
+    """Return k, the number of units that win.
+
+    >>> [winner_count(fraction, 100) for fraction in (0.57, 0.29, 0.001)], winner_count(1 / 3, 9)
+    ([57, 29, 1], 3)
+    """
+    # As floats, .57 * 100 is less than 57 and 15 / 22 * 22 less than 15.
+    return max(1, math.floor(round(Fraction(str(fraction)) * units, 9)))
 
 
 def _winners(z: jax.Array, noise: jax.Array, k: int) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import grlu
-from grlu.activations import kth_largest
+from grlu.activations import kth_largest, winner_count
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, 50])
@@ -49,6 +49,22 @@ def test_hard_keeps_the_largest_and_lets_ties_pass():
     np.testing.assert_array_equal(grlu.TopK(0.5, mode="hard")(z), [[0, 3, 2, 2]])
     np.testing.assert_array_equal(grlu.TopK(0.01, mode="hard")(z), [[0, 3, 0, 0]])
     np.testing.assert_array_equal(grlu.TopK(1.0, mode="hard")(z), z)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "k"), [(0.57, 57), (0.29, 29), (0.5, 50), (0.005, 1), (1, 100)]
+)
+def test_a_decimal_fraction_of_100_units_is_exact(fraction, k):
+    z = jax.random.permutation(jax.random.key(0), jnp.arange(1.0, 101.0))[None]
+    assert jnp.count_nonzero(grlu.TopK(fraction, mode="hard")(z)) == k
+
+
+def test_every_fraction_of_the_units_keeps_its_number_of_them():
+    for units in range(1, 130):
+        for k in range(1, units + 1):
+            assert winner_count(k / units, units) == k
+    for percent in range(1, 101):
+        assert winner_count(float(f"{percent / 100:.2f}"), 100) == percent
 
 
 def test_gumbel_draws_in_training_and_is_hard_in_evaluation():
