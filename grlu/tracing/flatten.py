@@ -30,6 +30,7 @@ from grlu.tracing.recognition import (
     is_marked,
     still_whole,
 )
+from grlu.tracing.widening import holds_low
 
 _CONST = Fact(Kind.CONST)
 # Operations without a derivative.
@@ -175,7 +176,7 @@ class _Flattener:
         meets = Kind.PARAM in kinds
         if name == "stop_gradient" and behind:
             return self.add("stop", eqn, ins, [Fact(Kind.DATA, behind=True)])
-        if name in ("scan", "cond") and (meets or (behind and stops(eqn))):
+        if name in ("scan", "cond") and (meets or (behind and _must_open(eqn))):
             return (self.loop if name == "scan" else self.branch)(eqn, ins, facts)
         if behind and stops(eqn) and not is_marked(eqn):
             raise UserError(
@@ -242,7 +243,7 @@ class _Flattener:
         outs = [flat.fact(a) for a in flat.outs]
         outs = [*seen[first:last], *outs[carried:]]
         outs = [dataclasses.replace(f, whole=None) for f in outs]
-        if not flat.marks and not self.converts(facts, seen):
+        if not flat.marks and not self.converts(facts, seen) and not _must_open(eqn):
             return self.add("bind", eqn, ins, outs)
         inputs = tuple(f.kind is Kind.DATA for f in seen)
         outputs = (*inputs[first:last], *(False for _ in flat.outs[carried:]))
@@ -279,8 +280,8 @@ class _Flattener:
             behind = fact.behind or facts[0].behind
             outs.append(dataclasses.replace(fact, whole=None, behind=behind))
         demanded = tuple(f.kind is Kind.DATA for f in outs)
-        if not any(flat.marks for flat in flats) and not any(
-            self.converts([flat.fact(a) for a in flat.outs], outs) for flat in flats
+        if not _must_open(eqn) and not any(
+            flat.marks or self.converts([flat.fact(a) for a in flat.outs], outs) for flat in flats
         ):
             return self.add("bind", eqn, ins, outs)
         return self.add("branch", eqn, ins, outs, flats, (tuple(False for _ in ins), demanded))
@@ -292,6 +293,14 @@ class _Flattener:
             b.kind is Kind.PARAM and a.kind is Kind.DATA
             for b, a in zip(before, after, strict=False)
         )
+
+
+def _must_open(eqn: Any) -> bool:
+    """Whether a loop or branch must be run step by step, with or without sites in it.
+
+    So must a `stop_gradient`, which noise may not pass, and bfloat16, in which it would be lost.
+    """
+    return stops(eqn) or any(holds_low(jaxpr) for jaxpr in bodies(eqn))
 
 
 def _data(eqn: Any, behind: bool, fed: bool) -> list[Fact]:

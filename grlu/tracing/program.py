@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from grlu.tracing.jaxprs import bind
 from grlu.tracing.recognition import Dense
-from grlu.tracing.widening import bind_wide, widened
+from grlu.tracing.widening import LOW, bind_wide, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,8 +287,11 @@ class _Run(NamedTuple):
             def run(inputs: Any, inside: Any) -> Outcome:
                 given, stops = inside
                 done = self._replace(given=given, stops=stops)(program, inputs)
-                outs = [_of_type(o, v.aval) for o, v in zip(done.outs, op.eqn.outvars, strict=True)]
-                return done._replace(outs=[widened(o) if self.wide else o for o in outs])
+                wanted = [v.aval.dtype for v in op.eqn.outvars]
+                if self.wide:
+                    wanted = [jnp.dtype(jnp.float32) if d in LOW else d for d in wanted]
+                pairs = zip(done.outs, wanted, strict=True)
+                return done._replace(outs=[_of_type(o, dtype) for o, dtype in pairs])
 
             return run
 
@@ -323,12 +326,9 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(shape.shape, shape.dtype)
 
 
-def _of_type(value: Any, aval: Any) -> Any:
-    return (
-        value
-        if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
-        else jnp.asarray(value, aval.dtype)
-    )
+def _of_type(value: Any, dtype: Any) -> Any:
+    extended = jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+    return value if extended else jnp.asarray(value, dtype)
 
 
 def _like(value: Any, carry: Any) -> Any:

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call
 
-_LOW = (jnp.bfloat16, jnp.float16)
+LOW = (jnp.bfloat16, jnp.float16)
 # The parameters of primitives that name the type of their result.
 _TYPES = ("new_dtype", "preferred_element_type", "dtype")
 
 
 def is_low(value: Any) -> bool:
     """Return whether a value or aval is bfloat16 or float16."""
-    return getattr(value, "dtype", None) in _LOW
+    return getattr(value, "dtype", None) in LOW
 
 
 def widened(value: Any) -> Any:
@@ -60,7 +60,7 @@ def in_float32(objective: Callable[..., Any], *args: Any) -> Callable[..., Any]:
 def bind_wide(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Run one equation on widened values; its results are widened.
 
-    The body of a loop, a branch or a kernel runs in its own types: its inputs are rounded to them.
+    The body of a while loop or a kernel runs in its own types: its inputs are rounded to them.
     """
     if is_call(eqn) and eqn.primitive.name not in CUSTOM:
         jaxpr, consts = body(eqn)
@@ -73,7 +73,7 @@ def bind_wide(eqn: Any, values: Sequence[Any]) -> list[Any]:
         return list(values)
     if eqn.primitive.name == "bitcast_convert_type" or any(True for _ in bodies(eqn)):
         return [widened(out) for out in bind(eqn, _narrowed(eqn, values))]
-    types = {k: jnp.dtype(jnp.float32) for k in _TYPES if eqn.params.get(k) in _LOW}
+    types = {k: jnp.dtype(jnp.float32) for k in _TYPES if eqn.params.get(k) in LOW}
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params | types))
     return list(out) if eqn.primitive.multiple_results else [out]
