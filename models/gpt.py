@@ -199,20 +199,47 @@ class GPT(nnx.Module):
         return Cache(pasts, jnp.zeros((), jnp.int32))
 
     def cached(self, tokens: jax.Array, cache: Cache, start: int = 0) -> tuple[jax.Array, Cache]:
-        """Logits of the next `tokens`, shape (B, T), given those in the cache, and the new cache.
+        """Return the logits after each of the next `tokens`, shape (B, T), and the new cache.
 
-        What is given in several calls gives the logits of one call without a cache; those before
-        `start` of the new ones are left out. The caller sees to it that the cache has room.
+        The tokens follow those in the cache: several calls give the logits of one call without a cache; those before `start` of the new
+        tokens are left out. Where `cache.length` is traced, tokens beyond the cache or the block
+        cannot raise an error: their logits, and all later ones, are nan.
+
+        Raises:
+            UserError: on more tokens than the cache has positions, or the block.
         """
+        room = self._room(tokens.shape[1], cache)
         positions = jax.lax.dynamic_slice_in_dim(
             self.positions[...], cache.length, tokens.shape[1], axis=0
         )
+        if isinstance(cache.length, jax.core.Tracer):
+            # Slices and updates are shifted back into their arrays, to wrong positions.
+            fits = cache.length + tokens.shape[1] <= room
+            positions = jnp.where(fits, positions, jnp.nan)
         x, pasts = self._embedded(tokens, positions), []
         for layer, past in zip(self.layers, cache.layers, strict=True):
             x, past = layer.cached(x, past, cache.length)
             pasts.append(past)
         logits = self._logits(self.norm(x)[:, start:])
         return logits, Cache(tuple(pasts), cache.length + tokens.shape[1])
+
+    def _room(self, new: int, cache: Cache) -> int:
+        """Return the number of positions of a cache, or raise if so many new tokens do not fit."""
+        held = min(layer[0].shape[1] for layer in cache.layers)
+        room = min(self.block, held)
+        seen = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
+        if seen + new <= room:
+            return room
+        what = f"{new} tokens after the {seen} in the cache" if seen else f"{new} tokens"
+        if held < self.block:
+            raise grlu.UserError(
+                f"{what} are more than the cache has positions, {held}: make it by "
+                f"empty_cache(batch, length={seen + new}), of the model's block of {self.block}"
+            )
+        raise grlu.UserError(
+            f"{what} are more than the {self.block} of the model's block: "
+            "shorten the sequences, or raise model.block"
+        )
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.tokens(tokens) + positions[None]

@@ -77,6 +77,37 @@ def test_a_repeated_cache_continues_each_copy(attention):
     np.testing.assert_allclose(logits, whole[:, 4:], rtol=1e-4, atol=1e-5)
 
 
+@ATTENTIONS
+def test_tokens_past_the_block_are_refused_where_their_position_is_known(attention):
+    model, given = make(attention), tokens()
+    _, cache = model.cached(given, model.empty_cache(3, 12))
+    with pytest.raises(
+        grlu.UserError, match=r"1 tokens after the 12 in the cache.*12 of the model's"
+    ):
+        model.cached(given[:, :1], cache)
+    with pytest.raises(grlu.UserError, match=r"13 tokens are more.*raise model\.block"):
+        model.cached(tokens(length=13), model.empty_cache(3, 12))
+    _, cache = model.cached(given[:, :4], model.empty_cache(3, 5))
+    with pytest.raises(grlu.UserError, match=r"positions, 5: make it by empty_cache.*length=6"):
+        model.cached(given[:, 4:6], cache)
+    with pytest.raises(grlu.UserError, match="6 tokens are more than the cache has positions, 5"):
+        cached(model, given[:, :6], model.empty_cache(3, 5))
+
+
+@ATTENTIONS
+@pytest.mark.parametrize("length", [12, 5])
+def test_logits_past_the_block_are_nan_where_their_position_is_traced(attention, length):
+    model, given = make(attention), tokens()
+    logits, cache = cached(model, given[:, : length - 1], model.empty_cache(3, length))
+    beyond, past = cached(model, given[:, :2], cache)
+    within, cache = cached(model, given[:, length - 1 : length], cache)
+    assert jnp.isfinite(logits).all()
+    assert jnp.isfinite(within).all()
+    assert jnp.isnan(beyond).all()
+    assert jnp.isnan(cached(model, given[:, :1], past)[0]).all()
+    assert jnp.isnan(cached(model, given[:, :1], cache)[0]).all()
+
+
 def test_the_latent_is_all_that_its_cache_holds():
     def size(attention):
         cache = make(attention).empty_cache(3, 12)
