@@ -201,8 +201,9 @@ class GPT(nnx.Module):
     def cached(self, tokens: jax.Array, cache: Cache, start: int = 0) -> tuple[jax.Array, Cache]:
         """Return the logits after each of the next `tokens`, shape (B, T), and the new cache.
 
-        The tokens follow those in the cache: several calls give the logits of one call without a cache; those before `start` of the new
-        tokens are left out. Where `cache.length` is traced, tokens beyond the cache or the block
+        The tokens follow those in the cache: several calls give the logits of one call without
+        it. Those before `start` of the new tokens are left out. Where `cache.length` is traced,
+        tokens beyond the cache or the block
         cannot raise an error: their logits, and all later ones, are nan.
 
         Raises:
