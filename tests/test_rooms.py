@@ -60,9 +60,16 @@ def named(path: pathlib.Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_the_table_names_every_package_of_the_project():
+def test_the_project_names_every_package_and_the_table_every_room():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["packages"]) == set(ROOMS)
+    packages = project["tool"]["setuptools"]["packages"]
+    assert {name.partition(".")[0] for name in packages} == set(ROOMS)
+    inner = {
+        ".".join(path.relative_to(ROOT).parent.parts)
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert set(packages) == inner
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

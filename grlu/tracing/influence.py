@@ -588,12 +588,12 @@ def _unstack(_: Any, eqn: Any, __: Any, outs: Sequence[Maybe]) -> list[Maybe]:
 
 
 def _tile(_: Any, eqn: Any, __: Any, outs: Sequence[Maybe]) -> list[Maybe]:
-    (out,), shape = outs, eqn.invars[0].aval.shape
-    if out is None or len(shape) != len(eqn.outvars[0].aval.shape):
+    (out,), shape, reps = outs, eqn.invars[0].aval.shape, eqn.params["reps"]
+    if out is None or len(shape) != len(reps):
         return [_anywhere(out)]
-    # A copy agrees with the original in the digits that repeat within it.
-    kept = (d for d in out.digits if d.axis < 0 or not shape[d.axis] % (d.stride * d.size))
-    return [out._replace(digits=frozenset(kept))]
+    cut = [size for pair in zip(reps, shape, strict=True) for size in pair]
+    digits = reshaped(out.digits, eqn.outvars[0].aval.shape, cut)
+    return [out._replace(digits=on_axes(digits, {2 * a + 1: a for a in range(len(shape))}))]
 
 
 def _first_axis(_: Any, eqn: Any, __: Any, outs: Sequence[Maybe]) -> list[Maybe]:

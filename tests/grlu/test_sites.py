@@ -192,3 +192,77 @@ def test_integer_parameters_are_refused():
 
     with pytest.raises(grlu.UserError, match="table: a rule trains floating-point"):
         grlu.NodePerturbation(2, 0.1)(total)(Model(), jnp.ones((3, 4)), jax.random.key(0))
+
+
+def test_a_parameter_in_a_while_loop_or_shard_map_is_perturbed_itself():
+    """No layer can be told apart there: the credit of the weights is the sum of all rewards."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.one, self.two = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+
+        def __call__(self, x, unrolled=False):
+            def first(kernel, x):
+                return jnp.tanh(x @ kernel)
+
+            one, two = self.one.kernel[...], self.two.kernel[...]
+            if unrolled:
+                h = first(one, x)
+                for _ in range(3):
+                    h = jnp.tanh(h @ two)
+                return h
+            specs = {"in_specs": (spec(), spec("data")), "out_specs": spec("data")}
+            h = jax.shard_map(first, mesh=mesh, **specs)(one, x)
+            step = (lambda s: s[0] < 3), (lambda s: (s[0] + 1, jnp.tanh(s[1] @ two)))
+            return jax.lax.while_loop(*step, (0, h))[1]
+
+    model, x = Model(nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (8, 3))
+    found = grlu.sites(lambda m, x: m(x).sum(-1), model, x)
+    assert [(row.name, row.kind, row.examples) for row in found] == [
+        ("one", "weight", 8),
+        ("two", "weight", 8),
+    ]
+    rule = grlu.NodePerturbation(samples=32, sigma=0.01, noise="orthogonal")
+    _, estimate = rule(lambda m, x: m(x).sum(-1))(model, x, jax.random.key(1))
+    unrolled = grlu.Backprop()(lambda m, x: m(x, unrolled=True).sum(-1))
+    _, exact = unrolled(model, x, jax.random.key(1))
+    for name in ("one", "two"):
+        np.testing.assert_allclose(
+            estimate[name]["kernel"][...], exact[name]["kernel"][...], rtol=1e-2, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("reward", "groups"),
+    [
+        (lambda z: z.sum(-1), 6),
+        (lambda z: z.sum(-1)[jnp.arange(6)], 6),
+        (lambda z: z[jnp.arange(6), jnp.arange(6) % 4], 6),
+        (lambda z: jnp.swapaxes(z, 0, 1).sum(0), 6),
+        (lambda z: z.reshape(3, 2, 4).sum(-1).reshape(6), 6),
+        (lambda z: jnp.stack([z, z], 1).sum((1, 2)), 6),
+        (lambda z: jnp.concatenate([z, z], 1).sum(1), 6),
+        (lambda z: jax.vmap(lambda row: jnp.sort(row)[0])(z), 6),
+        (lambda z: jax.lax.map(jnp.sum, z), 6),
+        (lambda z: jnp.cumsum(z, axis=1)[:, -1], 6),
+        (lambda z: z.sum(-1) - z.sum(-1).reshape(3, 2).mean(1).repeat(2), 3),
+        (lambda z: z.sum(-1) - jnp.tile(z.sum(-1).reshape(2, 3).mean(0), 2), 3),
+        (lambda z: z.sum(-1) - z.mean(), 1),
+        (lambda z: z.sum(-1)[::-1], 1),
+        (lambda z: jnp.sort(z.sum(-1)), 1),
+        (lambda z: jnp.cumsum(z, axis=0).sum(-1), 1),
+        (lambda z: jnp.roll(z.sum(-1), 1), 1),
+    ],
+)
+def test_whose_rewards_a_unit_moves(reward, groups):
+    """Compared with the Jacobian: a unit of a group moves the rewards of that group alone."""
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    (site,) = sites_of(model, lambda m, x: reward(jnp.tanh(m(x))), x)
+    assert site.rows.groups == groups
+    jacobian = jax.jacobian(reward)(model(x))
+    moved = np.asarray(site.rows.split(jacobian) != 0).any(-1)  # (rewards, groups)
+    allowed = np.asarray(site.rows.of_examples(np.eye(site.rows.groups))).T > 0
+    assert not (moved & ~allowed).any()
