@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
+from grlu.tracing.jaxprs import scanned
 from grlu.tracing.network import Network, Objective, require_floats, trace
 from grlu.tracing.program import Arrival, Bind, Branch, Loop, Program
 from grlu.tracing.unused import used
@@ -160,16 +161,18 @@ def _reads(program: Program, variable: int) -> int:
                 continue
             if isinstance(op, Bind) and op.eqn.primitive.name in _RENAMED:
                 count += _reads(program, op.outs[0])
-            elif (
-                isinstance(op, Loop)
-                and not 0 <= i - op.eqn.params["num_consts"] < (op.eqn.params["num_carry"])
-            ):
+            elif isinstance(op, Loop) and not _is_carried(op, i):
                 count += _reads(op.body, op.body.ins[i])
             elif isinstance(op, Branch) and i:
                 count += sum(_reads(b, b.ins[i - 1]) for b in op.branches)
             else:
                 count += 1
     return count
+
+
+def _is_carried(op: Loop, position: int) -> bool:
+    consts, carried = scanned(op.eqn)
+    return consts <= position < consts + carried
 
 
 def _product(x: Any, factors: Factors) -> jax.Array:

@@ -20,6 +20,7 @@ from grlu.tracing.jaxprs import (
     is_call,
     is_inexact,
     opened,
+    scanned,
     stops,
 )
 from grlu.tracing.program import Atom, Literal
@@ -233,17 +234,18 @@ class _Flattener:
 
     def loop(self, eqn: Any, ins: tuple[Atom, ...], facts: Sequence[Fact]) -> Sequence[Atom]:
         closed = eqn.params["jaxpr"]
-        first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        first, carried = scanned(eqn)
         last = first + carried
         seen = [*facts[:last], *(_sliced(f) for f in facts[last:])]
         flat = self.fixed_point(
             seen, lambda seen: self.body(closed, seen), lambda flat: (first, flat.outs[:carried])
         )
         seen = [flat.facts[v] for v in flat.ins]
-        outs = [flat.fact(a) for a in flat.outs]
-        outs = [*seen[first:last], *outs[carried:]]
+        after = [flat.fact(a) for a in flat.outs]
+        converts = self.converts(facts, seen) or self.converts(after[:carried], seen[first:last])
+        outs = [*seen[first:last], *after[carried:]]
         outs = [dataclasses.replace(f, whole=None) for f in outs]
-        if not flat.marks and not self.converts(facts, seen) and not _must_open(eqn):
+        if not flat.marks and not converts and not _must_open(eqn):
             return self.add("bind", eqn, ins, outs)
         inputs = tuple(f.kind is Kind.DATA for f in seen)
         outputs = (*inputs[first:last], *(False for _ in flat.outs[carried:]))

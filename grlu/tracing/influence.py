@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from grlu.tracing.build import plain
-from grlu.tracing.jaxprs import bind, body, is_call
+from grlu.tracing.jaxprs import bind, body, is_call, scanned
 from grlu.tracing.program import Atom, Bind, Branch, Literal, Loop, Program, Settle, Site
 from grlu.tracing.recognition import ELEMENTWISE
 from grlu.tracing.rows import Digits, common, every_example, on_axes, reshaped
@@ -169,7 +169,7 @@ class _Analysis:
 
     def loop(self, eqn: Any, program: Program, outs: Sequence[Maybe], depth: int) -> list[Maybe]:
         """Return the influence of a loop's inputs: constants, carry, and what it scans over."""
-        first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        first, carried = scanned(eqn)
         step = -1 - depth
 
         def inside(value: Maybe) -> Maybe:

@@ -77,3 +77,12 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
 def is_inexact(aval: Any) -> bool:
     """Return whether an array is real or complex floating point: whether it can have a gradient."""
     return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def scanned(eqn: Any) -> tuple[int, int]:
+    """Return how many constants and how many carried values a scan takes, in this order."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    # JAX 0.12 keeps them as trees.
+    consts, carry, _ = (len(list(part)) for part in eqn.params["ft_in"].unpack())
+    return consts, carry

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from grlu.tracing.jaxprs import bind
+from grlu.tracing.jaxprs import bind, scanned
 from grlu.tracing.recognition import Dense
 from grlu.tracing.widening import LOW, bind_wide, widened
 
@@ -264,7 +264,7 @@ class _Run(NamedTuple):
 
     def loop(self, op: Loop, values: list[Any]) -> Outcome:
         params = op.eqn.params
-        first, carried = params["num_consts"], params["num_carry"]
+        first, carried = scanned(op.eqn)
         consts, init = values[:first], values[first : first + carried]
         init = [jnp.asarray(v) for v in init]
 

@@ -21,7 +21,14 @@ ELEMENTWISE = (
     | {"floor", "ceil", "round", "rem", "xor", "nextafter", "lgamma", "digamma", "add_any"}
     | {"shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"}
     | {"real", "imag", "complex", "conj", "bessel_i0e", "bessel_i1e", "igamma", "igammac"}
-    | {"reduce_precision", "polygamma", "zeta", "regularized_incomplete_beta"}
+    | {
+        "reduce_precision",
+        "log2",
+        "one_minus_square",
+        "polygamma",
+        "zeta",
+        "regularized_incomplete_beta",
+    }
 )
 
 
