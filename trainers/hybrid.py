@@ -251,11 +251,7 @@ def _prepare(pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDire
 def _copied(source: RunDirectory, own: RunDirectory) -> ConfigDict:
     """Copy a run's metrics, checkpoints and links, and return its config."""
     config = config_of(source)
-    if not source.checkpoints.is_dir():
-        raise UserError(
-            f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
-        )
-    shutil.copytree(source.checkpoints, own.checkpoints, dirs_exist_ok=True)
+    linked.copy_checkpoints(source, own)
     if source.metrics.is_file():
         shutil.copy(source.metrics, own.metrics)
     linked.keep(config, own, source)

@@ -1,8 +1,9 @@
 """Copies, inside a run's folder, of the runs and files that it needs later, so it outlives them.
 
-`RUN/linked/features` and `RUN/linked/judge` are runs with one checkpoint. `RUN/linked/reference` is
-a config alone: it says what the weights in the run's own checkpoints belong to. `RUN/linked/files`
-holds the Python files of rewards. Data sets are not copied: they stay where the config says.
+`RUN/linked/features` and `RUN/linked/judge` are runs with their checkpoints. `RUN/linked/reference`
+is a config alone: it says what the weights in the run's own checkpoints belong to.
+`RUN/linked/files` holds the Python files of rewards. Data sets are not copied: they stay where the
+config says.
 """
 
 import pathlib
@@ -12,8 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from grlu.errors import UserError
 from trainers.config import to_json
-from trainers.features import config_of, linked_run, reference_link, restored
+from trainers.features import config_of, linked_run, reference_link
 from trainers.paths import copy_of, functions
 from trainers.run_directory import RunDirectory, write_atomically
 from trainers.schema import LINKS
@@ -37,12 +39,11 @@ def keep(
         judge: whether the judge is needed as well.
     """
     if "features" in config:
-        features = linked_run(source, "features", config["features"])
-        _copy(features, run.linked("features"), best=True)
+        _copy(linked_run(source, "features", config["features"]), run.linked("features"))
     if judge and "judge" in config:
-        _copy(linked_run(source, "judge", config["judge"]), run.linked("judge"), best=False)
+        _copy(linked_run(source, "judge", config["judge"]), run.linked("judge"))
     if link := reference_link(config):
-        _copy(linked_run(source, "reference", link), run.linked("reference"), best=None)
+        _copy(linked_run(source, "reference", link), run.linked("reference"), weights=False)
     for file in functions(config):
         copy = copy_of(file, run.files)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +56,29 @@ def detached(config: ConfigDict, source: RunDirectory) -> ConfigDict:
     return ConfigDict(plain(config) | links, type_safe=False)
 
 
-def _copy(source: RunDirectory, copy: RunDirectory, *, best: bool | None) -> None:
-    """Copy a run's config and its best or newest checkpoint, or no checkpoint if `best` is None."""
+def copy_checkpoints(source: RunDirectory, copy: RunDirectory) -> None:
+    """Copy the checkpoints of a run.
+
+    They are all copied: only Orbax can say which is the best that can be read, and it asks all
+    processes, of which the first copies alone.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if not source.trained:
+        raise UserError(
+            f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
+        )
+    unfinished = shutil.ignore_patterns("*.orbax-checkpoint-tmp*")
+    shutil.copytree(source.checkpoints, copy.checkpoints, ignore=unfinished, dirs_exist_ok=True)
+
+
+def _copy(source: RunDirectory, copy: RunDirectory, *, weights: bool = True) -> None:
+    """Copy a run's config, and its checkpoints if its `weights` are needed."""
     config = config_of(source)
     # A judge is followed in training and evaluation alone, which a copy is not made for.
     keep(config, copy, source, judge=False)
-    if best is not None:
-        step = str(restored(source, best=best).step)
-        shutil.copytree(source.checkpoints / step, copy.checkpoints / step)
+    if weights:
+        copy_checkpoints(source, copy)
     copy.path.mkdir(parents=True, exist_ok=True)
     write_atomically(copy.config, to_json(detached(config, source)))

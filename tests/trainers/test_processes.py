@@ -1,6 +1,7 @@
 """Two processes train one run together, stop together, and go on together."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -61,6 +62,24 @@ def test_two_processes_train_one_run(small, tmp_path, two):
     states = [restored(RunDirectory(r), best=False).state for r in (tmp_path / "one", run)]
     for a, b in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_copy_what_their_run_needs_of_others(small, tmp_path, two):
+    small["model"] |= {"hidden": (8,), "activation": "tanh"}
+    small["trainer"] |= {"epochs": 1, "batch_size": 64, "average": None}
+    others, config, run = tmp_path / "others", tmp_path / "small.json", tmp_path / "two"
+    trainers.train(small, others / "slow", progress=False)
+    links = [f"features={others / 'slow'}"]
+    trainers.train(small, others / "head", overrides=links, progress=False)
+    links.append(f"run.init_from={others / 'head'}")
+    config.write_text(to_json(trainers.resolve(small | {"mesh": {"data": 4}}, links)))
+    for command in [("train", config, "--run", run), ("resume", run)]:
+        both = two(*command)
+        outs = [process.communicate(timeout=300) for process in both]
+        assert [process.returncode for process in both] == [0, 0], outs
+        shutil.rmtree(others, ignore_errors=True)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"0", "19"}
 
 
 @pytest.mark.slow
