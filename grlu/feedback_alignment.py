@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from grlu import credit
 from grlu.errors import UserError
 from grlu.rule import Rule
-from grlu.tracing.network import CleanPass, Network, Objective, trace, untouched
+from grlu.tracing.network import CleanPass, Network, Objective, SiteInfo, trace, untouched
 from grlu.tracing.program import Arrival, Site
 
 
@@ -81,17 +81,22 @@ class FeedbackAlignment(Rule):
         penalties = [info.site.index for info in network.sites if info.penalty]
         known = [*outputs, *penalties]
         exact = dict(zip(known, credit.exact(network, params, rest, batch, known), strict=True))
-        delta = exact[outputs[0]]
         for info in network.sites:
-            if info.site.index not in exact and (info.site.loops or len(info.shape) != 2):
+            if info.live and not info.vectors and not info.penalty:
                 raise UserError(
                     f"{info.name}: direct feedback needs layers of shape (batch, units), this one "
                     f"has {info.shape}; train it by another rule"
                 )
+        delta = network.sites[outputs[0]].by_example(exact[outputs[0]])
+
+        def carried(info: SiteInfo, slope: jax.Array) -> jax.Array:
+            if not info.live:
+                return jnp.zeros_like(slope)
+            weights = self._weights(info.site, delta.shape[-1], info.shape[-1])
+            return info.by_loops(delta @ weights) * slope
+
         return [
-            exact[info.site.index]
-            if info.site.index in exact
-            else delta @ self._weights(info.site, delta.shape[1], slope.shape[1]) * slope
+            exact[info.site.index] if info.site.index in exact else carried(info, slope)
             for info, (_, slope) in zip(network.sites, clean.responses, strict=True)
         ]
 

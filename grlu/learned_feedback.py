@@ -59,7 +59,7 @@ class Prediction:
 
     def __init__(self, network: Network, params: Any, slopes: list[jax.Array], rate: float):
         outputs = [info for info in network.sites if info.output]
-        if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        if len(outputs) != 1 or not outputs[0].vectors:
             shapes = ", ".join(f"{info.name} {info.shape}" for info in outputs)
             raise UserError(
                 f"feedback needs one output layer of shape (batch, outputs), the model has {shapes}"
@@ -67,16 +67,15 @@ class Prediction:
         (self.output,) = outputs
         self._batch_size = network.batch_size
         self._leaves, self._tree = jax.tree.flatten(params)
-        self._slopes, self._rate = slopes, rate
+        self._sites, self._slopes, self._rate = network.sites, slopes, rate
         # By site, the index of its weights among the leaves of `params`.
         self._weights = {
             info.site.index: network.names.index(f"{info.name}.{_ATTRIBUTE}")
             for info in network.sites
             if info.live
             and not info.output
-            and len(info.shape) == 2
             and info.rows.each
-            and not info.site.loops
+            and info.vectors
             and f"{info.name}.{_ATTRIBUTE}" in network.names
         }
         if not self._weights:
@@ -86,23 +85,26 @@ class Prediction:
             )
 
     def credit(self, info: SiteInfo, delta: jax.Array) -> jax.Array:
-        """What the output's credit, shape (B, outputs), foretells of a site's; zero without F."""
+        """Return the credit of a site that the output's, `delta`, foretells; zero without F."""
         if info.site.index not in self._weights:
             return jnp.zeros(info.shape, info.dtype)
         weights = self._leaves[self._weights[info.site.index]]
-        return (delta @ weights) * self._slopes[info.site.index]
+        foretold = info.by_loops(self.output.by_example(delta) @ weights)
+        return foretold * self._slopes[info.site.index]
 
     def learned(self, ascent: Any, delta: jax.Array, surprise: Mapping[int, jax.Array]) -> Any:
-        """`ascent` with the feedback weights' own: `rate` times the normalised delta rule.
+        """Return `ascent` with the feedback weights' own: `rate` times the normalised delta rule.
 
         Args:
             ascent: a tree like the parameters.
-            delta: the output's credit, (B, outputs), of the mean reward.
+            delta: the output's credit, of the mean reward.
             surprise: by site, the credit found beyond the prediction, of the mean reward.
         """
         leaves = jax.tree.leaves(ascent)
-        delta = delta * self._batch_size  # Of each example's own reward.
+        # Of each example's own reward.
+        delta = self.output.by_example(delta) * self._batch_size
         normed = delta / (jnp.sum(jnp.square(delta), axis=1, keepdims=True) + _EPSILON)
         for site, i in self._weights.items():
-            leaves[i] = self._rate * (normed.T @ (surprise[site] * self._slopes[site]))
+            taught = self._sites[site].by_example(surprise[site] * self._slopes[site])
+            leaves[i] = self._rate * (normed.T @ taught)
         return jax.tree.unflatten(self._tree, leaves)

@@ -316,19 +316,19 @@ class NodePerturbation(Rule):
             parts = self.samples // size
             return [c / parts for c in _total(add, parts)]
 
-        loops = group[0].site.loops if group else ()
-        if self.layers != "steps" or not loops:
+        steps = group[0].steps if group else ()
+        if self.layers != "steps" or math.prod(steps) == 1:
             return estimate(key, active)
 
         def step(number: jax.Array) -> list[jax.Array]:
-            here = jnp.arange(math.prod(loops)) == number
+            here = jnp.arange(math.prod(steps)) == number
             mask = jnp.broadcast_to(
-                here.reshape(*loops, *[1] * len(group[0].site.shape)), group[0].shape
+                here.reshape(*steps, *[1] * len(group[0].site.shape)), group[0].shape
             )
             masks = [mask] if active is None else [mask & active[0]]
             return estimate(jax.random.fold_in(key, number), masks)
 
-        return _total(step, math.prod(loops))
+        return _total(step, math.prod(steps))
 
     def _from_noisy_inputs(
         self, network: Network, params: Any, rest: Any, batch: Any, key: jax.Array

@@ -19,7 +19,7 @@ from grlu.tracing.build import plain
 from grlu.tracing.jaxprs import bind, body, is_call, scanned
 from grlu.tracing.program import Atom, Bind, Branch, Literal, Loop, Program, Settle, Site
 from grlu.tracing.recognition import ELEMENTWISE
-from grlu.tracing.rows import Digits, common, every_example, on_axes, reshaped
+from grlu.tracing.rows import Digits, common, every_example, on_axes, reshaped, rows
 
 # Constants that an index is compared with are computed up to this number of elements.
 _KNOWN_SIZE = 1 << 20
@@ -150,8 +150,7 @@ class _Analysis:
             and not out.through
             and op.eqn is None
             and site.added
-            and not site.loops
-            and site.shape in ((), self.rewards_shape)
+            and self.one_a_reward(site, out.digits)
         )
         ins: list[Maybe] = [None] * len(op.ins)
         z = out
@@ -166,6 +165,13 @@ class _Analysis:
         if z is not None:
             ins[op.position] = z if penalty else z._replace(through=True, affine=False)
         return ins
+
+    def one_a_reward(self, site: Site, digits: Digits) -> bool:
+        """Return whether a site has one element, or one for each reward that it moves."""
+        if not site.loops:
+            return site.shape in ((), self.rewards_shape)
+        shape = (*site.loops, *site.shape)
+        return rows(shape, digits, len(site.loops), *self.rewards_shape).units == 1
 
     def loop(self, eqn: Any, program: Program, outs: Sequence[Maybe], depth: int) -> list[Maybe]:
         """Return the influence of a loop's inputs: constants, carry, and what it scans over."""

@@ -49,6 +49,29 @@ class SiteInfo:
         return self.rows.axis
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """Lengths of the loops around it; 1 for a loop whose steps are those of examples."""
+        examples = dict.fromkeys(range(len(self.site.loops)), 1)
+        for digit in self.rows.digits:
+            if digit.axis in examples:
+                examples[digit.axis] *= digit.size
+        return tuple(n // examples[axis] for axis, n in enumerate(self.site.loops))
+
+    @property
+    def vectors(self) -> bool:
+        """Whether it is one vector of units per example."""
+        plain = not self.site.loops and len(self.shape) == 2
+        return plain or (self.rows.each and self.rows.units == self.shape[-1])
+
+    def by_example(self, x: jax.Array) -> jax.Array:
+        """Return an array like the values of such a site as one of shape (B, units)."""
+        return self.rows.split(x) if self.site.loops else x
+
+    def by_loops(self, x: jax.Array) -> jax.Array:
+        """Return an array (B, units) as one like the values of such a site."""
+        return self.rows.join(x) if self.site.loops else x
+
+    @property
     def moved(self) -> bool:
         """Whether noise on it tells anything: the reward depends on it in a way to be found out."""
         return self.live and not self.penalty
