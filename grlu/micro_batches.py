@@ -42,7 +42,8 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
     >>> from flax import nnx
     >>> def rewards(params, rest, batch):
     ...     return -jnp.square(batch @ params), (batch.mean(), None)
-    >>> found, (mean, _) = in_parts(rewards, 2)(jnp.ones(1), nnx.State({}), jnp.arange(4.0)[:, None])
+    >>> batch = jnp.arange(4.0)[:, None]
+    >>> found, (mean, _) = in_parts(rewards, 2)(jnp.ones(1), nnx.State({}), batch)
     >>> print(found, mean)
     [-0. -1. -4. -9.] 1.5
     """

@@ -5,6 +5,7 @@ So rules run a network of low precision in float32: each value that the model ro
 keeps its 32. This equals the model up to the rounding that the model itself makes.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call
+from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call, opened, scanned
 
 LOW = (jnp.bfloat16, jnp.float16)
 # The parameters of primitives that name the type of their result.
@@ -65,7 +66,10 @@ def bind_wide(eqn: Any, values: Sequence[Any]) -> list[Any]:
     if is_call(eqn) and eqn.primitive.name not in CUSTOM:
         jaxpr, consts = body(eqn)
         return run_wide(jaxpr, consts, values)
-    if not any(is_low(v.aval) for v in [*eqn.invars, *eqn.outvars]):
+    outside = any(is_low(v.aval) for v in [*eqn.invars, *eqn.outvars])
+    if eqn.primitive.name in _NESTED and (outside or any(map(holds_low, bodies(eqn)))):
+        return _NESTED[eqn.primitive.name](eqn, values)
+    if not outside:
         return bind(eqn, values)
     if eqn.primitive.name in CUSTOM:
         return _custom(eqn, values)
@@ -97,6 +101,36 @@ def _narrowed(eqn: Any, values: Sequence[Any]) -> list[Any]:
         jnp.asarray(v, a.aval.dtype) if is_low(a.aval) else v
         for v, a in zip(values, eqn.invars, strict=True)
     ]
+
+
+def _scan(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    jaxpr, consts = opened(eqn.params["jaxpr"])
+    first, carried = scanned(eqn)
+    last = first + carried
+
+    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = run_wide(jaxpr, consts, [*values[:first], *carry, *xs])
+        after = [_like(o, c) for o, c in zip(outs[:carried], carry, strict=True)]
+        return after, outs[carried:]
+
+    init, xs = [jnp.asarray(v) for v in values[first:last]], list(values[last:])
+    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(step, init, xs, **options)
+    return [*carry, *ys]
+
+
+def _cond(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    branches = [functools.partial(run_wide, *opened(branch)) for branch in eqn.params["branches"]]
+    return jax.lax.switch(values[0], branches, list(values[1:]))
+
+
+def _like(value: Any, carry: jax.Array) -> jax.Array:
+    """The value with the carry's type, which a type that was weak may have changed."""
+    value = jnp.asarray(value)
+    return value if value.dtype == carry.dtype else value.astype(carry.dtype)
+
+
+_NESTED = {"scan": _scan, "cond": _cond}
 
 
 def _custom(eqn: Any, values: Sequence[Any]) -> list[Any]:
