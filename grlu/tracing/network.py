@@ -50,12 +50,9 @@ class SiteInfo:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Lengths of the loops around it; 1 for a loop whose steps are those of examples."""
-        examples = dict.fromkeys(range(len(self.site.loops)), 1)
-        for digit in self.rows.digits:
-            if digit.axis in examples:
-                examples[digit.axis] *= digit.size
-        return tuple(n // examples[axis] for axis, n in enumerate(self.site.loops))
+        """Lengths of the loops around it; 1 for a loop over the examples, as that of a map."""
+        examples = {(digit.axis, digit.size) for digit in self.rows.digits}
+        return tuple(1 if (i, n) in examples else n for i, n in enumerate(self.site.loops))
 
     @property
     def vectors(self) -> bool:
