@@ -102,6 +102,10 @@ class EvolutionStrategy(Rule):
                 )
 
     @property
+    def traces(self) -> bool:
+        return self.rank is not None
+
+    @property
     def monitors(self) -> tuple[str, ...]:
         return ("dropped",) if self.nan == "drop" else ()
 

@@ -19,6 +19,10 @@ class ExactCredit(Rule):
 
     local: ClassVar[bool] = True
 
+    @property
+    def traces(self) -> bool:
+        return True
+
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:

@@ -34,6 +34,10 @@ class FeedbackAlignment(Rule):
     direct: bool = False
     seed: int = 0
 
+    @property
+    def traces(self) -> bool:
+        return True
+
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:

@@ -49,6 +49,10 @@ class ForwardGradient(Rule):
         if self.noise == "orthogonal":
             hadamard(self.samples)
 
+    @property
+    def traces(self) -> bool:
+        return self.of == "activity"
+
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:

@@ -16,7 +16,8 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
     A rule then holds the values inside the model for one part at a time, and backpropagation
     computes those of each part again. Every rule sees the same network, with each layer in a loop
     over the parts, and draws the same noise for it: but for rounding, its estimate is that of the
-    whole batch.
+    whole batch. Rules of the units, such as node perturbation, go on holding noise and credit of
+    the whole batch: what bounds their memory is `chunk`.
 
     What the model draws itself (dropout, the winners of a Gumbel top-k, samples of a latent) is
     drawn anew for each part, from the part's own streams, so it is not what the whole batch would

@@ -189,6 +189,10 @@ class NodePerturbation(Rule):
             **options,
         )
 
+    @property
+    def traces(self) -> bool:
+        return True
+
     def gradient(
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:

@@ -80,6 +80,11 @@ class Rule:
         return self.monitored(objective, params, reseed(rest, draw), batch, noise)
 
     @property
+    def traces(self) -> bool:
+        """Whether the rule traces the network to find its sites."""
+        return False
+
+    @property
     def monitors(self) -> tuple[str, ...]:
         """Names of the scalars that `monitored` adds, which a run logs beside its metrics."""
         return ()

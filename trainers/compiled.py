@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grlu.inspection import require_same_rewards
 from trainers.devices import Devices, Seeds
 from trainers.measure import gather, means
 from trainers.protocol import Arrays, Experiment, Values
@@ -88,20 +89,40 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
 
 
 def require_step(experiment: Experiment) -> None:
-    """Traces one step, which computes nothing: raises what is wrong before anything is made."""
+    """Raise what is wrong with a step before anything is made.
+
+    The step is traced, which computes nothing. Then the rewards of one batch show whether the
+    network that a rule traces is the model.
+    """
     trainer, lead = experiment.trainer, 2 if experiment.by_seed else 1
+
+    def batch_of(rows: Arrays, key: jax.Array) -> Any:
+        batch = experiment.preprocess(rows)
+        return batch if experiment.augment is None else experiment.augment(batch, key)
+
     rows = {
         name: jax.ShapeDtypeStruct((experiment.batch_size, *array.shape[lead:]), array.dtype)
         for name, array in experiment.train.items()
     }
 
     def step(key: jax.Array, rows: Arrays) -> Any:
-        batch = experiment.preprocess(rows)
-        if experiment.augment is not None:
-            batch = experiment.augment(batch, key)
-        return trainer.step(trainer.init(key), batch)
+        return trainer.step(trainer.init(key), batch_of(rows, key))
 
     jax.eval_shape(step, jax.random.key(0), rows)
+
+    def rewards(key: jax.Array, rows: Arrays) -> Any:
+        return trainer.rewards(trainer.init(key), batch_of(rows, key))
+
+    # A model that is sharded may not fit one device.
+    if experiment.mesh.fully_sharded:
+        return
+    first = {
+        name: np.asarray((array[0] if experiment.by_seed else array)[: experiment.batch_size])
+        for name, array in experiment.train.items()
+    }
+    found = jax.jit(rewards)(jax.random.key(experiment.seed), first)
+    if found is not None:
+        require_same_rewards(*found)
 
 
 def _one_by_one(compiled: Callable) -> Callable:

@@ -12,7 +12,9 @@ import optax
 from flax import nnx
 
 from grlu.errors import UserError
+from grlu.inspection import traced_and_own
 from grlu.learned_feedback import add_feedback
+from grlu.micro_batches import in_parts
 from grlu.rule import pure_objective
 from input_pipeline import Data
 from trainers.blocks import Fold, averaged, taken
@@ -25,6 +27,9 @@ from trainers.state import Note, TrainState
 
 Batch = Mapping[str, jax.Array]
 Values = dict[str, jax.Array]
+
+# State that an objective may change.
+_KEPT = (nnx.BatchStat, Note)
 
 # Examples of a step, times the members that see them, from which its operations feed threads.
 _LARGE = 32
@@ -78,6 +83,7 @@ class Trainer(TrainerLike):
         plain = plain and type(self.objective).at is Objective.at
         # A chunk finds its layers by their float32 products.
         plain = plain and settings.precision == "float32"
+        plain = plain and settings.micro_batches == 1
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
         self.tiny = settings.batch_size * given.get("population", 1) < _LARGE
         self._tokens = None if data.tokenizer is None else data.example_shape[0]
@@ -119,10 +125,22 @@ class Trainer(TrainerLike):
         """The objective at a step."""
         return self.objective.at(step / self._steps)
 
+    def _whole(self, step: jax.Array) -> Any:
+        """The objective at a step, a function of params, rest and a whole batch."""
+        return pure_objective(self._training, self._at(step), has_aux=True, update=_KEPT)
+
     def pure(self, step: jax.Array) -> Any:
         """The objective at a step, a function of params, rest and batch."""
-        kept = (nnx.BatchStat, Note)
-        return pure_objective(self._training, self._at(step), has_aux=True, update=kept)
+        return in_parts(self._whole(step), self.settings.micro_batches, _KEPT)
+
+    def rewards(self, state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
+        """Return the rewards of the network that the rule traces, and the model's own.
+
+        None if the rule traces no network.
+        """
+        if not self.settings.rule(self.sigma(state.step)).traces:
+            return None
+        return traced_and_own(self._whole(state.step), state.params, state.rest, batch)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         """One update; the values, per example or one for all, are those of the state before it."""

@@ -45,6 +45,10 @@ class TrainerLike(Protocol):
     def evaluate(self, state: Any, batch: Arrays) -> Values: ...
     def scales(self, step: jax.Array) -> Values: ...
 
+    def rewards(self, state: Any, batch: Arrays) -> tuple[jax.Array, jax.Array] | None:
+        """Return the rewards of the network that a rule traces, and the model's own, or None."""
+        return None
+
     def steps(
         self,
         state: Any,

@@ -29,6 +29,9 @@ class GradientSettings(OptimizerSettings):
             it off.
         precision: in which the layers of training multiply: "float32", or "bfloat16", by backprop;
             evaluation, parameters, optimizer and likelihoods are float32 (`trainers.precision`).
+        micro_batches: parts in which a batch is computed one after the other, to save memory under
+            backprop and rules that move weights (node perturbation has `chunk`). They change the
+            update by rounding alone, but dropout and Gumbel top-k are drawn anew for each part.
         average: decay per step of the running average of the weights that evaluation uses (0.999
             averages over about 1,000 steps), or None.
     """
@@ -44,6 +47,7 @@ class GradientSettings(OptimizerSettings):
     precision: PrecisionName = "float32"
     average: float | None = None
     online_chunk: int = 64
+    micro_batches: int = 1
 
     rule_class: ClassVar[type[Rule]]
 
@@ -51,6 +55,12 @@ class GradientSettings(OptimizerSettings):
         super().__post_init__()
         require("trainer.average", self.average, 0, 1)
         require("trainer.online_chunk", self.online_chunk, 1)
+        require("trainer.micro_batches", self.micro_batches, 1)
+        if self.batch_size % self.micro_batches:
+            raise UserError(
+                f"trainer.micro_batches must divide trainer.batch_size, {self.batch_size}, got "
+                f"{self.micro_batches}"
+            )
         if self.precision != "float32" and self.rule_class is not Backprop:
             raise UserError(
                 f"trainer.precision={self.precision} is for backprop (trainer.name backprop or "

@@ -69,9 +69,10 @@ def test_another_network_is_reported(x, monkeypatch):
     other = pure_objective(graphdef, lambda m, x: 2 * m(x).sum(-1))
     monkeypatch.setattr(inspection, "trace", lambda _, *args: traced(other, *args))
     objective = pure_objective(graphdef, lambda m, x: m(x).sum(-1))
-    assert inspection.reward_error(objective, params, rest, x) == pytest.approx(1.0)
+    rewards = inspection.traced_and_own(objective, params, rest, x)
+    assert inspection.reward_error(*rewards) == pytest.approx(1.0)
     with pytest.raises(grlu.UserError, match="the traced network is not the model"):
-        inspection.require_same_network(objective, params, rest, x)
+        inspection.require_same_rewards(*rewards)
     reward = lambda m, x: m(x).sum(-1)  # noqa: E731
     found = grlu.check(grlu.Backprop(), reward, model, x, jax.random.key(0))
     assert not found.sound

@@ -1,0 +1,112 @@
+"""Micro-batches: splitting a batch changes nothing but rounding, under every rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import grlu
+import models
+from grlu.micro_batches import in_parts
+from grlu.rule import pure_objective
+
+RULES = {
+    "backprop": grlu.Backprop(),
+    "exact credit": grlu.ExactCredit(),
+    "feedback alignment": grlu.FeedbackAlignment(),
+    "direct feedback alignment": grlu.FeedbackAlignment(direct=True),
+    "forward gradient": grlu.ForwardGradient(8),
+    "forward gradient, orthogonal": grlu.ForwardGradient(8, noise="orthogonal"),
+    "forward gradient of weights": grlu.ForwardGradient(8, of="weight"),
+    "weight perturbation": grlu.WeightPerturbation(8),
+    "evolution": grlu.EvolutionStrategy(16),
+    "evolution, rank 1": grlu.EvolutionStrategy(16, rank=1),
+    "evolution, unshaped": grlu.EvolutionStrategy(16, shaping="none"),
+    "grlu": grlu.NodePerturbation(8, 0.1),
+    "grlu, gaussian": grlu.NodePerturbation(8, 0.1, noise="gaussian"),
+    "grlu, orthogonal": grlu.NodePerturbation(8, 0.1, noise="orthogonal"),
+    "grlu, active": grlu.NodePerturbation(8, 0.1, site="active", noise="orthogonal"),
+    "grlu, post": grlu.NodePerturbation(8, 0.1, site="post"),
+    "grlu, delta": grlu.NodePerturbation(8, 0.1, output="delta"),
+    "grlu, one-sided": grlu.NodePerturbation(8, 0.1, antithetic=False),
+    "grlu, apart": grlu.NodePerturbation(8, 0.1, layers="apart"),
+    "grlu, chunks": grlu.NodePerturbation(8, 0.1, chunk=2),
+    "grlu, least squares": grlu.NodePerturbation(8, 0.1, ridge=0.1),
+    "grlu, softmax noise": grlu.NodePerturbation(8, 0.1, output_noise="softmax"),
+    "grlu, published": grlu.NodePerturbation.published(8, 0.1),
+}
+
+
+def log_likelihood(model, batch):
+    logits = nnx.log_softmax(model(batch["x"]))
+    rewards = jnp.take_along_axis(logits, batch["y"][:, None], axis=1)[:, 0]
+    decay = sum(jnp.sum(p**2) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return rewards - 1e-3 * decay, {"logits": logits, "mean": rewards.mean()}
+
+
+@pytest.fixture(scope="module")
+def parted():
+    """The estimates of a rule by whole batches and by parts."""
+    model = models.MLP((12,), 5, hidden=(8, 8), rngs=nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    objective = pure_objective(graphdef, log_likelihood, has_aux=True)
+    x = jax.random.normal(jax.random.key(1), (12, 12))
+    batch = {"x": x, "y": jnp.arange(12) % 5, "shared": jnp.ones(())}
+
+    def estimates(rule, parts):
+        def estimate(key):
+            return rule.estimate(in_parts(objective, parts), params, rest, batch, key)
+
+        return jax.jit(estimate)(jax.random.key(2))
+
+    return estimates
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_parts_change_nothing(rule, parted):
+    whole, split = parted(rule, 1), parted(rule, 3)
+    np.testing.assert_allclose(whole[0], split[0], rtol=1e-5)
+    np.testing.assert_allclose(whole[1][0]["logits"], split[1][0]["logits"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole[1][0]["mean"], split[1][0]["mean"], rtol=1e-5)
+    one, two = (jax.flatten_util.ravel_pytree(found[2])[0] for found in (whole, split))
+    assert jnp.linalg.norm(one - two) < 1e-4 * jnp.linalg.norm(one)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [grlu.Backprop(), grlu.EvolutionStrategy(8, chunk=2), grlu.WeightPerturbation(8)],
+    ids=["backprop", "evolution", "weight perturbation"],
+)
+def test_parts_save_memory(rule):
+    model = models.MLP((8,), 4, hidden=(64,) * 6, rngs=nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    objective = pure_objective(graphdef, log_likelihood, has_aux=True)
+    batch = {"x": jnp.ones((512, 8)), "y": jnp.zeros(512, jnp.int32)}
+
+    def temporary(parts):
+        def estimate(params, key):
+            return rule.estimate(in_parts(objective, parts), params, rest, batch, key)[2]
+
+        compiled = jax.jit(estimate).lower(params, jax.random.key(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < 0.8 * temporary(1)
+
+
+def test_each_part_draws_its_own_dropout():
+    model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    objective = pure_objective(graphdef, lambda m, x: m(x).sum(-1))
+    rewards, _ = in_parts(objective, 2)(params, rest, jnp.ones((2, 64)))
+    assert rewards[0] != rewards[1]
+
+
+def test_batches_and_models_that_cannot_be_split_are_refused():
+    linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    norm = nnx.Sequential(linear, nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
+    for model, rows, sentence in [(linear, 5, "no multiple of 2"), (norm, 4, "batch statistics")]:
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        objective = pure_objective(graphdef, lambda m, x: m(x).sum(-1))
+        with pytest.raises(grlu.UserError, match=sentence):
+            in_parts(objective, 2)(params, rest, jnp.ones((rows, 3)))
