@@ -120,7 +120,9 @@ def require_step(experiment: Experiment) -> None:
         name: np.asarray((array[0] if experiment.by_seed else array)[: experiment.batch_size])
         for name, array in experiment.train.items()
     }
-    found = jax.jit(rewards)(jax.random.key(experiment.seed), first)
+    # Run once: fast to compile is better than fast.
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    found = jax.jit(rewards, compiler_options=options)(jax.random.key(experiment.seed), first)
     if found is not None:
         require_same_rewards(*found)
 
