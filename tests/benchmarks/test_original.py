@@ -10,6 +10,7 @@ import grlu
 import models
 from benchmarks import original
 from grlu.noise import directions
+from grlu.tracing.rows import Rows
 
 
 def published_reward(model, batch):
@@ -30,8 +31,8 @@ def test_one_step_equals_the_published_rule(options, winners, samples):
     _, grads = rule(published_reward)(model, (image[None], label[None]), key)
 
     noise_key = jax.random.split(key)[1]
-    shapes = [(1, 10), (1, 10), (1, 4)]
-    drawn = directions(noise_key, "gaussian", samples, shapes, [None, None, None])
+    rows = [Rows(shape, frozenset(), 1) for shape in [(1, 10), (1, 10), (1, 4)]]
+    drawn = directions(noise_key, "gaussian", samples, rows)
     noises = [sigma * xi[:, 0] for xi in drawn]
     still = [jnp.zeros((samples, 10))] * 2
     before = [(layer.kernel[...], layer.bias[...]) for layer in model.layers]
