@@ -12,6 +12,7 @@ from tests.grlu.networks.tables import (
     BATCHED,
     KINKED,
     OWN_VJP,
+    RANDOM,
     ROUNDED,
     Layer,
     Weights,
@@ -267,12 +268,12 @@ def recurrence(size: Size, pick: int, w: Weights) -> Layer:
     return Layer(fn, v=w.normal(size.width))
 
 
-@layer()
+@layer(RANDOM)
 def dropout(size: Size, pick: int, w: Weights) -> Layer:
     return Layer(lambda m, a, b: m.inner(a), nnx.Dropout(0.3, rngs=w.rngs))
 
 
-@layer(KINKED)
+@layer(KINKED, RANDOM)
 def top_k(size: Size, pick: int, w: Weights) -> Layer:
     made = grlu.TopK(0.5, "gumbel" if pick % 2 else "hard", rngs=w.rngs)
     return Layer(lambda m, a, b: m.inner(a), made)
@@ -318,7 +319,7 @@ def own_jvp(size: Size, pick: int, w: Weights) -> Layer:
     return Layer(lambda m, a, b: _halved(a, m.w[...]), w=w.matrix(size.width, size.width))
 
 
-@layer()
+@layer(RANDOM)
 def noisy(size: Size, pick: int, w: Weights) -> Layer:
     """Sample from a normal distribution, as a variational model does."""
 

@@ -13,18 +13,27 @@ import numpy as np
 from flax import nnx
 
 import grlu
+from grlu.parameter_noise import ParameterNoise
 from grlu.rule import pure_objective, reseed
 from grlu.tracing.network import trace
 from tests.grlu.networks.grammar import build
 from tests.grlu.networks.interpreter import evaluate
 from tests.grlu.networks.recipes import Recipe
-from tests.grlu.networks.tables import KINKED, OWN_VJP, ROUNDED, STOPPED
+from tests.grlu.networks.tables import KINKED, OWN_VJP, RANDOM, ROUNDED, STOPPED
 
 # Deviations beyond these are faults: of rewards relative to the largest, of gradients to the norm;
 # in float32, and where a network rounds to less. Sums over many directions round more often, and
 # differences see the curvature.
 EXACT, FORWARD, PERTURBED = (1e-5, 3e-2), (1e-4, 1e-1), (2e-2, 1.0)
 SIGMA = 0.002
+# Node perturbation with each of these options finds the gradient of smooth networks. The last has
+# no clean pass, whose random numbers and stopped gradients the noisy ones could share.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"output": "delta"},
+    {"site": "active"},
+    {"inputs": "noisy"},
+)
 # Networks of more units than this are not asked for forward gradients.
 MOST_UNITS = 256
 
@@ -63,6 +72,8 @@ def _check(recipe: Recipe) -> Outcome:
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         rest = reseed(rest, key)
         objective = pure_objective(graphdef, reward_fn, has_aux=True)
+        if not jax.tree.leaves(params):
+            return Outcome("invalid", "no parameters")
         own, gradient = evaluate(gradient_by_jax(objective, recipe.loops), params, rest, batch)
     except Exception as error:
         return Outcome("invalid", _sentence(error))
@@ -83,9 +94,22 @@ def _check(recipe: Recipe) -> Outcome:
         return rule.gradient(objective, params, rest, batch, key)[2]
 
     def perturbed(params: Any, rest: Any, batch: Any, sigma: Any) -> Any:
-        samples = _power_of_two(sizes[0])
-        rule = grlu.NodePerturbation(samples=samples, sigma=sigma, noise="orthogonal")
+        rule = grlu.NodePerturbation(
+            samples=_power_of_two(sizes[0]),
+            sigma=sigma,
+            noise="orthogonal",
+            **VARIANTS[recipe.seed // 4 % (3 if names & (RANDOM | STOPPED) else 4)],
+        )
         return rule.gradient(objective, params, rest, batch, key)[2]
+
+    def moved(params: Any, rest: Any, batch: Any) -> Any:
+        """Move the parameters along noise of low rank, and along the same noise in matrices."""
+        noise = ParameterNoise(objective, params, rest, batch, rank=1)
+        direction = noise.draw(key)
+        stacked = jax.tree.map(lambda e: e[None], direction)
+        whole = noise.restore(noise.weighted(stacked, jnp.ones(1)))
+        there = jax.tree.map(lambda p, e: p + 0.1 * e, params, whole)
+        return noise.rewards(direction, 0.1, rest, batch), objective(there, rest, batch)[0]
 
     sizes: list[int] = []
     scale = max(1.0, float(np.abs(own).max()))
@@ -118,6 +142,9 @@ def _check(recipe: Recipe) -> Outcome:
             if not deviation < PERTURBED[0]:
                 deviation = distance(perturbed, narrow)
             compare("perturbation", deviation, PERTURBED)
+        if recipe.seed % 4 == 1 and not names & ROUNDED:
+            low, whole = map(_flat, evaluate(moved, params, rest, batch))
+            compare("low-rank noise", float(np.abs(low - whole).max()) / scale, FORWARD)
     except grlu.UserError as error:
         return Outcome("refused", _sentence(error))
     except Exception as error:

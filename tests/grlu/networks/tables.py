@@ -75,6 +75,8 @@ BATCHED: set[str] = set()
 KINKED: set[str] = set()
 ROUNDED: set[str] = set()
 OWN_VJP: set[str] = set()
+# Names that draw random numbers.
+RANDOM: set[str] = set()
 # Names with a `stop_gradient`, beyond which perturbation must not look.
 STOPPED: set[str] = set()
 
