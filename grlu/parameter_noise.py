@@ -109,13 +109,18 @@ class ParameterNoise:
         given = {
             info.site.index: direction[info.site.dense.kernel.leaf]
             for info in self._network.sites
-            if info.site.dense and info.site.dense.kernel.steps
+            if info.site.dense
+            and info.site.dense.kernel.steps
+            and info.site.dense.kernel.leaf in self.low
         }
 
         def visit(at: Arrival) -> tuple[jax.Array, None]:
             dense, z = at.site.dense, at.z
-            if dense is not None and dense.kernel.leaf in self.low:
+            factors = None
+            if dense is not None:
                 factors = at.given if dense.kernel.steps else direction[dense.kernel.leaf]
+            # There are none where the kernel is not low-rank, or the reward does not depend on it.
+            if isinstance(factors, Factors):
                 moved = step * _product(at.x, factors)
                 z = z + moved.reshape(z.shape).astype(z.dtype)
             return at.fn(z), None

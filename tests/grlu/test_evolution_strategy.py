@@ -264,6 +264,19 @@ def test_a_kernel_in_a_loop_gets_noise_of_either_rank(rank, batch):
     assert grlu.alignment(rule, reward_fn, model, batch, jax.random.key(0)).cosine > 0.9
 
 
+def test_layers_that_only_report_get_no_noise(low_rank_noise):
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.used, self.aside = nnx.Linear(4, 2, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            jax.debug.callback(lambda value: None, self.aside(x))
+            return self.used(x).sum(-1)
+
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    assert "used.kernel" in low_rank_noise(Model(nnx.Rngs(0)), lambda m, x: m(x), x)
+
+
 def test_low_rank_noise_moves_layers_in_loops_as_whole_matrices_do(low_rank_noise):
     """A kernel that all steps share, and stacked kernels of which each step has its own."""
 
