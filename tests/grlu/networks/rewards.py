@@ -79,7 +79,8 @@ def discounted_by_penalty(r: jax.Array, model: Any, batch: Any) -> jax.Array:
 @change()
 def relative_to_group(r: jax.Array, model: Any, batch: Any) -> jax.Array:
     pairs = r.reshape(-1, 2)
-    return jnp.sin(2 * (pairs - pairs.mean(1, keepdims=True))).reshape(-1) * batch["weight"]
+    apart = (pairs - pairs.mean(1, keepdims=True)).reshape(-1)
+    return apart / (1 + jnp.square(apart)) * batch["weight"]
 
 
 @change()
