@@ -197,6 +197,11 @@ class NodePerturbation(Rule):
         self, objective: Objective, params: Any, rest: Any, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, Any, Any]:
         network = trace(objective, params, rest, batch)
+        if self.inputs == "noisy" and network.program.cuts:
+            raise UserError(
+                "inputs='noisy' has no clean pass, whose value would pass the model's "
+                "stop_gradient instead of the noise: use inputs='clean'"
+            )
         learn = self._from_noisy_inputs if self.inputs == "noisy" else self._from_clean_inputs
         rewards, aux, ascent = learn(network.widened(), params, rest, batch, key)
         if network.low:

@@ -134,9 +134,10 @@ def _orthogonal(
             )
             chosen = jnp.broadcast_to(chosen[:, None], (len(wanted), r.groups, r.units))
         else:
-            turn = jnp.cumsum(r.split(active[i].astype(jnp.int32)), axis=1)
+            taking = r.split(active[i].astype(jnp.int32))
+            turn = jnp.cumsum(taking, axis=1)
             start = r.of_groups(used, jnp.max)
             chosen = _entries(wanted, (start[:, None] + turn - 1) % samples)
-            used = r.of_examples(start + turn[:, -1])
+            used = r.of_examples(start + jnp.sum(taking, axis=1))
         drawn.append(r.join(chosen) * signs(key, r.shape)[None])
     return drawn

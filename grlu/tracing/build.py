@@ -64,26 +64,28 @@ class _Builder:
         self.fresh = itertools.count(len(self.avals))
         atoms = [*(a for item in flat.items for a in item.ins), *flat.outs]
         self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
+        self.constants = frozenset(v for v, f in flat.facts.items() if f.kind is Kind.CONST)
         self.pending: dict[int, Pending] = {}
         self.settled: dict[int, int] = {}  # From a value to what follows its site.
         self.ops: list[Op] = []
         self.found: list[Site] = []
         self.stopped: list[int] = []
+        self.cuts: list[int] = []
 
     def build(self, demanded: Sequence[bool]) -> Program:
         """Make the program, with the outputs that are `demanded` as data."""
         for item in self.flat.items:
             self.item(item)
         outs = [self.complete(a, d) for a, d in zip(self.flat.outs, demanded, strict=True)]
-        constants = frozenset(v for v, f in self.flat.facts.items() if f.kind is Kind.CONST)
         return Program(
             self.flat.ins,
             tuple(self.ops),
             tuple(outs),
             self.avals,
-            constants,
+            self.constants,
             tuple(self.found),
             tuple(self.stopped),
+            tuple(self.cuts),
         )
 
     def item(self, item: Item) -> None:
@@ -110,11 +112,31 @@ class _Builder:
         elif item.role == "stop":
             number = next(self.stops)
             self.stopped.append(number)
-            self.ops.append(Stop(number, ins, item.outs))
+            maximum = self.is_maximum(ins[0])
+            if not maximum:
+                self.cuts.append(number)
+            self.ops.append(Stop(number, ins, item.outs, maximum))
         elif item.role in ("loop", "branch"):
             self.nested(item, ins)
         else:
             self.ops.append(Bind(item.eqn, ins, item.outs))
+
+    def is_maximum(self, atom: Atom) -> bool:
+        """Whether a value is the maximum of others, perhaps made finite, as in a softmax."""
+        makers = {v: op for op in self.ops if isinstance(op, Bind) for v in op.outs}
+        while isinstance(atom, int) and atom in makers:
+            op = makers[atom]
+            name = op.eqn.primitive.name
+            if name == "reduce_max":
+                return True
+            if name not in {"broadcast_in_dim", "reshape", "max", "select_n"}:
+                return False
+            variable = [a for a in op.ins if isinstance(a, int) and a not in self.constants]
+            if not variable:
+                return False
+            # The last is that which a choice takes where all is finite.
+            atom = variable[-1]
+        return False
 
     def meet(self, item: Item, facts: Sequence[Fact], ins: Sequence[Atom]) -> None:
         """Begin sites at the outputs of an equation in which parameters meet data."""
@@ -210,6 +232,7 @@ class _Builder:
             program = _Builder(flat, self.sites, self.stops, loops).build(item.data[1])
             self.found += program.sites
             self.stopped += program.stops
+            self.cuts += program.cuts
             programs.append(program)
         if item.role == "loop":
             self.ops.append(Loop(item.eqn, ins, item.outs, programs[0]))

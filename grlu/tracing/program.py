@@ -118,11 +118,15 @@ class Settle:
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """Stop the gradient, by number `index` of all the program's stops."""
+    """Stop the gradient, by number `index` of all the program's stops.
+
+    `of_maximum` is whether it stops a maximum, as a softmax does, whose value does not matter.
+    """
 
     index: int
     ins: tuple[Atom, ...]
     outs: tuple[int, ...]
+    of_maximum: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +172,7 @@ class Program:
         constants: variables that depend on neither parameters nor data.
         sites: the sites in it, those of its loops and branches included.
         stops: indices of its stops, likewise.
+        cuts: those of stops that keep credit from passing: not of a softmax's maximum.
     """
 
     ins: tuple[int, ...]
@@ -177,6 +182,7 @@ class Program:
     constants: frozenset[int]
     sites: tuple[Site, ...]
     stops: tuple[int, ...]
+    cuts: tuple[int, ...] = ()
 
     def run(
         self,

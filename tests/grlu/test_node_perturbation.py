@@ -380,3 +380,34 @@ def test_one_step_of_a_loop_at_a_time_needs_fewer_pairs():
     assert found("apart").cosine < 0.9
     assert found("steps").cosine > 0.999
     assert abs(found("steps").norm_ratio - 1) < 0.01
+
+
+def test_the_published_rule_refuses_a_stop_gradient_that_is_not_a_softmaxs():
+    model = models.MLP((12,), 5, hidden=(8,), rngs=nnx.Rngs(0))
+    batch = (jnp.ones((1, 12)), jnp.array([2]))
+    rule = grlu.NodePerturbation.published(2, 0.1)
+    rule(log_likelihood)(model, batch, jax.random.key(0))
+
+    def normed(model, batch):
+        z = model(batch[0])
+        return (z / jax.lax.stop_gradient(jnp.linalg.norm(z))).sum(-1)
+
+    def summed(model, batch):
+        return jax.nn.logsumexp(model(batch[0]), axis=-1) + nnx.softmax(model(batch[0]))[:, 0]
+
+    rule(summed)(model, batch, jax.random.key(0))
+    with pytest.raises(grlu.UserError, match="use inputs='clean'"):
+        rule(normed)(model, batch, jax.random.key(0))
+
+
+def test_a_site_without_elements_takes_no_column():
+    """Such as a layer that sees no rows."""
+    model = models.MLP((12,), 5, hidden=(8,), rngs=nnx.Rngs(0))
+    batch = (jax.random.normal(jax.random.key(1), (4, 12)), jnp.array([0, 1, 2, 3]))
+
+    def reward(model, batch):
+        nothing = model(batch[0][:0]).sum()
+        return log_likelihood(model, batch) + nothing
+
+    rule = grlu.NodePerturbation(32, 1e-2, noise="orthogonal", site="active")
+    assert grlu.alignment(rule, reward, model, batch, jax.random.key(0)).cosine > 0.99
