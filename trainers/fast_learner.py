@@ -43,6 +43,7 @@ class FastLearner(Objective):
     learning_rate: float = 0.01
     metrics: ClassVar[tuple[str, ...]] = ("reward", "accuracy")
     better: ClassVar[tuple[str, Literal["min", "max"]]] = ("accuracy", "max")
+    of_batches: ClassVar[bool] = True
 
     def on(self, data: Data, rule: grlu.Rule) -> "FastLearner":
         """The objective on some data, under a rule.

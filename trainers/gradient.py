@@ -59,6 +59,11 @@ class Trainer(TrainerLike):
         self.objective = settings.make_objective(data)
         if judge is not None:
             self.objective = self.objective.judged(judge)
+        if self.objective.of_batches and settings.micro_batches > 1:
+            raise UserError(
+                f"trainer.objective={settings.objective} rewards a batch as a whole: set "
+                f"trainer.micro_batches to 1, got {settings.micro_batches}"
+            )
         self.evaluated = self.objective.evaluated
         self.better = self.objective.better
         monitors = settings.rule(getattr(settings, "sigma", None)).monitors

@@ -25,11 +25,14 @@ class Objective:
         better: the metric that chooses checkpoints, and its direction.
         of_text: class attribute: whether it learns from `batch["tokens"]`, and not from
             `batch["image"]`.
+        of_batches: class attribute: whether an example's reward depends on the others of its batch,
+            which then cannot be computed in parts.
     """
 
     metrics: ClassVar[Any]  # A tuple of names.
     better: ClassVar[tuple[str, Literal["min", "max"]]]
     of_text: ClassVar[bool] = False
+    of_batches: ClassVar[bool] = False
 
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         """Rewards, shape (B,), of a model in training, and values for its log."""

@@ -37,6 +37,12 @@ def test_parts_must_divide_the_batch():
         make_experiment(trainers.resolve(config(name="grlu", micro_batches=5)))
 
 
+def test_an_objective_of_whole_batches_has_no_parts():
+    wrong = config(name="evolution", objective="fast_learner", micro_batches=2)
+    with pytest.raises(grlu.UserError, match="fast_learner rewards a batch as a whole"):
+        make_experiment(trainers.resolve(wrong))
+
+
 def test_parts_are_not_learned_in_online_chunks():
     made = make_experiment(trainers.resolve(config(name="grlu", batch_size=2, micro_batches=2)))
     assert made.trainer.block == 1
