@@ -53,7 +53,8 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
 
     def split_objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
         _require_separate_examples(rest, parts)
-        size = _batch_size(objective, params, rest, batch)
+        whole_rewards, (whole_aux, _) = jax.eval_shape(objective, params, rest, batch)
+        (size,) = whole_rewards.shape
         if size % parts:
             raise UserError(
                 f"micro_batches must divide the batch into equal parts: {size} examples are no "
@@ -83,23 +84,17 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
             changed, *found = rewarded(params, state, micro)
             return changed, found
 
-        def joined(leaf: jax.Array) -> jax.Array:
-            if jnp.ndim(leaf) > 1 and leaf.shape[1] == size // parts:
-                return leaf.reshape(size, *leaf.shape[2:])
+        def joined(leaf: jax.Array, whole: Any) -> jax.Array:
+            # A leaf that the whole batch makes larger has a row per example.
+            if leaf.shape[1:] != whole.shape:
+                return leaf.reshape(whole.shape)
             return jnp.mean(leaf, axis=0)
 
         before = None if update is None else nnx.filter_state(rest, update)
         changed, (rewards, aux) = jax.lax.scan(part, before, (jnp.arange(parts), scanned))
-        return rewards.reshape(size), (jax.tree.map(joined, aux), changed)
+        return rewards.reshape(size), (jax.tree.map(joined, aux, whole_aux), changed)
 
     return split_objective
-
-
-def _batch_size(objective: Objective, params: Any, rest: Any, batch: Any) -> int:
-    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
-    if len(sizes) == 1:
-        return int(sizes.pop())
-    return int(jax.eval_shape(objective, params, rest, batch)[0].shape[0])
 
 
 def _own_streams(rest: Any, number: jax.Array) -> Any:

@@ -21,6 +21,7 @@ from grlu.tracing.recognition import (
     is_activation,
     with_bias,
 )
+from grlu.tracing.shifts import cancels
 
 
 def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str]) -> Program:
@@ -44,7 +45,7 @@ def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str
     flat = flatten(closed.jaxpr, closed.consts, facts, names, Fact(Kind.DATA))
     # The reward is data, even where it is a function of the parameters alone.
     rewards = tuple(i == 0 for i in range(len(flat.outs)))
-    return _Builder(flat, itertools.count(), itertools.count(), ()).build(rewards)
+    return _Builder(flat, itertools.count(), itertools.count(), ()).build(rewards, first=1)
 
 
 def plain(jaxpr: Any) -> Program:
@@ -72,11 +73,19 @@ class _Builder:
         self.stopped: list[int] = []
         self.cuts: list[int] = []
 
-    def build(self, demanded: Sequence[bool]) -> Program:
-        """Make the program, with the outputs that are `demanded` as data."""
+    def build(self, demanded: Sequence[bool], first: int | None = None) -> Program:
+        """Make the program, with the outputs that are `demanded` as data.
+
+        The rewards depend on its `first` outputs, or on all.
+        """
         for item in self.flat.items:
             self.item(item)
         outs = [self.complete(a, d) for a, d in zip(self.flat.outs, demanded, strict=True)]
+        for op in self.ops:
+            if isinstance(op, Stop):
+                shape = self.avals[op.outs[0]].shape
+                if not cancels(op, self.ops, outs[:first], shape):
+                    self.cuts.append(op.index)
         return Program(
             self.flat.ins,
             tuple(self.ops),
@@ -112,31 +121,11 @@ class _Builder:
         elif item.role == "stop":
             number = next(self.stops)
             self.stopped.append(number)
-            maximum = self.is_maximum(ins[0])
-            if not maximum:
-                self.cuts.append(number)
-            self.ops.append(Stop(number, ins, item.outs, maximum))
+            self.ops.append(Stop(number, ins, item.outs))
         elif item.role in ("loop", "branch"):
             self.nested(item, ins)
         else:
             self.ops.append(Bind(item.eqn, ins, item.outs))
-
-    def is_maximum(self, atom: Atom) -> bool:
-        """Whether a value is the maximum of others, perhaps made finite, as in a softmax."""
-        makers = {v: op for op in self.ops if isinstance(op, Bind) for v in op.outs}
-        while isinstance(atom, int) and atom in makers:
-            op = makers[atom]
-            name = op.eqn.primitive.name
-            if name == "reduce_max":
-                return True
-            if name not in {"broadcast_in_dim", "reshape", "max", "select_n"}:
-                return False
-            variable = [a for a in op.ins if isinstance(a, int) and a not in self.constants]
-            if not variable:
-                return False
-            # The last is that which a choice takes where all is finite.
-            atom = variable[-1]
-        return False
 
     def meet(self, item: Item, facts: Sequence[Fact], ins: Sequence[Atom]) -> None:
         """Begin sites at the outputs of an equation in which parameters meet data."""

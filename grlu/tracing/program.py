@@ -118,15 +118,11 @@ class Settle:
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """Stop the gradient, by number `index` of all the program's stops.
-
-    `of_maximum` is whether it stops a maximum, as a softmax does, whose value does not matter.
-    """
+    """Stop the gradient, by number `index` of all the program's stops."""
 
     index: int
     ins: tuple[Atom, ...]
     outs: tuple[int, ...]
-    of_maximum: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +168,7 @@ class Program:
         constants: variables that depend on neither parameters nor data.
         sites: the sites in it, those of its loops and branches included.
         stops: indices of its stops, likewise.
-        cuts: those of stops that keep credit from passing: not of a softmax's maximum.
+        cuts: those of stops whose value matters, unlike that of a softmax's maximum.
     """
 
     ins: tuple[int, ...]
