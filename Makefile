@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test quick lint format bench
+.PHONY: setup test test-all lint format bench
 
 setup:
 	$(PYTHON) -m venv .venv
@@ -9,10 +9,10 @@ setup:
 	$(BIN)/pre-commit install
 
 test:
-	$(BIN)/pytest -n 2
-
-quick:
 	$(BIN)/pytest -n 2 -m "not slow"
+
+test-all:
+	$(BIN)/pytest -n 2
 
 lint:
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""Speed and memory of a learning step, side by side with a baseline in the same process."""
+"""Speed and memory of a learning step, compared with a baseline in the same process."""

@@ -1,4 +1,4 @@
-"""Cosine of each estimator to the exact gradient, against the number of pairs N.
+"""Cosine of each estimator to the exact gradient, by number of pairs N.
 
     python -m benchmarks.alignment --plot docs/alignment.png
 
@@ -26,8 +26,8 @@ import grlu
 import input_pipeline
 import models
 from benchmarks.report import environment
-from grlu.rule import pure_objective
-from trainers.objectives import Classification, log_likelihood
+from grlu.rules.rule import pure_objective
+from trainers.objectives.registry import Classification, log_likelihood
 
 ACTIVE: dict[str, Any] = {"site": "active", "noise": "orthogonal"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -46,9 +46,9 @@ SHOWN = (1, 16, 128)
 
 
 def cosines(rule: grlu.Rule, batches: Any) -> np.ndarray:
-    """Over all parameters, and over the hidden layer's: cosines of shape (examples + 1, 2).
+    """Return cosines over all parameters and over the hidden layer's, shape (examples + 1, 2).
 
-    The last row is that of the mean over the examples.
+    The last row compares the means over the examples.
     """
     model = models.MLP((784,), 10, hidden=(256,), rngs=nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
@@ -86,7 +86,7 @@ def main(
     plot: Annotated[pathlib.Path | None, typer.Option(help="PNG to write.")] = None,
     json_path: Annotated[pathlib.Path | None, typer.Option("--json", help="File to write.")] = None,
 ) -> None:
-    """Compares estimates with the exact gradient, for growing N."""
+    """Compare estimates with the exact gradient, for growing N."""
     data = input_pipeline.load(name="mnist")
     batch = data.preprocess({k: v[:examples] for k, v in data.train.items()})
     batches = jax.tree.map(lambda x: jnp.asarray(x)[:, None], batch)
@@ -117,7 +117,7 @@ def main(
 
 
 def table(rows: list[dict[str, Any]], caption: str) -> Table:
-    """Cosines at some N, an estimator a row."""
+    """Return a table of cosines at some N, one row per estimator."""
     title = "cosine to the exact gradient: all parameters / hidden layer"
     made = Table(title=title, caption=caption, box=box.SIMPLE)
     made.add_column("estimator", no_wrap=True)
@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]], caption: str) -> Table:
 
 
 def draw(rows: list[dict[str, Any]], caption: str, path: pathlib.Path) -> None:
-    """Draws cosine against N, all parameters left and the hidden layer's right."""
+    """Draw cosine against N, all parameters left and the hidden layer's right."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -4,10 +4,10 @@
 
 784-256-10, all members on the same 64 examples of MNIST's shape (`--batch` changes it). A
 generation is the trainer's whole step, optimizer and metrics included, in the loop's compiled
-chunk. All cases run in this process, after compilation, and take turns, so that whoever shares the
-machine disturbs all; the median over the turns is reported. Full and lowest rank are timed twice:
-in chunks of 64 members, whose noise is drawn again for the update, and with the whole population at
-once, whose noise is kept.
+chunk. All cases alternate in this process after compilation, so that other load
+on the machine affects all of them; the median over the turns is reported. Full and lowest rank are
+timed twice: in chunks of 64 members, whose noise is sampled again for the update, and with the
+whole population at once, whose noise is kept.
 """
 
 import dataclasses
@@ -28,13 +28,14 @@ from rich.table import Table
 from benchmarks.report import environment
 from benchmarks.speed import mlp, synthetic
 from trainers import TRAINERS
-from trainers.compiled import compile_chunk
-from trainers.protocol import Experiment, RunSettings
+from trainers.gradient.trainer import Trainer
+from trainers.loop.compiled import compile_chunk
+from trainers.loop.experiment import Experiment, RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row of the table: a rank, and how many members are held at once."""
+    """Row of the table: a rank and a chunk of members."""
 
     name: str
     rank: int | None
@@ -43,7 +44,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What was measured of a case: ms per generation, one per turn; s to compile; bytes beside."""
+    """Measurements: ms per generation for each turn, compile time in s, temporary bytes."""
 
     case: str
     generation: list[float]
@@ -67,13 +68,13 @@ def cases(population: int) -> tuple[Case, ...]:
 
 
 def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], float], Timing]:
-    """A function that times some generations, in ms each, and the case's other numbers."""
+    """Return a function that times generations in ms each, and the case's other numbers."""
     data = synthetic(batch)
     options: dict[str, Any] = {"population": population, "rank": case.rank, "chunk": case.chunk}
-    settings = TRAINERS["evolution"](batch_size=batch, optimizer="adam", **options)
+    settings = TRAINERS["evolution"].settings(batch_size=batch, optimizer="adam", **options)
     experiment = Experiment(
         seed=0,
-        trainer=settings.build(mlp(), 1000, data),
+        trainer=Trainer(settings, mlp(), 1000, data),
         train=data.train,
         validation=None,
         test={},
@@ -103,7 +104,7 @@ def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], f
 
 
 def table(timings: list[Timing], title: str, caption: str) -> Table:
-    """The numbers as a table, with ratios to the first row."""
+    """Return a table with ratios to the first row."""
     made = Table(title=title, caption=caption, box=box.SIMPLE)
     made.add_column("case", no_wrap=True)
     for heading in ("ms a generation", "times faster", "compile, s", "MiB"):
@@ -128,7 +129,7 @@ def main(
         pathlib.Path | None, typer.Option("--json", help="File for the numbers.")
     ] = None,
 ) -> None:
-    """Time per generation with low-rank and with full-rank noise, side by side."""
+    """Compare the time per generation with low-rank and with full-rank noise."""
     console = Console(stderr=True)
     made = [
         compiled(case, population, batch)

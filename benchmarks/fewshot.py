@@ -1,10 +1,10 @@
-"""Test accuracy after a few examples of each class, on frozen latents and on the controls.
+"""Test accuracy after a few examples of each class, on frozen latents and on controls.
 
     python -m benchmarks.fewshot runs/fewshot
 
-Trains `mnist_fewshot` for each number of examples, condition and seed; a seed has weights, an
-autoencoder and examples of its own, and the conditions see the same examples. Runs that are there
-already, finished, are only read.
+Trains `mnist_fewshot` for each number of examples, condition and seed; each
+seed has its own weights, autoencoder and examples, and the conditions share the examples. Finished
+runs are only read.
 """
 
 import pathlib
@@ -15,9 +15,9 @@ import typer
 from rich.progress import track
 
 import trainers
-from trainers.run_directory import RunDirectory
+from trainers.loop.run_dir import RunDirectory
 
-# What the head learns on -> how the config says so.
+# Input of the head -> overrides of the config.
 CONDITIONS = {
     "an autoencoder's latents": [],
     "the same, random": ["stages.slow.trainer.epochs=0"],
@@ -26,14 +26,14 @@ CONDITIONS = {
 
 
 def accuracy(folder: pathlib.Path, condition: str, count: int, seed: int) -> float:
-    """Test accuracy of one run, in %, which is trained where it isn't there."""
+    """Return the test accuracy of a run in %; train it if it does not exist."""
     named = f"{list(CONDITIONS).index(condition)}-{{}}-{seed}"
     run = folder / named.format(count)
     if RunDirectory(run).summary.is_file():
         return 100 * trainers.evaluate(run)["test_accuracy"]
     changes = [f"seed={seed}", f"stages.fast.dataset.split_seed={seed}"]
     changes += [f"stages.fast.dataset.per_class={count}", *CONDITIONS[condition]]
-    # All numbers of examples are compared on one and the same backbone.
+    # All numbers of examples share one backbone.
     others = [p for p in folder.glob(named.format("*")) if RunDirectory(p).summary.is_file()]
     if others:
         changes = [c for c in changes if not c.startswith("stages.slow.")]
@@ -47,7 +47,7 @@ def main(
     counts: Annotated[str, typer.Option(help="Examples of each class.")] = "1,5,10,50",
     seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ...")] = 3,
 ) -> None:
-    """Prints the table as Markdown: mean and standard deviation over the seeds."""
+    """Print the table as Markdown: mean and standard deviation over the seeds."""
     numbers = [int(n) for n in counts.split(",")]
     cases = [(c, n, s) for s in range(seeds) for c in CONDITIONS for n in numbers]
     found: dict[tuple[str, int], list[float]] = {}

@@ -3,9 +3,8 @@
     python -m benchmarks.folder
 
 Random PNGs, 64 x 64 RGB, are written to a temporary folder; `grlu train` then trains `vae_conv` on
-each set for the same number of examples, in a process of its own, once to decode the images and
-once more. What is printed is the most memory that was resident in each process, mapped files among
-it.
+each set for the same number of examples, in its own process, first decoding the images and then
+reading the decoded ones. Prints the peak resident memory of each process, including mapped files.
 """
 
 import os
@@ -28,7 +27,7 @@ _TRAINER = ("trainer.epochs=1", "trainer.batch_size=128")
 
 
 def written(folder: pathlib.Path, count: int) -> None:
-    """Writes random images."""
+    """Write random images."""
     generator = np.random.default_rng(0)
     folder.mkdir()
     console = Console(stderr=True)
@@ -38,7 +37,7 @@ def written(folder: pathlib.Path, count: int) -> None:
 
 
 def trained(folder: pathlib.Path, run: pathlib.Path) -> float:
-    """The peak of the resident memory of `grlu train` on a folder, in MiB."""
+    """Return the peak resident memory of `grlu train` on a folder, in MiB."""
     options = [f"dataset.name=folder:{folder}", "model.name=vae_conv"]
     command = [sys.executable, "-m", "grlu.cli", "train", "digits_vae", *options, *_MODEL]
     command += [*_TRAINER, "--run", str(run), "--overwrite", "--quiet"]
@@ -56,7 +55,7 @@ def main(
     small: Annotated[int, typer.Option(min=500, help="Images of the smaller folder.")] = 2000,
     large: Annotated[int, typer.Option(min=500, help="Images of the larger folder.")] = 20_000,
 ) -> None:
-    """Memory of training on image folders of two sizes."""
+    """Print the memory of training on image folders of two sizes."""
     made = Table(title="peak resident memory of training, MiB", box=box.SIMPLE)
     for head in ("images", "decoded", "decoding", "decoded before"):
         made.add_column(head, justify="right")

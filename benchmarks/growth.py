@@ -1,11 +1,11 @@
-"""How a run's time and memory grow with its pairs and with its seeds.
+"""Time and memory of a run by number of pairs and seeds.
 
     python -m benchmarks.growth --json growth.json
 
-One example a step, 784-256-10, on random images of MNIST's size. One seed and eight seeds at once
-take turns, and the median over the turns is reported. Memory is what the compiled loop allocates
-beside the state and the data, for all seeds; next to it, the size of the parameters and that of one
-step's noise, N directions for every unit.
+One example per step, 784-256-10, on random images of MNIST's size. One seed and eight seeds at once
+alternate, and the median over the turns is reported. Memory is what the compiled loop allocates
+besides state and data, for all seeds, compared with the size of the parameters and of one step's
+noise, N directions for every unit.
 """
 
 import json
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.report import environment
 from benchmarks.speed import CLASSES, HIDDEN, Case, Ours, grlu, mlp, synthetic
-from trainers.devices import one_device_per_core
+from trainers.devices.mesh import one_device_per_core
 
 SEEDS = 8
 TOPK = mlp(activation="topk", topk=0.25)
@@ -37,7 +37,7 @@ CASES = (
 
 
 def measure(case: Case, examples: int, turns: int) -> list[dict[str, float | str]]:
-    """A case with one seed and with several: a row of the table for each."""
+    """Measure a case with one seed and with several; return a row for each."""
     jax.clear_caches()
     data = synthetic(examples)
     runs = {seeds: Ours(case, data, examples, seeds) for seeds in (1, SEEDS)}
@@ -68,7 +68,7 @@ def main(
         pathlib.Path | None, typer.Option("--json", help="File for the numbers.")
     ] = None,
 ) -> None:
-    """How a run's time and memory grow with its pairs and with its seeds."""
+    """Measure time and memory of a run by number of pairs and seeds."""
     one_device_per_core(SEEDS)
     rows = [
         row

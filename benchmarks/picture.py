@@ -1,10 +1,10 @@
-"""The README's picture: learning curves of several runs, and what hidden units look for.
+"""The README's picture: learning curves of several runs, and the input weights of hidden units.
 
     python -m benchmarks.picture runs/mnist_grlu runs/mnist_backprop --out docs/mnist.png
 
-The curves are validation accuracy by epoch, with a band of one standard deviation where a run has
-several seeds; the images are input weights of hidden units of the first run's first seed.
-`grlu report` draws more, each picture by itself.
+The curves show validation accuracy by epoch, with a band of one standard deviation for several
+seeds; the images are input weights of hidden units of the first run's first seed.
+`grlu report` draws more figures.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from reports.style import LIGHT, settings
 
 
 def draw(runs: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Draws the picture to a PNG."""
+    """Draw the picture to a PNG."""
     records = [read_record(run) for run in runs]
     fields = learned(records[0]).fields
     if fields is None:

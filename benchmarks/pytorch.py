@@ -1,13 +1,13 @@
-"""Training throughput beside the same models in plain PyTorch, and of inference in steps.
+"""Training throughput compared with the same models in plain PyTorch, and of iterative inference.
 
     python -m benchmarks.pytorch
 
-Both run in this process, on the same cores, on the same random data in memory; they take turns, so
-that whoever shares the machine disturbs both, and the median over the turns is reported. Ours is
-the path that `grlu train` takes: the trainer's step in the loop's compiled chunk, with its metrics.
-PyTorch's is `benchmarks.plain_torch`: a loop over batches that are sliced from a tensor, with its
-own optimizers as they come. Beside inference in 20 steps stands the same model without. Only the
-comparison needs torch; `--no-torch` leaves it out.
+Both run in this process, on the same cores and the same random data in memory. They alternate, so
+that other load on the machine affects both; the table shows medians over the turns, and the ratio
+with its range. Ours is the path of `grlu train`: the trainer's step in the loop's compiled chunk,
+with its metrics. PyTorch's is `benchmarks.baselines.plain_torch`: a loop over batches sliced from a
+tensor, with its own optimizers. Inference in 20 steps is compared with the same model without it.
+Only the comparison needs torch; `--no-torch` skips it.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from rich.table import Table
 from benchmarks.report import environment
 from grlu.errors import UserError
 from input_pipeline.data import Data, image_data
-from input_pipeline.text import rows, token_data
+from input_pipeline.text.files import rows, token_data
 from input_pipeline.tokenizers import Characters
-from trainers.compiled import compile_chunk
-from trainers.experiment import make_experiment
-from trainers.runs import resolve
+from trainers.api import resolve
+from trainers.build import make_experiment
+from trainers.loop.compiled import compile_chunk
 
 EXAMPLES, CHARACTERS = 25_600, 65
 _PLAIN = ("trainer.epochs=100", "trainer.batch_size=256")
@@ -41,14 +41,14 @@ _PLAIN = ("trainer.epochs=100", "trainer.batch_size=256")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row of the table.
+    """Row of the table.
 
     Attributes:
-        name: what the row is called.
-        config: of the run.
-        overrides: what is changed of it.
-        steps: how many make a turn.
-        against: the name of the case that it is compared with; None for PyTorch.
+        name: title of the row.
+        config: name of the config.
+        overrides: changes to the config.
+        steps: number of steps per turn.
+        against: name of the case to compare with; None for PyTorch.
     """
 
     name: str
@@ -67,7 +67,7 @@ CASES = (
 
 
 def synthetic(name: str) -> Data:
-    """Random data of MNIST's or tiny-shakespeare's shape."""
+    """Return random data of MNIST's or tiny-shakespeare's shape."""
     generator = np.random.default_rng(0)
     if name == "shakespeare":
         text = "".join(map(chr, range(32, 32 + CHARACTERS)))
@@ -99,7 +99,7 @@ class Ours:
         self.turn()
 
     def turn(self) -> float:
-        """Trains once more; milliseconds a step."""
+        """Train for one more turn; return milliseconds per step."""
         start = time.perf_counter()
         self._state, _, broken = jax.block_until_ready(self._chunk(self._state, *self._data))
         took = time.perf_counter() - start
@@ -109,10 +109,10 @@ class Ours:
 
 
 def theirs(case: Case, ours: Ours) -> Callable[[], float]:
-    """A turn of the same training in PyTorch; milliseconds a step."""
+    """Return a function that times a turn in PyTorch, in milliseconds per step."""
     import torch
 
-    from benchmarks import plain_torch
+    from benchmarks.baselines import plain_torch
 
     torch.manual_seed(0)
     config = resolve(case.config, case.overrides)
@@ -142,9 +142,9 @@ def theirs(case: Case, ours: Ours) -> Callable[[], float]:
 
 
 def measure(case: Case, turns: int, compared: bool) -> tuple[int, list[float], list[float]]:
-    """A step's units (examples or tokens), and the times of theirs (or the other case's) and ours.
+    """Return a step's units (examples or tokens), and the times of the other and of ours.
 
-    The other's times are empty where it is left out.
+    The other's times are empty if it is skipped.
     """
     jax.clear_caches()
     ours = Ours(case)
@@ -162,13 +162,14 @@ def measure(case: Case, turns: int, compared: bool) -> tuple[int, list[float], l
 
 
 def _row(case: Case, units: int, before: list[float], after: list[float]) -> list[str]:
-    """Medians, what passes a second, and how ours compares."""
+    """Return medians, rates per second, and our speed over theirs with its range over the turns."""
     ours = statistics.median(after)
     if not before:
         return ["", f"{ours:.2f}", "", f"{1e3 * units / ours:,.0f}", ""]
     theirs = statistics.median(before)
     rates = (f"{1e3 * units / each:,.0f}" for each in (theirs, ours))
-    ratio = f"{ours / theirs:.2f}× slower" if case.against else f"{theirs / ours:.2f}× faster"
+    speeds = [b / a for b, a in zip(before, after, strict=True)]
+    ratio = f"{statistics.median(speeds):.2f}× ({min(speeds):.2f}-{max(speeds):.2f})"
     return [f"{theirs:.2f}", f"{ours:.2f}", *rates, ratio]
 
 
@@ -181,7 +182,7 @@ def main(
     only: Annotated[str, typer.Option(help="Cases whose name has this in it.")] = "",
     compared: Annotated[bool, typer.Option("--torch/--no-torch", help="Beside PyTorch.")] = True,
 ) -> None:
-    """Training throughput beside the same models in plain PyTorch."""
+    """Compare training throughput with the same models in plain PyTorch."""
     cases = [case for case in CASES if only in case.name]
     title = "a training step: milliseconds, and examples or tokens a second"
     made = Table(title=title, box=box.SIMPLE)

@@ -1,4 +1,4 @@
-"""Timings of a case, as a table and as a picture."""
+"""Timings of cases as a table and a figure."""
 
 import dataclasses
 import os
@@ -16,15 +16,15 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What was measured of one case; times of an example are in µs, one per turn.
+    """Measurements of one case; times per example in µs, one per turn.
 
     Attributes:
-        case: its name.
+        case: name of the case.
         original: times of the original.
         ours: times of ours.
-        original_compile: seconds to the original's first result.
+        original_compile: seconds until the original's first result.
         ours_compile: seconds to trace and compile ours.
-        ours_temporary: bytes that our loop needs beside the state and the data.
+        ours_temporary: bytes that our loop needs besides state and data.
         parameters: number of our parameters.
     """
 
@@ -38,12 +38,12 @@ class Timing:
 
     @property
     def medians(self) -> tuple[float, float]:
-        """The original's time and ours."""
+        """Medians of the original's and of our times."""
         return statistics.median(self.original), statistics.median(self.ours)
 
 
 def environment() -> dict[str, str | int]:
-    """What the numbers depend on, and the most memory that this process has held so far."""
+    """Return the environment of a measurement, and the peak memory of this process so far."""
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     affinity = getattr(os, "sched_getaffinity", None)
@@ -57,7 +57,7 @@ def environment() -> dict[str, str | int]:
 
 
 def table(timings: list[Timing], caption: str) -> Table:
-    """The numbers as a table."""
+    """Return the measurements as a table."""
     title = "784-256-10, batch 1: µs per example, seconds to compile, our buffers"
     made = Table(title=title, caption=caption, box=box.SIMPLE)
     made.add_column("case", no_wrap=True)
@@ -78,7 +78,7 @@ def table(timings: list[Timing], caption: str) -> Table:
 
 
 def plot(timings: list[Timing], caption: str, path: pathlib.Path) -> None:
-    """Draws the medians as horizontal bars on a logarithmic axis."""
+    """Draw the medians as horizontal bars on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")

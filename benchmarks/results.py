@@ -1,8 +1,8 @@
-"""The table of results, and accuracy against forward passes, from finished runs.
+"""Table of results and accuracy by forward passes, from finished runs.
 
     python -m benchmarks.results runs/* --plot docs/forward_passes.png
 
-A run's row is read from its own folder: its config, and the last row of its metrics.
+A row is read from the run's folder: config and last row of metrics.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import typer
 
 from grlu.errors import UserError
-from trainers.run_directory import RunDirectory, read_metrics
+from trainers.loop.run_dir import RunDirectory, read_metrics
 
 # Published test accuracy (%) by pairs per example: 784-256-10, batch 1, 10 epochs.
 PUBLISHED = {1: 90.0, 16: 92.83, 128: 94.45}
@@ -21,9 +21,9 @@ FAMILIES = {"reward": "from reward alone", "topk": "… with top-k .25", "delta"
 
 
 def row(run: pathlib.Path) -> dict[str, Any]:
-    """What the table says of a run, or of a pipeline's last stage; accuracies in %.
+    """Return the row of a run, or of a pipeline's last stage; accuracies in %.
 
-    For a sequence of tasks also the mean accuracy at the end and what was forgotten, in %.
+    For a sequence of tasks it adds the final mean accuracy and forgetting, in %.
     """
     directory = RunDirectory.open(run)
     config = json.loads(directory.config.read_text())
@@ -47,7 +47,7 @@ def row(run: pathlib.Path) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Test accuracy against forward passes per example, a line for each family."""
+    """Draw test accuracy by forward passes per example, one line per family."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,7 +92,7 @@ def main(
     runs: Annotated[list[pathlib.Path], typer.Argument(help="Folders of finished runs.")],
     plot: Annotated[pathlib.Path | None, typer.Option(help="PNG to write.")] = None,
 ) -> None:
-    """Prints the table of finished runs as Markdown."""
+    """Print the table of finished runs as Markdown."""
     rows = [row(run) for run in runs]
     print("| config | N | epochs | seeds | test accuracy (%) |\n|---|---|---|---|---|")
     for r in rows:

@@ -1,10 +1,10 @@
-"""Sampling with the cache against sampling without, and a policy's whole step, in one process.
+"""Sampling with and without the cache, and a policy's whole step, in one process.
 
     python -m benchmarks.sampling
 
-Without a cache each new token takes a pass over the text so far, which grows. Passes of a few
-lengths in the middles of equal parts of the horizon are timed, in turns with whole cached
-sampling, and their mean is taken for all; each must draw the token that the cached one drew there.
+Without a cache each new token needs a pass over the growing text. Passes of a few lengths, in the
+middles of equal parts of the horizon, alternate with whole cached sampling, and their mean stands
+for all; each must sample the same token as the cached one.
 """
 
 import argparse
@@ -17,24 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from input_pipeline.text import rows, token_data
+from input_pipeline.text.files import rows, token_data
 from input_pipeline.tokenizers import Characters
 from models import GPT
-from trainers.compiled import compile_chunk
-from trainers.experiment import make_experiment
-from trainers.runs import resolve
-from trainers.sampling import sample
+from trainers.api import resolve
+from trainers.build import make_experiment
+from trainers.completions.sampling import sample
+from trainers.loop.compiled import compile_chunk
 
 
 def timed(run: Callable[[], jax.Array]) -> float:
-    """Seconds of a call."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
 def sampling(model: GPT, given: argparse.Namespace) -> None:
-    """Prints what both ways of sampling take."""
+    """Print the times of both ways of sampling."""
     prompts = jnp.zeros((given.prompts, 1), jnp.int32)
     key, sequences = jax.random.key(0), given.prompts * given.samples
 
@@ -65,13 +65,13 @@ def sampling(model: GPT, given: argparse.Namespace) -> None:
         fast.append(timed(lambda: cached(model)))
         slow.append(given.steps * float(np.mean([timed(run) for run in passes.values()])))
     lengths = ", ".join(map(str, passes))
-    told(f"{'cached':9}", fast, sequences * given.steps, "tok/s")
-    told(f"{'uncached':9}", slow, sequences * given.steps, f"tok/s, from lengths {lengths}")
+    show(f"{'cached':9}", fast, sequences * given.steps, "tok/s")
+    show(f"{'uncached':9}", slow, sequences * given.steps, f"tok/s, from lengths {lengths}")
     print(f"ratio {np.median(slow) / np.median(fast):.1f}")
 
 
 def iteration(given: argparse.Namespace) -> None:
-    """Prints what a step of GRPO takes: sampling, rewards, divergence and update."""
+    """Print the time of a step of GRPO: sampling, rewards, KL and update."""
     generator = np.random.default_rng(0)
     drawn = generator.integers(0, given.vocabulary, given.prompts * (given.steps + 1))
     made = rows(drawn.astype(np.uint8), given.steps, given.steps + 1, "training")
@@ -98,11 +98,11 @@ def iteration(given: argparse.Namespace) -> None:
         state, _, broken = jax.block_until_ready(chunk(state, arrays, order, 1))
         assert int(broken) < 0, "a value that is not finite appeared"
         times += [time.perf_counter() - start] if turn else []
-    told("one step of GRPO", times, given.prompts * given.samples * given.steps, "tok/s")
+    show("one step of GRPO", times, given.prompts * given.samples * given.steps, "tok/s")
 
 
-def told(what: str, seconds: list[float], tokens: int, unit: str) -> None:
-    """Prints the median over the turns."""
+def show(what: str, seconds: list[float], tokens: int, unit: str) -> None:
+    """Print the median over the turns."""
     median = float(np.median(seconds))
     print(f"{what} {median:8.2f} s {tokens / median:9.0f} {unit}")
 

@@ -1,11 +1,11 @@
-"""Time per example of the training loop and of the original algorithm, side by side.
+"""Time per example of the training loop and of the original algorithm.
 
     python -m benchmarks.speed --json speed.json --plot speed.png
 
-Both run in this process, after compilation, on the same examples of MNIST's shape, one example a
-step (784-256-10). They take turns, so that whoever shares the machine disturbs both, and the median
-over the turns is reported. The original is one compiled call per example; ours is the path that
-`grlu train` takes: the trainer's step in the loop's compiled chunk, with its metrics.
+Both run in this process after compilation, on the same examples of MNIST's shape, one example per
+step (784-256-10). They alternate, so that other load on the machine affects both, and the median
+over the turns is reported. The original is one compiled call per example; ours is the path of `grlu
+train`: the trainer's step in the loop's compiled chunk, with its metrics.
 """
 
 import dataclasses
@@ -27,28 +27,29 @@ from rich.progress import track
 
 import input_pipeline
 import models
-from benchmarks import original
+from benchmarks.baselines import original
 from benchmarks.report import Timing, environment, plot, table
 from grlu.errors import UserError
 from input_pipeline.data import Data
 from input_pipeline.preprocess import Preprocess
 from trainers import TRAINERS
-from trainers.compiled import compile_chunk
-from trainers.devices import Seeds
-from trainers.protocol import Experiment, RunSettings
-from trainers.rule_settings import GradientSettings
+from trainers.devices.mesh import Seeds
+from trainers.gradient.settings import GradientSettings
+from trainers.gradient.trainer import Trainer
+from trainers.loop.compiled import compile_chunk
+from trainers.loop.experiment import Experiment, RunSettings
 
 FEATURES, HIDDEN, CLASSES = 784, 256, 10
 SIGMA, ORIGINAL_RATE, RATE = 0.1, 0.1, 1e-3
 
 
 def mlp(**options: Any) -> Callable[[nnx.Rngs], Any]:
-    """A maker of our 784-256-10 network."""
+    """Return a factory of our 784-256-10 network."""
     return lambda rngs: models.MLP((FEATURES,), CLASSES, hidden=(HIDDEN,), rngs=rngs, **options)
 
 
 def sequential(rngs: nnx.Rngs) -> Any:
-    """A user's own network of the same size, which knows nothing of this library."""
+    """Return a plain NNX network of the same size."""
     return nnx.Sequential(
         nnx.Linear(FEATURES, HIDDEN, rngs=rngs), nnx.relu, nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
     )
@@ -56,14 +57,14 @@ def sequential(rngs: nnx.Rngs) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row of the table.
+    """Row of the table.
 
     Attributes:
-        name: what the row is called.
-        settings: our trainer.
-        make_model: our network.
+        name: title of the row.
+        settings: settings of our trainer.
+        make_model: factory of our network.
         samples: N of the original, or None to compare backprop with backprop.
-        winners: hidden units that win in the original's top-k, or None for ReLU.
+        winners: number of winners in the original's top-k, or None for ReLU.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Case:
 
 def grlu(samples: int, site: str, noise: str) -> GradientSettings:
     options: dict[str, Any] = {"samples": samples, "sigma": SIGMA, "site": site, "noise": noise}
-    return TRAINERS["grlu"](learning_rate=RATE, **options)
+    return TRAINERS["grlu"].settings(learning_rate=RATE, **options)
 
 
 TOPK = mlp(activation="topk", topk=0.5)
@@ -85,7 +86,7 @@ CASES = (
     Case("N=128, ReLU", grlu(128, "pre", "orthogonal"), mlp(), 128),
     Case("N=128, top-k .5", grlu(128, "active", "rademacher"), TOPK, 128, HIDDEN // 2),
     Case("N=128, nnx.Sequential", grlu(128, "pre", "orthogonal"), sequential, 128),
-    Case("backprop, ReLU", TRAINERS["backprop"](learning_rate=RATE), mlp(), None),
+    Case("backprop, ReLU", TRAINERS["backprop"].settings(learning_rate=RATE), mlp(), None),
 )
 
 
@@ -93,8 +94,8 @@ class Ours:
     """A case's training loop, compiled and run once.
 
     Attributes:
-        compile_seconds: to trace and compile it.
-        temporary: bytes that it needs beside the state and the data.
+        compile_seconds: time to trace and compile it.
+        temporary: bytes that it needs besides state and data.
         parameters: number of parameters, of all seeds.
     """
 
@@ -102,7 +103,7 @@ class Ours:
         self._name, self._examples = case.name, examples
         experiment = Experiment(
             seed=0,
-            trainer=case.settings.build(case.make_model, examples, data),
+            trainer=Trainer(case.settings, case.make_model, examples, data),
             train=data.train,
             validation=None,
             test={},
@@ -125,7 +126,7 @@ class Ours:
         self.turn()
 
     def turn(self) -> float:
-        """Trains on the examples once more; µs per example (of each seed at once)."""
+        """Train on the examples once more; return µs per example (of all seeds at once)."""
         start = time.perf_counter()
         self._state, _, broken = jax.block_until_ready(self._chunk(self._state, *self._data))
         took = time.perf_counter() - start
@@ -137,8 +138,8 @@ class Ours:
 
 
 def measure(case: Case, data: Data, examples: int, turns: int) -> Timing:
-    """Times a case: in each turn `examples` of ours, after a quarter as many by the original."""
-    jax.clear_caches()  # the case before may have compiled the same program
+    """Time a case: in each turn a quarter of `examples` by the original, then all by ours."""
+    jax.clear_caches()  # The previous case may have compiled the same program.
     calls = max(1, examples // 4)
     learn: Callable[..., original.Params] = functools.partial(
         original.train_by_backprop, learning_rate=RATE
@@ -178,7 +179,7 @@ def measure(case: Case, data: Data, examples: int, turns: int) -> Timing:
 
 
 def synthetic(examples: int) -> Data:
-    """Random images and labels of MNIST's shape and type."""
+    """Return random images and labels of MNIST's shape and type."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (examples, 28, 28, 1), np.uint8)
     labels = generator.integers(0, CLASSES, examples, np.int32)
@@ -206,7 +207,7 @@ def main(
         pathlib.Path | None, typer.Option("--plot", help="File for the picture.")
     ] = None,
 ) -> None:
-    """Time per example of the training loop and of the original algorithm, side by side."""
+    """Compare the time per example of the training loop and of the original algorithm."""
     try:
         if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
             raise UserError("--plot needs matplotlib: pip install matplotlib")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved asynchronously, kept by age and by merit, restored bit for bit."""
+"""Checkpoints of a run: saved asynchronously, kept by age and score, restored bit-identically."""
 
 from checkpoints.store import Checkpoints, Restored
 

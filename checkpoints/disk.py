@@ -1,6 +1,6 @@
-"""What can go wrong on the disk: no space, files cut short, folders left unfinished.
+"""Detection of disk faults: no space, truncated files, unfinished folders.
 
-Orbax's own account of it, on the console, is silenced: the faults are raised or logged by us.
+Orbax's own console messages are silenced: this package raises or logs the faults itself.
 """
 
 import errno
@@ -23,7 +23,7 @@ class _NotFromOrbax(logging.Filter):
 logging.getLogger("absl").addFilter(_NotFromOrbax())
 
 
-# `pathlib` makes one slash of two; a single letter would be a drive.
+# `pathlib` collapses two slashes to one; a single letter would be a drive.
 _REMOTE = re.compile(r"([A-Za-z][\w+.-]+):/+")
 
 
@@ -44,7 +44,7 @@ def local(directory: str | os.PathLike[str]) -> Path:
 
 
 def unfinished(directory: Path) -> dict[int, Path]:
-    """Step → folder of each save that was broken off; Orbax renames those that are complete."""
+    """Map steps to the folders of interrupted saves; Orbax renames completed ones."""
     folders = {}
     for path in directory.iterdir():
         step, mark, _ = path.name.partition(".orbax-checkpoint-tmp")
@@ -54,14 +54,15 @@ def unfinished(directory: Path) -> dict[int, Path]:
 
 
 def remove_unfinished(directory: Path) -> None:
+    """Remove the folders of interrupted saves."""
     for folder in unfinished(directory).values():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raises OSError where fewer than `needed` bytes are free.
+    """Raise OSError if fewer than `needed` bytes are free.
 
-    Orbax would find out as well, but in several threads at once that print their tracebacks.
+    Orbax would fail too, but in several threads at once, each printing its traceback.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -69,10 +70,10 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def read_through(folder: Path, arrays: int) -> None:
-    """Reads every stored value once, and raises ValueError where one is cut short.
+    """Read every stored value; raise ValueError if one is truncated or missing.
 
-    Orbax finds that out itself, but in coroutines that nobody awaits, whose errors end up on the
-    console long after.
+    Orbax would fail too, but in coroutines that nobody awaits, whose errors reach the console much
+    later.
     """
     base = {"driver": "file", "path": f"{folder}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
@@ -80,12 +81,12 @@ def read_through(folder: Path, arrays: int) -> None:
     if sum(key.endswith(b"/.zarray") for key in keys) < arrays:
         raise ValueError("arrays are missing")
     for key in keys:
-        if not store.read(key).result().value:  # as tensorstore has it where the file is gone
+        if not store.read(key).result().value:  # empty if the file is gone
             raise ValueError(f"{key.decode()} is missing")
 
 
 def reason(error: Exception) -> str:
-    """One short line out of an error that may carry a whole tensorstore spec."""
+    """Shorten an error, which may contain a full tensorstore spec, to one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = re.split(r" \[\w+(?:\[\d+\])?=|\n", str(error), maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, and the best by a metric."""
+"""Preservation policy of checkpoints: the newest, and the best by a metric."""
 
 import dataclasses
 import math
@@ -9,8 +9,8 @@ Better = tuple[str, Literal["min", "max"]]
 """A metric's name, and whether lower or higher is better."""
 
 
-def merit(better: Better | None, metrics: Mapping[str, float]) -> float:
-    """How good a checkpoint is: higher is better; -inf where the metric is NaN or missing."""
+def metric_score(better: Better | None, metrics: Mapping[str, float]) -> float:
+    """Score a checkpoint; higher is better, -inf if the metric is NaN or missing."""
     if better is None:
         return 0.0
     name, mode = better
@@ -22,7 +22,10 @@ def merit(better: Better | None, metrics: Mapping[str, float]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class LastAndBest:
-    """Orbax preservation policy: the newest `last`, and the `best` by score, newer first."""
+    """Orbax preservation policy: keeps the newest `last` and the `best` by score.
+
+    Of equal scores, the newer checkpoint counts as better.
+    """
 
     last: int
     best: int

@@ -1,8 +1,8 @@
-"""Between a state (any pytree) and what goes to disk: a flat dict of plain arrays and their table.
+"""Conversion between a state (any pytree) and its form on disk: a flat dict of arrays, and a table.
 
 The dict's keys are the leaves' paths, such as `.params['hidden']['kernel'].value`; a typed PRNG
-key becomes its data, a Python number an array of no dimensions. The table gives shape and dtype
-of every leaf, so that a state of another structure is told apart from a damaged checkpoint.
+key becomes its data, a Python number a 0-d array. The table holds the shape and dtype of every
+leaf, so that a mismatch of structure can be distinguished from a damaged checkpoint.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 Table = dict[str, list[Any]]
-"""Path → [shape, dtype]."""
+"""Path -> [shape, dtype]."""
+
+RETIRED = frozenset({".fault", ".rest['fault'].value"})
+"""Paths of leaves that older versions saved and this one ignores."""
 
 
 def by_path(state: Any) -> dict[str, Any]:
-    """The leaves of `state` by path, in order."""
+    """Return the leaves of `state` by path, in order."""
     return {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
@@ -25,32 +28,35 @@ def by_path(state: Any) -> dict[str, Any]:
 
 
 def table(state: Any) -> Table:
-    """Path → [shape, dtype] for every leaf of `state`, which may be abstract."""
+    """Return the table of `state`, which may be abstract."""
     return {path: [list(np.shape(leaf)), _dtype(leaf)] for path, leaf in by_path(state).items()}
 
 
 def pack(state: Any) -> dict[str, Any]:
-    """The arrays to write; those without elements, which Orbax refuses, are left to the table."""
+    """Return the arrays to write, without empty ones, which Orbax rejects; the table keeps them."""
     return {path: _plain(leaf) for path, leaf in by_path(state).items() if np.size(leaf) > 0}
 
 
-def targets(like: Any) -> dict[str, Any]:
-    """What Orbax is asked to read: an array on the devices of its leaf in `like`, or in numpy.
+def targets(like: Any, found: Table) -> dict[str, Any]:
+    """Return restore targets for Orbax: arrays on the devices of the leaves in `like`, or in numpy.
 
-    Numpy where `like` names no devices: such an array must come back uncommitted, so that it goes
-    along with any other.
+    Leaves without devices are read as numpy arrays, so that the restored array is uncommitted and
+    can be combined with any other. Orbax reads all or nothing, so that retired leaves in `found`
+    are read as well.
     """
-    return {path: _target(leaf) for path, leaf in by_path(like).items() if np.size(leaf) > 0}
+    retired = {path: np.empty(*found[path]) for path in RETIRED & found.keys()}
+    wanted = {path: _target(leaf) for path, leaf in by_path(like).items() if np.size(leaf) > 0}
+    return retired | wanted
 
 
 def unpack(like: Any, arrays: Mapping[str, Any]) -> Any:
-    """A state of the structure, dtypes and devices of `like` with the values of `arrays`."""
+    """Return a state like `like` (structure, dtypes, devices) with the values of `arrays`."""
     leaves = [_restored(leaf, arrays.get(path)) for path, leaf in by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def difference(expected: Table, found: Table) -> str | None:
-    """The first leaf in which two tables differ, in words; None where they agree."""
+    """Describe the first leaf in which two tables differ; return None if they agree."""
     for path, (shape, dtype) in expected.items():
         if path not in found:
             return f"{path}, of shape {tuple(shape)}, is missing in the checkpoint"
@@ -60,7 +66,7 @@ def difference(expected: Table, found: Table) -> str | None:
                 f"and {dtype} of shape {tuple(shape)} by the config"
             )
     for path, (shape, _) in found.items():
-        if path not in expected:
+        if path not in expected and path not in RETIRED:
             return f"{path}, of shape {tuple(shape)}, is in the checkpoint but not in the config"
     return None
 
@@ -70,7 +76,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _number(leaf: Any) -> type | None:
-    """Which Python number `leaf` is, or is what JAX makes of it (weakly typed); None for others."""
+    """Return int, float or bool for a Python number or its weakly typed JAX array, else None."""
     if isinstance(leaf, bool | int | float) and not isinstance(leaf, np.generic):
         return type(leaf)
     if getattr(leaf, "weak_type", False) and leaf.shape == ():
@@ -93,7 +99,7 @@ def _target(leaf: Any) -> Any:
     if _is_key(leaf):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         devices = _devices(leaf)
-        if isinstance(devices, jax.sharding.NamedSharding):  # A key's words have one axis more.
+        if isinstance(devices, jax.sharding.NamedSharding):  # Key data has one more axis.
             return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=devices)
         return np.empty(data.shape, data.dtype)
     if number := _number(leaf):
@@ -109,20 +115,20 @@ def _key(like: Any, data: jax.Array) -> jax.Array:
 
 
 def _devices(leaf: Any) -> jax.sharding.Sharding | None:
-    """The devices that `leaf` is bound to, if any."""
+    """Return the sharding to which `leaf` is committed, or None."""
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None
     return getattr(leaf, "sharding", None)
 
 
 def _restored(like: Any, array: Any) -> Any:
-    if array is None:  # it has no elements
+    if array is None:  # no elements
         array = np.empty(like.shape, like.dtype)
     if isinstance(like, np.ndarray):
         return array
     if isinstance(like, np.generic):
         return like.dtype.type(array)
-    if isinstance(array, jax.Array):  # read straight onto its devices
+    if isinstance(array, jax.Array):  # read directly onto its devices
         return _key(like, array) if _is_key(like) else array
     if number := _number(like):
         value = number(array)

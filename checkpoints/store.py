@@ -1,7 +1,7 @@
-"""The folder of a run's checkpoints, on top of Orbax's `CheckpointManager`.
+"""Folder of a run's checkpoints, on top of Orbax's `CheckpointManager`.
 
-A checkpoint is one folder `<directory>/<step>/`, which appears by a rename once it is complete:
-`state` holds the arrays (OCDBT), `info` the metrics, the caller's `meta` and the table of leaves.
+A checkpoint is a folder `<directory>/<step>/`, renamed into place when it is complete. `state`
+holds the arrays (OCDBT), `info` the metrics, the caller's `meta` and the table of leaves.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _log = logging.getLogger("grlu")
 
 @dataclasses.dataclass(frozen=True)
 class Restored(Generic[State]):
-    """A checkpoint read back: its step, the state, and the metrics and meta saved with it."""
+    """Restored checkpoint: its step, its state, and the metrics and meta saved with it."""
 
     step: int
     state: State
@@ -35,17 +35,17 @@ class Restored(Generic[State]):
 
 
 class Checkpoints:
-    """Saves states while training goes on, and restores the latest or the best of them.
+    """Checkpoint store: saves states while training continues, restores the latest or the best.
 
     Args:
-        directory: made if it does not exist.
-        keep_last: how many of the newest checkpoints stay, at least 1.
-        keep_best: how many of the best stay besides.
-        better: the metric that tells which is best and whether lower ("min") or higher ("max")
-            is better. Without it the latest counts as the best. NaN and a missing metric are worst.
+        directory: folder of the checkpoints, created if it does not exist.
+        keep_last: number of the newest checkpoints to keep, at least 1.
+        keep_best: number of the best checkpoints to keep in addition.
+        better: metric that determines the best checkpoint, and whether lower ("min") or higher
+            ("max") is better. Without it the latest is the best. NaN and missing are worst.
 
     Raises:
-        UserError: `directory` cannot be made, is not a directory, or is remote.
+        UserError: if `directory` cannot be created, is not a directory, or is remote.
     """
 
     def __init__(
@@ -73,39 +73,40 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"the folder {self.directory} for checkpoints can't be used: {disk.reason(error)}; "
-                f"name one that you may write to"
+                f"choose a writable folder"
             ) from error
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps of all checkpoints, rising, with the one now being written."""
+        """Return the steps of all checkpoints in order, including the one being written."""
         return tuple(sorted(self._manager.all_steps()))
 
     @property
     def latest_step(self) -> int | None:
+        """Return the step of the latest checkpoint, or None."""
         return max(self.steps, default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best checkpoint by `better`, the newest of equals; else the latest."""
+        """Return the step of the best checkpoint, the newest of equals, or None."""
         return max(self.steps, key=lambda step: (self._score(step), step), default=None)
 
     def save(
         self, step: int, state: Any, *, metrics: dict[str, float], meta: dict[str, Any]
     ) -> None:
-        """Starts to write `state`, after the save before has ended; returns once it is copied.
+        """Start to write `state` after the preceding save; return when the state is copied.
 
-        A state is a function of its step: one that this object has saved is not written again,
-        and checkpoints of later steps, left by a run that was taken back, are removed.
+        A state is a function of its step: a step that this object has saved is not written again,
+        and checkpoints of later steps, left by a run that was rewound, are removed.
 
         Args:
             step: number of steps that led to `state`.
             state: a pytree of arrays, typed PRNG keys, Python numbers and None.
-            metrics: numbers to tell the best by.
-            meta: anything that JSON holds.
+            metrics: metrics, including the one that determines the best checkpoint.
+            meta: any JSON-serialisable values.
 
         Raises:
-            UserError: this save or the one before failed; older checkpoints are as they were.
+            UserError: if this save or the preceding one failed; older checkpoints are unchanged.
         """
         self.wait()
         if step in self._saved:
@@ -115,10 +116,10 @@ class Checkpoints:
         arrays = leaves.pack(state)
         try:
             self._saved.append(step)
-            self._clear_the_way(step)
-            for older in self.steps:  # so that nothing is read while Orbax writes
+            self._remove_obsolete(step)
+            for older in self.steps:  # Scores are cached now: nothing is read while Orbax writes.
                 self._score(older)
-            self._scores[step] = keep.merit(self._better, metrics)
+            self._scores[step] = keep.metric_score(self._better, metrics)
             disk.check_space(self.directory, sum(array.nbytes for array in arrays.values()))
             self._manager.save(
                 step,
@@ -133,16 +134,18 @@ class Checkpoints:
     def restore(
         self, like: State, step: int | None = None, *, best: bool = False
     ) -> Restored[State]:
-        """Reads the latest checkpoint, the best, or that of `step`.
+        """Restore the latest checkpoint, the best, or that of `step`.
 
-        One that cannot be read is named in a warning, and the next older (or next best) taken.
+        If a checkpoint is unreadable, log a warning and restore the next older (or next best) one.
 
         Args:
-            like: a state as it must come out, which may be abstract (`jax.eval_shape`): structure,
-                shapes, dtypes and shardings are taken from it, whatever devices saved.
+            like: a state, perhaps abstract (`jax.eval_shape`), with the structure, shapes, dtypes
+                and shardings of the result, independent of the devices that saved it.
+            step: the step to restore; None for the latest or best.
+            best: restore the best checkpoint instead of the latest.
 
         Raises:
-            UserError: there is no readable checkpoint, or it does not match `like`.
+            UserError: if there is no readable checkpoint, or it does not match `like`.
         """
         self.wait()
         expected = leaves.table(like)
@@ -161,10 +164,10 @@ class Checkpoints:
                 info = self._info(candidate)
                 mismatch = leaves.difference(expected, info["leaves"])
                 if mismatch is None:
-                    state = self._state(candidate, like)
+                    state = self._state(candidate, like, info["leaves"])
             except (MemoryError, jax.errors.JaxRuntimeError):
                 raise
-            except Exception as error:  # Orbax raises whatever it met, a bare Exception too
+            except Exception as error:  # Orbax raises anything, even a bare Exception.
                 troubles.append(f"that of step {candidate} is damaged ({disk.reason(error)})")
                 self._unreadable.add(candidate)
                 continue
@@ -186,18 +189,18 @@ class Checkpoints:
         raise UserError(f"no {which} in {self.directory}: {why}")
 
     def wait(self) -> None:
-        """Waits for the save that is under way.
+        """Wait for the save in progress.
 
         Raises:
-            UserError: it failed, on a full disk say; older checkpoints are as they were.
+            UserError: if it failed, for example on a full disk; older checkpoints are unchanged.
         """
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # whatever the writing thread met: the state itself was checked
+        except Exception as error:  # any error of the writing thread; the state was checked before
             raise self._failed(self._saved[-1], error) from error
 
     def close(self) -> None:
-        """Waits for the save that is under way, then ends Orbax's threads; errors as `wait`."""
+        """Wait for the save in progress, then stop Orbax's threads; raise the errors of `wait`."""
         try:
             self.wait()
         finally:
@@ -219,16 +222,16 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
-                lightweight_initialize=True,  # reads nothing: a damaged one must not stop us here
+                lightweight_initialize=True,  # reads nothing, so damaged checkpoints do no harm
             ),
         )
 
     def _failed(self, step: int, error: Exception) -> UserError:
-        """The error to raise for a failed save, after forgetting and removing what it left."""
+        """Return the error for a failed save, after removing its remains."""
         self._saved.remove(step)
-        with contextlib.suppress(Exception):  # which tells of the same failure once more
+        with contextlib.suppress(Exception):  # raises the same failure again
             self._manager.close()
-        with contextlib.suppress(OSError):  # the folder itself may be what is gone
+        with contextlib.suppress(OSError):  # the folder itself may be gone
             self._manager = self._open()
             disk.remove_unfinished(self.directory)
         return UserError(
@@ -236,9 +239,9 @@ class Checkpoints:
             f"{disk.reason(error)}; is the disk full, or writing not permitted?"
         )
 
-    def _clear_the_way(self, step: int) -> None:
-        """Removes what must not stay beside a save of `step`: later, damaged, unfinished ones."""
-        _by_first(lambda: disk.remove_unfinished(self.directory))
+    def _remove_obsolete(self, step: int) -> None:
+        """Remove later, damaged and unfinished checkpoints before a save of `step`."""
+        _on_first_process(lambda: disk.remove_unfinished(self.directory))
         for old in self.steps:
             if old >= step or old in self._unreadable:
                 _log.info("%s: removing the checkpoint of step %d", self.directory, old)
@@ -250,8 +253,8 @@ class Checkpoints:
             "info"
         ]
 
-    def _state(self, step: int, like: State) -> State:
-        targets = leaves.targets(like)
+    def _state(self, step: int, like: State, found: leaves.Table) -> State:
+        targets = leaves.targets(like, found)
         disk.read_through(self.directory / str(step) / "state", len(targets))
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(targets))
@@ -259,17 +262,17 @@ class Checkpoints:
         return leaves.unpack(like, restored["state"])
 
     def _score(self, step: int) -> float:
-        """How good the checkpoint of `step` is: higher is better, the worst is -inf."""
+        """Score the checkpoint of `step`; higher is better, -inf if unreadable."""
         if step not in self._scores:
             try:
-                self._scores[step] = keep.merit(self._better, self._info(step)["metrics"])
-            except (OSError, ValueError, KeyError):  # damaged: `restore` tells, should it come up
+                self._scores[step] = keep.metric_score(self._better, self._info(step)["metrics"])
+            except (OSError, ValueError, KeyError):  # damaged; `restore` reports it if it matters
                 self._scores[step] = -math.inf
         return self._scores[step]
 
 
-def _by_first(action: Callable[[], None]) -> None:
-    """Of several processes that save together, the first acts before the others go on."""
+def _on_first_process(action: Callable[[], None]) -> None:
+    """Run an action on the first process before any process continues."""
     if jax.process_index() == 0:
         action()
     if jax.process_count() > 1:

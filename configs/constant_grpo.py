@@ -1,8 +1,8 @@
-"""The smallest policy gradient: write a 7 wherever a digit is asked for, by GRPO.
+"""The smallest policy gradient: GRPO learns to answer 7 to every prompt.
 
     grlu train constant_grpo
 
-From 1 in 12 tokens to 99.9 % (seeds 0, 1 and 2 at once); 30 s on one core.
+The fraction of sevens rises from 1 in 12 to 99.9 % (seeds 0-2 at once); 30 s on one core.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,9 @@
-"""Copying four digits by low-rank evolution, from reward alone: one per digit that is right.
+"""Copying four digits by low-rank evolution, from reward alone: one per correct digit.
 
     grlu train copy_es
 
-Test, unseen questions (seed 0): all answers exact when the likeliest digits are taken, and 99.8 %
-of drawn answers; 2 minutes on one core. Of the answers drawn in training 80 % are exact after 600
-steps of 2,136.
+Unseen test prompts (seed 0): 100 % exact with greedy decoding, 99.8 % when sampled; 2 minutes on
+one core. In training 80 % of the samples are exact after 600 of 2,136 steps.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Copying four digits, learned by GRPO from reward alone: one per digit that is right.
+"""Copying four digits, learned by GRPO from reward alone: one per correct digit.
 
     grlu train copy_grpo
 
-Test, unseen questions: all answers exact when the likeliest digits are taken (seeds 0, 1 and 2),
-and 98.5 % of drawn answers; about 30 seconds.
+Unseen test prompts (seeds 0-2): 100 % exact with greedy decoding, 98.5 % when sampled; about 30
+seconds.
 """
 
 from ml_collections import ConfigDict

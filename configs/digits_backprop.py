@@ -1,4 +1,4 @@
-"""Backprop on scikit-learn's handwritten digits: the yardstick of digits_grlu, same model.
+"""Backprop on scikit-learn's handwritten digits: baseline of digits_grlu, same model.
 
     grlu train digits_backprop
 

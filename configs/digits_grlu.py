@@ -1,4 +1,4 @@
-"""GRLU on scikit-learn's handwritten digits: the main job in small, without a download.
+"""GRLU on scikit-learn's handwritten digits: small and without a download.
 
     grlu train digits_grlu
 

@@ -1,11 +1,11 @@
-"""Slow and fast on MNIST: an autoencoder's 128 latents, frozen, and a GRLU head with N=16.
+"""Slow and fast on MNIST: a frozen autoencoder with 128 latents, and a GRLU head with N=16.
 
     grlu train mnist_autoencoder_grlu
 
 The autoencoder learns by backprop and without labels; the head, of one hidden layer, learns one
 example at a time from the reward alone.
 
-Test accuracy 97.67 ± 0.11 % (`run.seeds=3`), 50 s a seed on one core; on a random encoder
+Test accuracy 97.67 ± 0.11 % (`run.seeds=3`), 50 s per seed on one core; with a random encoder
 (`stages.slow.trainer.epochs=0`) 95.56 ± 0.27.
 """
 

@@ -1,4 +1,4 @@
-"""Backprop on all of MNIST, the yardstick of the tables: 784-256-10, batch 1.
+"""Backprop on all of MNIST, baseline of the tables: 784-256-10, batch 1.
 
     grlu train mnist_backprop_full
 

@@ -1,4 +1,4 @@
-"""GRLU from reward alone in five hidden layers with a head each, 128 pairs a layer.
+"""GRLU from reward alone in five hidden layers with one head each, 128 pairs per layer.
 
     grlu train mnist_deep_n128
 

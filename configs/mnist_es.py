@@ -2,7 +2,7 @@
 
     grlu train mnist_es
 
-Test accuracy 96.86 ± 0.03 % (`run.seeds=3`), 8 minutes a seed on one core.
+Test accuracy 96.86 ± 0.03 % (`run.seeds=3`), 8 minutes per seed on one core.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""Slow and fast on MNIST without backprop anywhere: evolution, frozen, then a GRLU head with N=16.
+"""Slow and fast on MNIST without backprop anywhere: a frozen evolved layer and a GRLU head, N=16.
 
     grlu train mnist_es_grlu
 
-The backbone is the hidden layer of `mnist_es`, grown from a classifier's reward; the head is that
-of `mnist_autoencoder_grlu`, and learns one example at a time. A finished run of `mnist_es` serves
-as the backbone, too: `stages.slow.backbone=RUN`.
+The backbone is the hidden layer of `mnist_es`, evolved from a classifier's reward; the head is that
+of `mnist_autoencoder_grlu` and learns one example at a time. `stages.slow.backbone=RUN` takes the
+backbone from a finished run of `mnist_es`.
 
-Test accuracy 97.11 ± 0.10 % (`run.seeds=3`), 8.5 minutes a seed on one core; the control,
+Test accuracy 97.11 ± 0.10 % (`run.seeds=3`), 8.5 minutes per seed on one core; the control,
 `mnist_random_grlu`, reaches 95.40 ± 0.28.
 """
 

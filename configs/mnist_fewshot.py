@@ -5,12 +5,12 @@
     grlu train mnist_fewshot stages.slow.trainer.epochs=0   # the control: a random backbone
     grlu train mnist_fewshot stages.fast.features=null      # the control: the pixels
 
-The autoencoder, that of `mnist_autoencoder_grlu`, has seen all images and no label.
-`stages.slow.backbone=RUN/stages/slow` takes the one of an earlier run, so that 1, 5, 10 and 50
-examples are compared on the same latents; other examples are drawn by another
-`stages.fast.dataset.split_seed`; `python -m benchmarks.fewshot` does all of it.
+The autoencoder of `mnist_autoencoder_grlu` has seen all images and no labels.
+`stages.slow.backbone=RUN/stages/slow` reuses the one of an earlier run, so that 1, 5, 10 and 50
+examples are compared on the same latents; `stages.fast.dataset.split_seed` selects other examples.
+`python -m benchmarks.fewshot` runs all of it.
 
-Test accuracy with 10 examples of each class, three seeds, each with examples of its own:
+Test accuracy with 10 examples of each class, three seeds, each with its own examples:
 75.7 ± 2.9 %; 64.8 ± 3.0 on the random backbone, 74.8 ± 2.7 on the pixels. docs/results.md has 1, 5
 and 50.
 """

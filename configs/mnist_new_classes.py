@@ -1,11 +1,11 @@
-"""New classes on MNIST: a backbone grown by evolution on 0-4, a GRLU head that learns 5-9 on it.
+"""New classes on MNIST: a backbone evolved on 0-4, and a GRLU head for 5-9.
 
     grlu train mnist_new_classes
     grlu train mnist_new_classes stages.slow.trainer.epochs=0   # the control: a random backbone
     grlu train mnist_new_classes stages.fast.features=null      # the control: the pixels
 
-The backbone is that of `mnist_es_grlu`, in half of its epochs. The head, without a hidden layer,
-sees each image of the new classes once, one at a time; it is tested on them.
+The backbone is that of `mnist_es_grlu`, with half the epochs. The head, without a hidden layer,
+sees each image of the new classes once, one at a time, and is tested on these classes.
 
 Test accuracy (`run.seeds=3`): 91.78 ± 0.48 %; 90.68 ± 0.13 on the random backbone, 93.87 ± 0.11 on
 the pixels.

@@ -1,8 +1,8 @@
-"""The control of `mnist_es_grlu`: the same backbone with its random initial weights, the same head.
+"""Control of `mnist_es_grlu`: the same head on the backbone's random initial weights.
 
     grlu train mnist_random_grlu
 
-Test accuracy 95.40 ± 0.28 % (`run.seeds=3`). An autoencoder's control is
+Test accuracy 95.40 ± 0.28 % (`run.seeds=3`). The autoencoder's control is
 `grlu train mnist_autoencoder_grlu stages.slow.trainer.epochs=0`.
 """
 

@@ -5,14 +5,14 @@
     grlu train mnist_split run.seeds=5 stages.task1.trainer.name=backprop  # dense, backprop
     grlu train mnist_split run.seeds=5 stages.slow.trainer.epochs=0        # the control: random
 
-Every image is seen once, one at a time; the head, of 1,000 hidden units, answers the same question
-in each task, which of the two digits it is (`renumber`; without it, `dataset.renumber=false`, which
-of all ten). Later tasks take model and trainer over from the first. `grlu evaluate RUN` prints the
-accuracy after each task on every task, its mean at the end, and what was forgotten.
+Every image is seen once, one at a time. The head has 1,000 hidden units and two outputs that all
+tasks share (`dataset.renumber=false`: ten outputs). Later tasks inherit model and trainer from the
+first. `grlu evaluate RUN` prints the accuracy on every task after each task, the final mean, and
+forgetting.
 
-Mean accuracy at the end and forgetting, in %, five seeds: dense 65.1 ± 1.4 and 42.5 ± 1.7, top-k
-71.6 ± 2.5 and 33.9 ± 3.2, dense by backprop 64.7 ± 0.3 and 43.1 ± 0.3. The rest is
-in docs/results.md.
+Final mean accuracy and forgetting, in %, five seeds: dense 65.1 ± 1.4 and 42.5 ± 1.7, top-k
+71.6 ± 2.5 and 33.9 ± 3.2, dense with backprop 64.7 ± 0.3 and 43.1 ± 0.3;
+docs/results.md has the rest.
 """
 
 from typing import Any

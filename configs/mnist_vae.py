@@ -1,10 +1,10 @@
-"""A variational autoencoder on MNIST, binarised anew at each look, as in Burda et al. (2016).
+"""A variational autoencoder on MNIST, dynamically binarized, as in Burda et al. (2016).
 
     grlu train mnist_vae && grlu evaluate RUN --best --samples 5000 --images 10000
 
-784-200-200-50 and back, tanh, one stochastic layer. On the 10,000 test images (seed 0) a negative
-log-likelihood (k = 5,000) of 86.46 nats, an ELBO of -90.07, 23 active units, after 20 minutes on
-one core; published, after 3,280 epochs: 86.76, 19 active units.
+784-200-200-50 and back, tanh, one stochastic layer. Negative log-likelihood on the 10,000 test
+images (seed 0, k = 5,000): 86.46 nats, ELBO -90.07, 23 active units, after 20 minutes on one core;
+published after 3,280 epochs: 86.76 nats, 19 active units.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""The amortised yardstick of mnist_ivae_kl: the same model, as many epochs, the ordinary ELBO.
+"""Amortized baseline of mnist_ivae_kl: same model and epochs, ordinary ELBO.
 
     grlu train mnist_vae_z15 && grlu evaluate RUN --samples 5000
 
-784-512-256-15, tanh, and back, ReLU; MNIST binarised anew at each look. Negative log-likelihood
+784-512-256-15, tanh, and back, ReLU; MNIST dynamically binarized. Negative log-likelihood
 (seed 0, k = 5,000, 1,000 test images): 91.13 nats, 90.62 with `--refined`; all 15 units active; 2.5
-minutes on one core. 20 steps of inference at test time close 91 % of the amortisation gap.
+minutes on one core. 20 steps of inference at test time close 91 % of the amortization gap.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     grlu train shakespeare_lm
     grlu sample runs/shakespeare_lm-... --prompt "ROMEO:"
 
-Negative log-likelihood by character (seeds 0 to 2): 1.506 ± .006 nats on held-out and 1.629 ± .013
+Negative log-likelihood per character (seeds 0-2): 1.506 ± .006 nats on held-out and 1.629 ± .013
 on test text, after 6 minutes on one core each. With latent attention (`model.attention=latent`, a
 quarter of the cache) 1.504 ± .002 and 1.627 ± .003.
 """

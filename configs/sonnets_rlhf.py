@@ -1,14 +1,14 @@
-"""Learning from preferences: supervised, then a reward model, then a policy that it pays.
+"""RLHF: a supervised model, a reward model from preferences, and a policy trained on its reward.
 
     grlu train sonnets_rlhf
 
-The judge's taste is known, a number for each character, so that the truth can be measured: the
-reward model sees only which of two completions is preferred; the policy sees only the reward model
-(`reward_taste` has no weight and is there to be read).
+The true preference score is known, a number per character, so that the result can be measured: the
+reward model sees only which of two completions is preferred; the policy sees only the reward model.
+The true score is logged with weight 0.
 
-Test, seeds 0 to 2, after 4 minutes on one core each: the reward model is right in 97.6 ± 1.6 % of
-184 pairs; the true utility of a completion rises from 3.2 ± 0.1 to 14.5 ± 1.4 (standard deviation
-among those of a prompt: 4.0) at a divergence of 7.0 ± 1.6 nats.
+Test, seeds 0-2, after 4 minutes on one core each: the reward model is right on 97.6 ± 1.6 % of 184
+pairs; the true score of a completion rises from 3.2 ± 0.1 to 14.5 ± 1.4 (standard deviation within
+a prompt: 4.0) at a KL of 7.0 ± 1.6 nats.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
                     "start": "supervised",
                     "trainer": {
                         "name": "reward_model",
-                        "utility": ("taste",),
+                        "utility": ("preference_score",),
                         "pairs": 8,
                         "prompt": 16,
                         "horizon": 16,
@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
                     "judge": "judge",
                     "trainer": {
                         "name": "grpo",
-                        "rewards": ("judge", "taste"),
+                        "rewards": ("judge", "preference_score"),
                         "reward_weights": (1.0, 0.0),
                         "prompt": 16,
                         "horizon": 16,

@@ -1,4 +1,4 @@
-"""Activations that learning rules see whole, and the top-k winner-take-all layer."""
+"""Activations marked for learning rules, and the top-k winner-take-all layer."""
 
 import functools
 import math
@@ -15,12 +15,12 @@ from grlu.tracing.recognition import ACTIVATION
 
 
 def activation(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Declares a function of `(pre_activation, *constants)` to be one activation.
+    """Mark a function of `(pre_activation, *constants)` as one activation.
 
-    A rule that perturbs after the activation, or only the active units, must know where an
-    activation begins and ends. It finds elementwise calls such as `nnx.relu` and `jnp.tanh` by
-    itself; this marks the others: those of several steps (gelu) and those that look at several
-    units (top-k). The values are unchanged.
+    A rule that perturbs after the activation, or perturbs only the active units, must know where
+    an activation begins and ends. Rules recognise elementwise calls such as `nnx.relu` and
+    `jnp.tanh`; mark the others: those of several operations (gelu) and those that compare units
+    (top-k). Values stay the same.
 
     >>> import grlu, jax.numpy as jnp
     >>> swish = grlu.activation(lambda z: z / (1 + jnp.exp(-z)))
@@ -36,15 +36,15 @@ def activation(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def kth_largest(x: jax.Array, k: int) -> jax.Array:
-    """The k-th largest value along the last axis, shape (..., 1), exactly.
+    """Return the exact k-th largest value along the last axis, shape (..., 1).
 
-    A bisection over a float's integer image, which has the floats' order: on a CPU 16 times faster
-    than `lax.top_k` for rows of 256.
+    Bisects the integer representation of the floats, which has the same order: on a CPU 16 times
+    faster than `lax.top_k` for rows of 256.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     ordered = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
     if x.shape[-1] <= 8:
-        # XLA would inline so short a sum into each next one: 32 of them never finish compiling.
+        # XLA would inline each short sum into the next one: 32 of them never finish compiling.
         found = jnp.sort(ordered)[..., x.shape[-1] - k :][..., :1]
     elif x.size == x.shape[-1]:
         found = _kth_of_row(ordered.reshape(-1), k).reshape(*x.shape[:-1], 1)
@@ -55,7 +55,7 @@ def kth_largest(x: jax.Array, k: int) -> jax.Array:
 
 
 def _kth_of_rows(x: jax.Array, k: int) -> jax.Array:
-    """The k-th largest integers (..., 1), bit by bit from the highest: 32 counts."""
+    """Return the k-th largest integers (..., 1), bit by bit from the highest, with 32 counts."""
     threshold = jnp.full((*x.shape[:-1], 1), jnp.iinfo(jnp.int32).min, jnp.int32)
     for bit in range(31, -1, -1):
         # XOR and not OR: the sign bit of the smallest integer is set, and clearing it ascends.
@@ -66,10 +66,10 @@ def _kth_of_rows(x: jax.Array, k: int) -> jax.Array:
 
 
 def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
-    """The k-th largest integer of one row (n,): about half as many counts.
+    """Return the k-th largest integer of one row (n,), with about half as many counts.
 
-    Halves the interval between the smallest and the largest until it parts the k largest from the
-    others, or, where equals stand at the border, has shrunk to their value.
+    Halves the interval between the smallest and the largest value until it separates the k largest
+    from the others or, if there is a tie at the border, has shrunk to the tied value.
     """
 
     @jax.custom_batching.custom_vmap
@@ -80,7 +80,7 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
 
         def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
             low, high, count = state
-            # Rounded up, so that the interval shrinks, and without the overflow of a sum.
+            # Rounded up so that the interval shrinks, without the overflow of a sum.
             middle = (low | high) - ((low ^ high) >> 1)
             above = jnp.sum(x >= middle, dtype=jnp.int32)
             enough = above >= k
@@ -94,7 +94,7 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
         low, _, _ = jax.lax.while_loop(searching, halve, start)
         return jnp.min(jnp.where(x >= low, x, jnp.iinfo(jnp.int32).max))
 
-    # Rows of a batch would wait for the slowest: they go bit by bit.
+    # The rows of a batch would wait for the slowest one, so they go bit by bit.
     @kth.def_vmap
     def batched(size: int, is_batched: list[bool], x: jax.Array) -> tuple[jax.Array, bool]:
         return _kth_of_rows(x, k)[:, 0], True
@@ -103,19 +103,19 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
 
 
 class TopK(nnx.Module):
-    """Winner-take-all: keeps the k largest units of the last axis and silences the others.
+    """Winner-take-all layer: keeps the k largest units of the last axis and silences the others.
 
-    With `mode="gumbel"` the winners are drawn in training: the k largest of z + Gumbel(0, 1), which
-    samples k units without replacement with probabilities softmax(z) (Kool et al. 2019,
-    arXiv:1903.06059). In evaluation (`model.eval()`), and with `mode="hard"`, they are the k
-    largest of z. Ties at the threshold all pass.
+    With `mode="gumbel"` the winners are sampled in training: they are the k largest of
+    z + Gumbel(0, 1), which samples k units without replacement with probabilities softmax(z) (Kool
+    et al. 2019, arXiv:1903.06059). In evaluation (`model.eval()`), and with `mode="hard"`, they are
+    the k largest of z. All units tied at the threshold pass.
 
-    The Gumbel noise comes from the module's rng stream, which a learning rule reseeds: both halves
-    of an antithetic pair see the same draw.
+    The Gumbel noise comes from the module's PRNG stream, which a learning rule reseeds: both halves
+    of an antithetic pair see the same noise.
 
     Args:
-        fraction: fraction of units that win, in (0, 1]; k = max(1, floor(fraction * units)), the
-            product being that of the decimal as it is written: 0.57 of 100 units is 57.
+        fraction: fraction of units that win, in (0, 1]; k = max(1, floor(fraction * units)),
+            computed from the fraction as a decimal number: 0.57 of 100 units is 57.
         mode: "gumbel" or "hard".
         rngs: source of the Gumbel noise.
 
@@ -149,12 +149,12 @@ class TopK(nnx.Module):
 
 
 def winner_count(fraction: float, units: int) -> int:
-    """Return k, the number of units that win.
+    """Return the number k of units that win.
 
     >>> [winner_count(fraction, 100) for fraction in (0.57, 0.29, 0.001)], winner_count(1 / 3, 9)
     ([57, 29, 1], 3)
     """
-    # As floats, .57 * 100 is less than 57 and 15 / 22 * 22 less than 15.
+    # In floating point, .57 * 100 is less than 57 and 15 / 22 * 22 is less than 15.
     return max(1, math.floor(round(Fraction(str(fraction)) * units, 9)))
 
 

@@ -1,6 +1,6 @@
-"""The command line. It alone may import every room, and nothing imports it.
+"""Command line. It alone may import every package, and no module imports it.
 
-Rooms are imported inside the commands, so that `grlu --help` waits for none of them.
+Commands import the packages that they need, so that `grlu --help` does not wait for JAX.
 """
 
 import functools
@@ -14,34 +14,60 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+import grlu
 from grlu.errors import Interrupted, RunError, UserError
+from grlu.startup import cache_compilations, require_own_packages
 
 app = typer.Typer(
-    help="Networks that learn from a global reward: train, resume, evaluate, sample.",
+    help="Train networks from a global reward; resume, evaluate, sample and report runs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    epilog="Exit status: 0 done, 1 the run broke, 2 a mistake in what was given, "
-    "130 or 143 stopped by a signal after saving.",
+    epilog="Exit status: 0 success, 1 the run failed, 2 wrong input, 130 or 143 stopped by a "
+    "signal after saving.",
 )
-data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Run = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Config = Annotated[
+    str,
+    typer.Argument(help="Config name (FAMILY:MEMBER for families), or .py, .json or .yaml file."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="For example trainer.samples=16."),
+]
+Run = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Coordinator = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="Where several processes meet, each started by this command; 'auto' on a TPU pod.",
+        help="Address where the processes of one run meet; 'auto' on a TPU pod.",
     ),
 ]
-Processes = Annotated[int | None, typer.Option(metavar="N", help="How many they are.")]
-Process = Annotated[int | None, typer.Option(metavar="I", help="Which this is, from 0.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+Processes = Annotated[int | None, typer.Option(metavar="N", help="Total number of processes.")]
+Process = Annotated[int | None, typer.Option(metavar="I", help="Index of this process, from 0.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bar and no table.")]
+Best = Annotated[bool, typer.Option(help="Use the best checkpoint by validation, not the newest.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"grlu {grlu.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    del version
 
 
 def _in_one_sentence(command: Callable) -> Callable:
-    """Turns errors into a sentence on stderr and an exit status."""
+    """Turn errors into one sentence on stderr and an exit status."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -49,8 +75,10 @@ def _in_one_sentence(command: Callable) -> Callable:
         handler.setLevel(logging.WARNING if kwargs.get("quiet") else logging.INFO)
         log = logging.getLogger("grlu")
         log.addHandler(handler)
-        log.propagate = False  # Some libraries give the root logger a handler of their own.
+        log.propagate = False  # Some libraries add a handler to the root logger.
         try:
+            cache_compilations()
+            require_own_packages()
             command(*args, **kwargs)
         except UserError as error:
             _fail(f"error: {error}", 2)
@@ -71,67 +99,49 @@ def _fail(sentence: str, status: int) -> None:
 
 @app.command(name="list")
 @_in_one_sentence
-def list_() -> None:
-    """List configs, models, trainers, objectives, rules and data sets."""
-    import grlu
-    import input_pipeline
-    import models
+def list_(
+    section: Annotated[
+        str | None,
+        typer.Argument(help="configs, models, trainers, objectives, rules or 'data sets'."),
+    ] = None,
+) -> None:
+    """List configs, models, trainers, objectives, data sets and rules."""
+    from grlu.catalogue import listing
+
+    for line in listing(section):
+        print(line)
+
+
+@app.command()
+@_in_one_sentence
+def show(config: Config, overrides: Overrides = None) -> None:
+    """Print a complete config, with the meaning of each key."""
     import trainers
-    from trainers.config import config_names
+    from trainers.config.meanings import explained
+    from trainers.registry import SECTIONS
 
-    def summary(thing: Any) -> str:
-        return (thing.__doc__ or "").strip().split("\n")[0]
-
-    named = (getattr(grlu, name) for name in grlu.__all__)
-    rules = [
-        thing
-        for thing in named
-        if isinstance(thing, type) and issubclass(thing, grlu.Rule) and thing is not grlu.Rule
-    ]
-    sections = {
-        "configs": config_names(),
-        "models": {name: summary(m) for name, m in models.MODELS.items()},
-        "trainers": {name: summary(t) for name, t in trainers.TRAINERS.items()},
-        "objectives": {name: summary(o) for name, o in trainers.OBJECTIVES.items()},
-        "rules": {f"grlu.{r.__name__}": summary(r) for r in rules},
-        "data sets": {name: summary(d) for name, d in input_pipeline.DATASETS.items()}
-        | {
-            "tfds:NAME": "Any image-classification set of TFDS.",
-            "folder:PATH": "A folder of images of any size, streamed from disk.",
-            "text:PATH": "Any text in a file.",
-            "preferences:PATH": "Pairs of completions of which one was preferred, as JSON lines.",
-        },
-    }
-    width = max(len(name) for entries in sections.values() for name in entries)
-    for title, entries in sections.items():
-        print(title)
-        for name, text in entries.items():
-            print(f"  {name:{width}}  {text}")
+    for line in explained(trainers.resolve(config, overrides or ()), SECTIONS):
+        print(line)
 
 
 @app.command()
 @_in_one_sentence
 def train(
-    config: Annotated[
-        str, typer.Argument(help="Name of a config, or path of a .py, .json or .yaml file.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Such as trainer.samples=16."),
-    ] = None,
+    config: Config,
+    overrides: Overrides = None,
     run: Annotated[
         pathlib.Path | None,
-        typer.Option("--run", help="Folder of the run; default runs/NAME-<time>."),
+        typer.Option("--run", help="Run folder; default runs/NAME-<time>."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing run.")] = False,
     coordinator: Coordinator = None,
     processes: Processes = None,
     process: Process = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train what a config describes, and test it once."""
+    """Train a config, and test the result once."""
     if coordinator and run is None:
-        raise UserError("--coordinator needs --run, the folder that all processes can see")
+        raise UserError("--coordinator needs --run, a folder that all processes can see")
     _join(coordinator, processes, process)
     import trainers
 
@@ -147,7 +157,7 @@ def resume(
     run: Run,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[mesh.KEY=VALUE]...", help="Other devices than before."),
+        typer.Argument(metavar="[mesh.KEY=VALUE]...", help="Another device mesh."),
     ] = None,
     coordinator: Coordinator = None,
     processes: Processes = None,
@@ -166,23 +176,21 @@ def resume(
 def evaluate(
     run: Run,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    best: Annotated[
-        bool, typer.Option(help="The best checkpoint by validation, not the newest.")
-    ] = False,
+    best: Best = False,
     samples: Annotated[
-        int, typer.Option(min=1, help="Of a VAE: importance samples k of its likelihood.")
+        int, typer.Option(min=1, help="For a VAE: importance samples k of the likelihood.")
     ] = 500,
     images: Annotated[
-        int, typer.Option(min=1, help="Of a VAE: test images on which it is taken.")
+        int, typer.Option(min=1, help="For a VAE: test images of the likelihood.")
     ] = 1000,
     refined: Annotated[
-        bool, typer.Option("--refined", help="Of a VAE: draw them from refined posteriors.")
+        bool, typer.Option("--refined", help="For a VAE: sample from refined posteriors.")
     ] = False,
 ) -> None:
     """Evaluate a run on the test split."""
     import trainers
-    from trainers.generative import Effort
-    from trainers.reporting import corruptions_table, results_table, tasks_table
+    from trainers.evaluation.generative import Effort
+    from trainers.loop.console import corruptions_table, results_table, tasks_table
 
     metrics = trainers.evaluate(run, best=best, effort=Effort(samples, images, refined))
     if as_json:
@@ -199,50 +207,39 @@ def evaluate(
 @_in_one_sentence
 def sample(
     run: Run,
-    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     tokens: Annotated[
-        int | None, typer.Option(help="New tokens; default what fits the model's block.")
+        int | None, typer.Option(help="New tokens; by default as many as the model's block holds.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Texts, with an empty line between them.")] = 1,
-    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")] = None,
+    samples: Annotated[int, typer.Option(help="Number of texts, separated by empty lines.")] = 1,
+    temperature: Annotated[float, typer.Option(help="Divisor of the logits.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the most likely tokens that together reach p.")
+        float | None, typer.Option(help="Sample from the likeliest tokens with total mass p.")
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the most likely token.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    best: Annotated[
-        bool, typer.Option(help="The best checkpoint by validation, not the newest.")
-    ] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token.")] = False,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
+    best: Best = False,
 ) -> None:
-    """Print text by the language model of a run."""
+    """Sample text from the language model of a run."""
     import trainers
 
-    texts = trainers.generate(
-        run,
-        prompt,
-        tokens=tokens,
-        samples=samples,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        greedy=greedy,
-        seed=seed,
-        best=best,
-    )
+    how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    how |= {"greedy": greedy, "seed": seed, "best": best}
+    texts = trainers.generate(run, prompt, tokens=tokens, samples=samples, **how)
     print("\n\n".join(texts))
 
 
 @app.command(name="report")
 @_in_one_sentence
 def report_(
-    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     out: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Folder for it; default RUN/report, or reports-NAMES for several runs."),
+        typer.Option(help="Report folder; default RUN/report, or reports-NAMES for several runs."),
     ] = None,
 ) -> None:
-    """Draw what runs did: pictures and one HTML page, several runs side by side."""
+    """Write figures and one HTML page, with several runs side by side."""
     from reports import write_report
 
     print(write_report(runs, out))
@@ -263,10 +260,10 @@ def prepare(
     ] = None,
     data_dir: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Where TFDS keeps its sets; default $TFDS_DATA_DIR or TFDS's own."),
+        typer.Option(help="Folder of the data sets; default $TFDS_DATA_DIR or TFDS's own."),
     ] = None,
 ) -> None:
-    """Download a data set by TFDS, or build it from local files."""
+    """Download a data set through TFDS, or build it from local files."""
     import input_pipeline
 
     folder, written = input_pipeline.prepare(name, source=source, data_dir=data_dir)
@@ -274,9 +271,9 @@ def prepare(
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins several processes, where they are asked for."""
+    """Join the processes of a distributed run."""
     if coordinator:
-        from trainers.processes import join
+        from trainers.devices.processes import join
 
         join(coordinator, processes, process)
     elif processes is not None or process is not None:
@@ -284,7 +281,7 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
 
 
 def _show(result: Any, quiet: bool) -> None:
-    from trainers.reporting import results_table
+    from trainers.loop.console import results_table
 
     if not quiet:
         Console().print(results_table(f"step {result.step}", result.metrics))
@@ -292,7 +289,7 @@ def _show(result: Any, quiet: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the `grlu` command."""
+    """Run the `grlu` command."""
     app()
 
 

@@ -7,19 +7,19 @@ With p the policy and q the reference at the sampled token:
     k3 = q/p - 1 - log q/p       unbiased, never negative; its gradient is that of KL(q || p)
 
 (J. Schulman, "Approximating KL divergence", 2020.) In the *loss*, at states that the policy
-visited, `exact` and `k2` have the gradient of the divergence at those states; that of `k3` is
-biased, and that of `k1` zero on average. In the *reward*, `k1` has the gradient of the divergence
-between whole sequences, what a token does to later states included. So has `exact`, with less
-variance, if it stands in the loss as well, since in the reward it tells of later states alone
+visited, `exact` and `k2` have the gradient of the divergence at those states; the gradient of `k3`
+is biased, and that of `k1` is zero on average. In the *reward*, `k1` has the gradient of the
+divergence between sequences, including a token's effect on later states. So does `exact`, with
+less variance, if it also appears in the loss, because in the reward it covers later states only
 (Rao-Blackwell; Amini et al., arXiv:2504.10637). `k2` and `k3` have gradients there that vanish near
-the reference. What cannot work is refused.
+the reference. `require_sound` rejects the combinations that cannot work.
 
 Off-policy, after the first of several updates from one rollout, the tokens come from an older
 policy mu. In the loss, `k2` and `k3` are then weighted by the importance ratio p/mu, held constant
-in the gradient, so that each keeps the gradient it has on-policy; `exact` sums over the vocabulary
-and needs no weight. In the reward, the divergence is that of mu, fixed for all updates from the
-rollout as in RLHF by PPO (Stiennon et al., arXiv:2009.01325); the ratio is then part of the policy
-loss. At the visited states `k1` then has the gradient of KL(p || q) - KL(p || mu), and `exact`, by
+in the gradient, so that each keeps its on-policy gradient; `exact` sums over the vocabulary and
+needs no weight. In the reward, the divergence is that of mu, fixed for all updates from the rollout
+as in RLHF with PPO (Stiennon et al., arXiv:2009.01325); the ratio is then part of the policy loss.
+At the visited states `k1` then has the gradient of KL(p || q) - KL(p || mu), and `exact`, through
 its term in the loss, that of KL(p || q).
 """
 
@@ -36,27 +36,27 @@ Place = Literal["loss", "reward"]
 
 
 def exact(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """The divergence over the whole vocabulary, in nats, from log-probabilities (..., V)."""
+    """Return the exact divergence in nats, shape (...), from log-probabilities (..., V)."""
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def k1(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """The log-ratio of the drawn token."""
+    """Return the log-ratio of the sampled token."""
     return log_p - log_q
 
 
 def k2(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Half of the log-ratio's square."""
+    """Return half of the squared log-ratio."""
     return 0.5 * jnp.square(log_p - log_q)
 
 
 def k3(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """The log-ratio with a control variate."""
+    """Return the log-ratio with a control variate."""
     return jnp.expm1(log_q - log_p) - (log_q - log_p)
 
 
 def chosen(log_p: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Log-probabilities of tokens (...), from those of all of them (..., V)."""
+    """Return the log-probabilities of tokens (...), given those of the vocabulary (..., V)."""
     return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
 
 
@@ -70,7 +70,7 @@ def divergence(
     tokens: jax.Array,
     ratio: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the divergence per token, (...), by the estimator of that name.
+    """Return the divergence per token, (...), estimated by the named estimator.
 
     Args:
         name: "exact", "k1", "k2" or "k3".
@@ -87,7 +87,7 @@ def divergence(
 
 
 def require_sound(name: KLName, place: Place) -> None:
-    """Raises UserError where the estimator cannot work: k1 in the loss, k2 and k3 in the reward."""
+    """Raise UserError if the estimator cannot work: k1 in the loss, k2 and k3 in the reward."""
     if (name, place) == ("k1", "loss"):
         raise UserError(
             "trainer.kl=k1 in the loss has a gradient of zero on average: use exact, k2 or k3, or "
@@ -101,12 +101,12 @@ def require_sound(name: KLName, place: Place) -> None:
 
 
 def in_loss(name: KLName, place: Place) -> bool:
-    """Whether the estimate stands in the loss: there, or as the exact one's share of the reward."""
+    """Return True if the loss has a KL term: in the reward, `exact` needs one in the loss too."""
     return place == "loss" or name == "exact"
 
 
 def coefficient(beta: float, tokens_seen: jax.Array, warmup_tokens: int) -> jax.Array:
-    """beta, reached in a straight line from 0 while the first `warmup_tokens` are drawn."""
+    """Return beta, warmed up linearly from 0 over the first `warmup_tokens` sampled tokens."""
     if not warmup_tokens:
         return jnp.asarray(beta, jnp.float32)
     return beta * jnp.minimum(1.0, tokens_seen / warmup_tokens)

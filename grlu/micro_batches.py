@@ -1,4 +1,4 @@
-"""Micro-batches: an objective that computes a batch in parts, one after the other."""
+"""Micro-batches: objectives that compute a batch in parts, one after the other."""
 
 from typing import Any
 
@@ -7,36 +7,36 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
-from grlu.tracing.network import Objective
+from grlu.network import Batch, Objective, Params, State
 
 
 def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
     """Return an objective that computes a batch in equal parts, to save memory.
 
-    A rule then holds the values inside the model for one part at a time, and backpropagation
-    computes those of each part again. Every rule sees the same network, with each layer in a loop
-    over the parts, and draws the same noise for it: but for rounding, its estimate is that of the
-    whole batch. Rules of the units, such as node perturbation, go on holding noise and credit of
-    the whole batch: what bounds their memory is `chunk`.
+    A rule then holds the model's activations for one part at a time, and backpropagation recomputes
+    them. Every rule sees the same network, with each layer in a loop over the parts, and samples
+    the same noise for it: its estimate equals that of the full batch up to rounding. Rules that
+    perturb units, such as node perturbation, still hold noise and credit for the full batch: use
+    `chunk` to bound their memory.
 
-    What the model draws itself (dropout, the winners of a Gumbel top-k, samples of a latent) is
-    drawn anew for each part, from the part's own streams, so it is not what the whole batch would
-    draw. An objective that looks at several examples at once sees those of a part.
+    The model's own randomness (dropout, winners of a Gumbel top-k, latent samples) comes from
+    separate PRNG streams for each part, so it differs from that of the full batch. An objective
+    that compares examples sees those of one part.
 
     Args:
-        objective: `(params, rest, batch) -> (rewards, (aux, changed))`, of `grlu.rule`'s
-            `pure_objective`.
-        parts: number of parts; the leaves of the batch that have B rows, one per example, are
-            split in the order of the examples.
-        update: NNX filter of the state in `rest` that the objective changes: each part sees what
-            the part before has left.
+        objective: `(params, rest, batch) -> (rewards, (aux, changed))`, from
+            `grlu.rules.rule.pure_objective`.
+        parts: number of parts; batch leaves with B rows, one per example, are split in the order
+            of the examples.
+        update: NNX filter of the state in `rest` that the objective changes; each part starts from
+            the state that the preceding part left.
 
     Returns:
-        The objective. Leaves of aux with one row per example are joined, others averaged over the
-        parts.
+        The objective. Leaves of aux with one row per example are concatenated, others averaged over
+        the parts.
 
     Raises:
-        UserError: when the objective is called, if B is no multiple of `parts`, or the model has
+        UserError: when the objective is called, if `parts` does not divide B or the model has
             batch statistics.
 
     >>> import jax.numpy as jnp
@@ -51,13 +51,13 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
     if parts == 1:
         return objective
 
-    def split_objective(params: Any, rest: Any, batch: Any) -> tuple[jax.Array, Any]:
+    def split_objective(params: Params, rest: State, batch: Batch) -> tuple[jax.Array, Any]:
         _require_separate_examples(rest, parts)
         whole_rewards, (whole_aux, _) = jax.eval_shape(objective, params, rest, batch)
         (size,) = whole_rewards.shape
         if size % parts:
             raise UserError(
-                f"micro_batches must divide the batch into equal parts: {size} examples are no "
+                f"micro_batches must divide the batch into equal parts: {size} examples are not a "
                 f"multiple of {parts}"
             )
         leaves, tree = jax.tree.flatten(batch)
@@ -68,9 +68,9 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
             if divided
         ]
 
-        # Without it, the loop would keep the values inside the model for all parts' gradients.
+        # Without it, the loop would keep the activations of all parts for the backward pass.
         @jax.checkpoint
-        def rewarded(params: Any, rest: Any, micro: list[jax.Array]) -> Any:
+        def rewarded(params: Params, rest: State, micro: list[jax.Array]) -> Any:
             own = iter(micro)
             merged = [next(own) if s else leaf for leaf, s in zip(leaves, split, strict=True)]
             rewards, (aux, changed) = objective(params, rest, jax.tree.unflatten(tree, merged))
@@ -85,7 +85,7 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
             return changed, found
 
         def joined(leaf: jax.Array, whole: Any) -> jax.Array:
-            # A leaf that the whole batch makes larger has a row per example.
+            # A leaf that grows with the batch has one row per example.
             if leaf.shape[1:] != whole.shape:
                 return leaf.reshape(whole.shape)
             return jnp.mean(leaf, axis=0)
@@ -97,8 +97,8 @@ def in_parts(objective: Objective, parts: int, update: Any = None) -> Objective:
     return split_objective
 
 
-def _own_streams(rest: Any, number: jax.Array) -> Any:
-    """Return the state with the rng streams of a part."""
+def _own_streams(rest: State, number: jax.Array) -> Any:
+    """Return the state with the PRNG streams of one part."""
 
     def folded(path: Any, variable: Any) -> Any:
         del path
@@ -112,11 +112,11 @@ def _own_streams(rest: Any, number: jax.Array) -> Any:
     return nnx.map_state(folded, rest)
 
 
-def _require_separate_examples(rest: Any, parts: int) -> None:
-    """Raise UserError if the model's state has statistics of a batch."""
+def _require_separate_examples(rest: State, parts: int) -> None:
+    """Raise UserError if the model's state has batch statistics."""
     for path, variable in nnx.to_flat_state(nnx.filter_state(rest, nnx.BatchStat)):
         raise UserError(
-            f"micro_batches={parts} would take the batch statistics "
-            f"{'.'.join(map(str, path))} over a part of the batch: use micro_batches=1, or a norm "
-            f"of each example, such as nnx.LayerNorm, not a {type(variable).__name__}"
+            f"micro_batches={parts} would compute the batch statistics "
+            f"{'.'.join(map(str, path))} over a part of the batch: use micro_batches=1, or replace "
+            f"the {type(variable).__name__} by a per-example norm such as nnx.LayerNorm"
         )

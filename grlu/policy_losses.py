@@ -1,14 +1,14 @@
-"""Losses of a policy, per token, and the weights with which they are summed.
+"""Per-token losses of a policy, and the weights for summing them.
 
-All take log-probabilities of the tokens that were drawn, shape (N, T), and advantages that
-broadcast to it. A loss is `sum(weights * per_token)`, the weights being those of the whole batch:
-its parts can be summed one after the other (micro-batches), with the same result.
+All take log-probabilities of the sampled tokens, shape (N, T), and advantages that broadcast to
+that shape. A loss is `sum(weights * per_token)`. The weights are those of the full batch, so
+micro-batches can be summed one after the other with the same result.
 
 - REINFORCE: R. Williams (1992).
-- PPO: J. Schulman et al., arXiv:1707.06347, equation 7; a clip that is wider above than below:
-  Q. Yu et al., "DAPO", arXiv:2503.14476.
-- Ratio of sequences: C. Zheng et al., "Group sequence policy optimization", arXiv:2507.18071.
-- Aggregation: "sequence" is DeepSeekMath's, "token" DAPO's, "constant" that of Z. Liu et al.,
+- PPO: J. Schulman et al., arXiv:1707.06347, equation 7; a clip range that is wider above than
+  below: Q. Yu et al., "DAPO", arXiv:2503.14476.
+- Per-sequence ratio: C. Zheng et al., "Group sequence policy optimization", arXiv:2507.18071.
+- Aggregation: "sequence" from DeepSeekMath, "token" from DAPO, "constant" from Z. Liu et al.,
   arXiv:2503.20783.
 """
 
@@ -22,16 +22,16 @@ Level = Literal["token", "sequence"]
 
 
 def reinforce(log_probs: jax.Array, advantages: jax.Array) -> jax.Array:
-    """-A log pi: its gradient is that of the expected reward, for samples of this very policy."""
+    """Return -A log pi; on-policy, its gradient is minus that of the expected reward."""
     return -jax.lax.stop_gradient(advantages) * log_probs
 
 
 def ratios(
     log_probs: jax.Array, old: jax.Array, mask: jax.Array, level: Level = "token"
 ) -> jax.Array:
-    """How much likelier the tokens are than when they were drawn, (N, T).
+    """Return the importance ratios of the policy to the sampling policy, (N, T).
 
-    At the level of the sequence: the geometric mean over its tokens, at each of them.
+    With `level="sequence"`, every token has the geometric mean over its sequence.
     """
     logs = (log_probs - jax.lax.stop_gradient(old)) * mask
     if level == "sequence":
@@ -43,9 +43,9 @@ def ratios(
 def clipped(
     ratio: jax.Array, advantages: jax.Array, low: float, high: float
 ) -> tuple[jax.Array, jax.Array]:
-    """-min(r A, clip(r, 1 - low, 1 + high) A), and where the clip was what counted.
+    """Return -min(r A, clip(r, 1 - low, 1 + high) A), and a mask of the tokens that are clipped.
 
-    Before the first update r is 1, and the gradient that of `reinforce`.
+    Before the first update r is 1 and the gradient is that of `reinforce`.
     """
     advantages = jax.lax.stop_gradient(advantages)
     free = ratio * advantages
@@ -56,8 +56,11 @@ def clipped(
 def clipped_value(
     values: jax.Array, old: jax.Array, targets: jax.Array, clip: float | None
 ) -> jax.Array:
-    """Half of the squared error of the critic; the worse of it and that of a value within `clip`
-    of the old one, unless `clip` is None."""
+    """Return half of the critic's squared error.
+
+    Unless `clip` is None, take the larger of this error and that of the value clipped to within
+    `clip` of the old one.
+    """
     targets, old = jax.lax.stop_gradient((targets, old))
     error = jnp.square(values - targets)
     if clip is not None:
@@ -67,16 +70,16 @@ def clipped_value(
 
 
 def entropy(log_p: jax.Array) -> jax.Array:
-    """Entropy in nats of the distributions with log-probabilities (..., V)."""
+    """Return the entropy in nats, shape (...), of log-probabilities (..., V)."""
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def token_weights(mask: jax.Array, aggregation: Aggregation) -> jax.Array:
-    """The weight of each token's loss, (N, T), 0 outside the mask.
+    """Return the weight of each token's loss, (N, T), 0 outside the mask.
 
-    "token": all tokens weigh the same, and 1 together. "sequence": so do all sequences, and within
-    each its tokens, so that those of a long one weigh less. "constant": 1 / (N T), T being the
-    horizon: as "token", but no completion's weight depends on another one's length.
+    "token": all tokens weigh the same and sum to 1. "sequence": all sequences weigh the same, as do
+    the tokens within each, so that those of a long sequence weigh less. "constant": 1 / (N T) with
+    the horizon T: as "token", but no completion's weight depends on the length of another.
     """
     if aggregation == "token":
         return mask / jnp.maximum(mask.sum(), 1)

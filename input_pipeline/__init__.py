@@ -7,8 +7,8 @@
 >>> data.preprocess(data.train)["image"].shape
 (1337, 64)
 
-A data set is a loader: a function of keyword options that returns `Data`. Its line in `DATASETS`
-is all there is to add.
+A data set is a loader: a function of keyword options that returns `Data`. To add one, add a line to
+`DATASETS`.
 """
 
 import inspect
@@ -17,15 +17,15 @@ from typing import Any
 
 from grlu.errors import UserError
 from input_pipeline.data import Data
-from input_pipeline.digits import digits
-from input_pipeline.folder import image_folder
-from input_pipeline.names import nearest
-from input_pipeline.preferences import preferences
+from input_pipeline.images.digits import digits
+from input_pipeline.images.folder import image_folder
+from input_pipeline.images.tfds import image_set
 from input_pipeline.prepare import Prepared, prepare
-from input_pipeline.sonnets import SONNETS
-from input_pipeline.tasks import TASKS
-from input_pipeline.text import read_shakespeare, text_file, text_set
-from input_pipeline.tfds_images import image_set
+from input_pipeline.storage.names import nearest
+from input_pipeline.text.files import read_shakespeare, text_file, text_set
+from input_pipeline.text.preferences import preferences
+from input_pipeline.text.sonnets import SONNETS
+from input_pipeline.text.tasks import TASKS
 
 __all__ = ["DATASETS", "Data", "Prepared", "load", "loader", "prepare"]
 
@@ -71,16 +71,16 @@ DATASETS: dict[str, Callable[..., Data]] = {
 
 
 def loader(name: str) -> Callable[..., Data]:
-    """Return the loader called `name`, of `DATASETS`, or of the form `KIND:PLACE`.
+    """Return the loader called `name`, from `DATASETS` or of the form `KIND:PLACE`.
 
     Raises:
-        UserError: for a name that is none of them.
+        UserError: if the name is unknown.
     """
     if isinstance(name, str) and name in DATASETS:
         return DATASETS[name]
     if isinstance(name, str) and name.startswith("tfds:") and name != "tfds:":
         tfds_name = name.removeprefix("tfds:")
-        return image_set(name, f"TFDS's image set {tfds_name}.", tfds_name=tfds_name)
+        return image_set(name, f"TFDS's image set {tfds_name}.")
     if isinstance(name, str) and name.startswith("folder:") and name != "folder:":
         return image_folder(name.removeprefix("folder:"))
     if isinstance(name, str) and name.startswith("text:") and name != "text:":
@@ -89,17 +89,17 @@ def loader(name: str) -> Callable[..., Data]:
         return preferences(name.removeprefix("preferences:"), loader)
     raise UserError(
         f"there is no data set {name!r}: the nearest is {nearest(str(name), DATASETS)!r} (known:"
-        f" {', '.join(DATASETS)}, tfds:NAME for images of TFDS, folder:PATH for images of your own,"
-        " text:PATH for a text, and preferences:PATH for pairs of completions)."
+        f" {', '.join(DATASETS)}, tfds:NAME for images of TFDS, folder:PATH for your own images,"
+        " text:PATH for a text, and preferences:PATH for preference pairs)."
     )
 
 
 def load(name: str, **options: Any) -> Data:
-    """Return the data set `name` under its loader's options.
+    """Load the data set `name` with its loader's options.
 
     Raises:
-        UserError: for an unknown name or option, an option of the wrong type or size, and data
-            that is missing or damaged.
+        UserError: if the name or an option is unknown, an option has the wrong type or size, or
+            data is missing or damaged.
     """
     load_set = loader(name)
     known = inspect.signature(load_set).parameters

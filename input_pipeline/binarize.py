@@ -1,8 +1,8 @@
-"""Grey pixels as probabilities of black and white ones, as in the literature on binary MNIST.
+"""Binarisation of grey pixels by sampling, as in the literature on binary MNIST.
 
-Dynamic: training images are drawn anew each time they are seen (Salakhutdinov & Murray 2008; Burda
-et al. 2016). Static: they are drawn once (Larochelle & Murray 2011). What a run is validated and
-tested on is drawn once in either case, the same for all runs.
+Dynamic: training images are sampled again in each batch (Salakhutdinov & Murray 2008; Burda et al.
+2016). Static: they are sampled a single time (Larochelle & Murray 2011). Validation and test images
+are always static, the same for all runs.
 """
 
 from typing import Any, Literal
@@ -16,10 +16,10 @@ Binarization = Literal["dynamic", "static"]
 
 
 def require_binarization(binarize: Any, normalize: str) -> None:
-    """Refuses what is no binarisation, and pixels that are then no probabilities.
+    """Check that the binarisation is known and that pixels are probabilities.
 
     Raises:
-        UserError: for another value, or a `normalize` that does not scale to [0, 1].
+        UserError: if `binarize` is unknown, or `normalize` does not scale to [0, 1].
     """
     if binarize not in (None, "dynamic", "static"):
         raise UserError(f"dataset.binarize must be dynamic, static or null, not {binarize!r}.")
@@ -29,19 +29,19 @@ def require_binarization(binarize: Any, normalize: str) -> None:
         )
 
 
-def drawn_once(examples: Examples, maximum: float, seed: int) -> Examples:
-    """Stored images whose pixels are 0 or `maximum`, with their shares of it as probabilities."""
+def binarize_static(examples: Examples, maximum: float, seed: int) -> Examples:
+    """Sample stored images to pixels 0 or `maximum`, with probability pixel / maximum."""
     images = examples["image"]
     generator = np.random.default_rng(seed)
-    below = generator.integers(0, int(maximum), images.shape, dtype=np.uint8)
-    return {**examples, "image": np.where(below < images, np.uint8(maximum), np.uint8(0))}
+    noise = generator.integers(0, int(maximum), images.shape, dtype=np.uint8)
+    return {**examples, "image": np.where(noise < images, np.uint8(maximum), np.uint8(0))}
 
 
-def drawn_anew(batch: dict[str, Any], key: Any) -> dict[str, Any]:
-    """A batch whose images, of pixels in [0, 1], are drawn as 0 or 1; to 16 bits, under `jit`."""
+def binarize_dynamic(batch: dict[str, Any], key: Any) -> dict[str, Any]:
+    """Sample a batch's pixels in [0, 1] to 0 or 1, with 16-bit noise; works under `jit`."""
     import jax
     import jax.numpy as jnp
 
     image = batch["image"]
-    below = jax.random.bits(key, image.shape, jnp.uint16).astype(jnp.float32)
-    return {**batch, "image": (below < 2**16 * image).astype(image.dtype)}
+    noise = jax.random.bits(key, image.shape, jnp.uint16).astype(jnp.float32)
+    return {**batch, "image": (noise < 2**16 * image).astype(image.dtype)}

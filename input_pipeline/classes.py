@@ -1,4 +1,4 @@
-"""Some of the classes, and few examples of each."""
+"""Selection of classes and of a number of examples per class."""
 
 from collections.abc import Collection
 from numbers import Integral
@@ -13,10 +13,10 @@ def keep(examples: Examples, classes: tuple[int, ...], present: Collection[int])
     """Return the examples with one of these labels, in the stored order.
 
     Raises:
-        UserError: for labels that the data set, whose labels are `present`, does not have.
+        UserError: if a label is not among those of the data set, `present`.
     """
-    wrong = isinstance(classes, str) or len(set(classes)) != len(classes) or not classes
-    if wrong or any(isinstance(c, bool) or c not in present for c in classes):
+    invalid = isinstance(classes, str) or len(set(classes)) != len(classes) or not classes
+    if invalid or any(isinstance(c, bool) or c not in present for c in classes):
         raise UserError(
             f"dataset.classes must be different labels of the data set, from {min(present)} to"
             f" {max(present)}, not {classes!r}."
@@ -27,15 +27,15 @@ def keep(examples: Examples, classes: tuple[int, ...], present: Collection[int])
     return {key: array[chosen] for key, array in examples.items()}
 
 
-def few(examples: Examples, per_class: int, seed: int) -> Examples:
-    """Return `per_class` examples of each class, drawn by the seed: fewer are part of more.
+def take_per_class(examples: Examples, per_class: int, seed: int) -> Examples:
+    """Return `per_class` random examples of each class; smaller selections are part of larger ones.
 
     Raises:
-        UserError: if a class has fewer.
+        UserError: if a class has fewer examples.
     """
     if isinstance(per_class, bool) or not isinstance(per_class, Integral) or per_class < 1:
         raise UserError(
-            f"dataset.per_class must be at least 1, or none for all, not {per_class!r}."
+            f"dataset.per_class must be at least 1, or none for all examples, not {per_class!r}."
         )
     labels = examples["label"]
     order = np.random.default_rng(int(seed)).permutation(len(labels))

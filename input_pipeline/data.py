@@ -1,4 +1,4 @@
-"""A data set as arrays on the host, and the function that makes a batch a model's input."""
+"""Data sets as arrays on the host, with the preprocessing of a batch to model input."""
 
 import math
 from collections.abc import Callable
@@ -7,38 +7,41 @@ from typing import Any
 
 from input_pipeline.binarize import (
     Binarization,
-    drawn_anew,
-    drawn_once,
+    binarize_dynamic,
+    binarize_static,
     require_binarization,
 )
-from input_pipeline.classes import few, keep, renumbered
-from input_pipeline.on_disk import OnDisk
+from input_pipeline.classes import keep, renumbered, take_per_class
 from input_pipeline.preprocess import Moments, preprocess_for
 from input_pipeline.splits import Examples, carve
+from input_pipeline.storage.on_disk import OnDisk
 from input_pipeline.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The splits of one data set, stored as read: arrays with one row an example.
+    """Splits of one data set, stored as read: arrays with one row per example.
 
-    Images: `image` (N, H, W, C) uint8 and `label` (N,) int32. Text and tasks: `tokens` (N, T + 1),
-    the T of `example_shape` and the one that follows; the first `prompt` of them are given, those
-    after are what a model is to say.
+    Images have `image` (N, H, W, C) uint8 and `label` (N,) int32. Text and tasks have `tokens`
+    (N, T + 1), one more than the T of `example_shape`: `prompt` tokens of prompt, then the
+    completion. For preference pairs see `input_pipeline.text.preferences`.
 
-    `preprocess` takes a batch of any split, in numpy or in JAX, inside `jit` or not, and returns it
-    with `image` as float32, normalised, of shape `(B, *example_shape)`; or with `tokens` as int32
-    and `scored` (B, T), 1 for each of the last T tokens that is to be said and 0 for the others.
-    Preferences, of which `pairs` tells, are `input_pipeline.preferences`'s.
-    `validation` is None where training uses every example.
-
-    `augment` makes a training batch of a preprocessed one, anew each time, from a key; None
-    leaves it as it is.
-
-    `num_classes` is the number of labels, or of different tokens, those of `tokenizer`.
-
-    `by_seed`: whether all arrays have a leading axis more, of a set for each seed of a run: the
-    features of several seeds' models.
+    Attributes:
+        name: name of the data set.
+        train: training split.
+        validation: validation split, or None if training uses every example.
+        test: test split.
+        preprocess: maps a batch of any split, in numpy or JAX, also under `jit`, to one with
+            `image` as normalised float32 of shape (B, *example_shape), or with `tokens` as int32
+            and `scored` (B, T), 1 for each of the last T tokens that belongs to the completion.
+        example_shape: shape of one preprocessed example.
+        num_classes: number of labels, or size of the tokenizer's vocabulary.
+        by_seed: True if all arrays have one more leading axis, with one set per seed of a run, as
+            features of several seeds' models do.
+        augment: maps a preprocessed training batch and a key to an augmented batch, or None.
+        tokenizer: tokenizer of a text, or None.
+        prompt: number of prompt tokens.
+        pairs: True for preference pairs.
     """
 
     name: str
@@ -56,12 +59,12 @@ class Data:
 
     @property
     def examples(self) -> int:
-        """The number of training examples."""
+        """Return the number of training examples."""
         return next(iter(self.train.values())).shape[1 if self.by_seed else 0]
 
     @property
     def streamed(self) -> bool:
-        """Whether the data stay on the disk, and come into memory in parts."""
+        """Return True if the data stay on disk and are read in parts."""
         return any(isinstance(array, OnDisk) for array in self.train.values())
 
 
@@ -83,18 +86,32 @@ def image_data(
     per_class: int | None = None,
     binarize: Binarization | None = None,
 ) -> Data:
-    """Return the `Data` of images with pixels from 0 to `maximum`, under a loader's options.
+    """Return the `Data` of images with pixels from 0 to `maximum`, with a loader's options.
 
-    What `normalize` computes, it computes from all of `train`, before the validation set
-    and the subset are taken: runs on different subsets then see the same images. `classes` are
-    the labels to keep in every split, after the validation set and the subset are taken, so that
-    no run trains on what another one is validated on; labels stay as they are, and the classes
-    as many, unless `renumber` asks for 0, 1, ... in the order of `classes`. `per_class` is the
-    number of training examples to keep of each class. `binarize` draws black and white pixels
-    with the grey ones as probabilities: "static" once, "dynamic" anew each time in training.
+    Args:
+        name: name of the data set.
+        train: training examples.
+        test: test examples.
+        num_classes: number of classes.
+        validation: size of the validation set, as a number or a fraction of `train`.
+        split_seed: seed of the validation set and of the subset.
+        subset: number of training examples, or None for all.
+        normalize: one of `NORMALIZATIONS`. Statistics are those of all of `train`, before the
+            validation set and the subset are taken, so that runs on different subsets see the same
+            images.
+        flatten: flatten each image.
+        maximum: largest pixel value.
+        moments: published mean and standard deviation per channel, or None to compute them.
+        classes: labels to keep in every split. They are selected after the validation set and the
+            subset, so that no run trains on another run's validation examples.
+        renumber: renumber the labels 0, 1, ... in the order of `classes`; otherwise labels and
+            `num_classes` do not change.
+        per_class: number of training examples to keep per class, or None for all.
+        binarize: sample black and white pixels with the grey values as probabilities: "static" a
+            single time, "dynamic" in each training batch.
 
     Raises:
-        UserError: for an option of the wrong type or size.
+        UserError: if an option has the wrong type or size.
     """
     require_binarization(binarize, normalize)
     preprocess = preprocess_for(
@@ -104,7 +121,7 @@ def image_data(
     sizes: Any = {"validation": validation, "split_seed": split_seed, "subset": subset}
     grey = train
     if binarize is not None:
-        train, test = drawn_once(train, maximum, 0), drawn_once(test, maximum, 1)
+        train, test = binarize_static(train, maximum, 0), binarize_static(test, maximum, 1)
     train, held_out = carve(train, **sizes)
     if binarize == "dynamic":
         train, _ = carve(grey, **sizes)
@@ -114,7 +131,7 @@ def image_data(
         if held_out is not None:
             held_out = keep(held_out, classes, present)
     if per_class is not None:
-        train = few(train, per_class, split_seed)
+        train = take_per_class(train, per_class, split_seed)
     if renumber and classes is not None:
         num_classes = len(classes)
         train, test = renumbered(train, classes), renumbered(test, classes)
@@ -127,5 +144,5 @@ def image_data(
         preprocess=preprocess,
         example_shape=(math.prod(shape),) if flatten else shape,
         num_classes=num_classes,
-        augment=drawn_anew if binarize == "dynamic" else None,
+        augment=binarize_dynamic if binarize == "dynamic" else None,
     )

@@ -1,8 +1,8 @@
-"""Write the record files that the loaders read: from the published source, or from local IDX files.
+"""Preparation of the record files that the loaders read, from a download or local IDX files.
 
-TFDS writes them either way: its order of examples (by a hash of their numbers), its file names, and
-its rename at the end, so that there is never half a data set. Images published as IDX files go in
-as PNG bytes, which needs no TensorFlow; for every other set TFDS needs it.
+TFDS writes the files in both cases: with its order of examples (by a hash of their numbers), its
+file names, and its final rename, so that a data set is never incomplete. Images published as IDX
+files are passed as PNG bytes, which needs no TensorFlow; all other sets need it.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from urllib.parse import urljoin
 import numpy as np
 
 from grlu.errors import UserError
-from input_pipeline.idx import read_labelled_images
-from input_pipeline.local import local
-from input_pipeline.names import nearest
-from input_pipeline.prepared import data_root, find
-from input_pipeline.tasks import TASKS
-from input_pipeline.text import prepare_shakespeare
+from input_pipeline.images.idx import read_labelled_images
+from input_pipeline.storage.local import local
+from input_pipeline.storage.names import nearest
+from input_pipeline.storage.prepared import data_root, find
+from input_pipeline.text.files import prepare_shakespeare
+from input_pipeline.text.tasks import TASKS
 
 _IDX_SETS = ("mnist", "fashion_mnist", "kmnist")
 _IDX_FILES = {
@@ -36,7 +36,12 @@ _IDX_FILES = {
 
 
 class Prepared(NamedTuple):
-    """Where a data set lies, and whether this call wrote it (False: it was there already)."""
+    """Result of a preparation.
+
+    Attributes:
+        folder: folder of the data set.
+        written: True if this call wrote it, False if it already existed.
+    """
 
     folder: Path
     written: bool
@@ -47,16 +52,17 @@ def prepare(
     source: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Prepared:
-    """Prepare TFDS's set `name` (`mnist`, `tfds:cifar100`) as array_record, or the text
-    `shakespeare`, unless it is there.
+    """Prepare a TFDS set as array_record, or the text `shakespeare`, unless it already exists.
 
-    `source` is a folder with the four gzipped IDX files of mnist, fashion_mnist or kmnist, or with
-    tinyshakespeare.txt; without it the set is downloaded. It goes
-    to `data_dir`, else TFDS_DATA_DIR, else TFDS's default.
+    Args:
+        name: name of the set, such as `mnist` or `tfds:cifar100`.
+        source: folder with the four gzipped IDX files of mnist, fashion_mnist or kmnist, or with
+            tinyshakespeare.txt; None to download the set.
+        data_dir: target folder, else TFDS_DATA_DIR, else TFDS's default.
 
     Raises:
-        UserError: for an unknown set, a missing or damaged source, a set that needs TensorFlow
-            where there is none, a failed download, and a folder that cannot be written.
+        UserError: if the set is unknown, the source is missing or damaged, TensorFlow is required
+            but missing, the download fails, or the folder cannot be written.
     """
     if name in ("digits", "sonnets", *TASKS):
         raise UserError(f"the data set {name!r} needs no files: there is nothing to prepare.")
@@ -71,7 +77,7 @@ def prepare(
             f"the data set {name!r} cannot be built from a folder of IDX files: only"
             f" {', '.join(_IDX_SETS)} can."
         )
-    if folder := find(tfds_name, root):
+    if folder := find(name, root):
         return Prepared(folder, written=False)
     builder = _builder(tfds_name, root)
     if tfds_name in _IDX_SETS:
@@ -80,8 +86,8 @@ def prepare(
         written = _write(builder, keep_downloads=source is None)
     except UserError:
         raise
-    except Exception as error:  # The network, the disk, a package that this set needs, ...
-        if folder := find(tfds_name, root):  # Another process was faster.
+    except Exception as error:  # The network, the disk, a missing package, ...
+        if folder := find(name, root):  # Another process was faster.
             return Prepared(folder, written=False)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         otherwise = (
@@ -92,9 +98,9 @@ def prepare(
         raise UserError(
             f"the data set {name!r} cannot be prepared in {root}: {reason}{otherwise}"
         ) from error
-    folder = find(tfds_name, root)
+    folder = find(name, root)
     if folder is None:
-        raise UserError(f"{builder.data_dir} is not a whole data set: remove it and try again.")
+        raise UserError(f"{builder.data_dir} is not a complete data set: remove it and try again.")
     return Prepared(folder, written)
 
 
@@ -122,24 +128,24 @@ def _builder(tfds_name: str, root: Path) -> Any:
 
 
 def _write(builder: Any, *, keep_downloads: bool) -> bool:
-    """Whether it was written here: TFDS leaves alone what another process wrote since we looked."""
+    """Write the data set; return False if another process has written it in the meantime."""
     import tensorflow_datasets as tfds
 
     written = False
     split_generators = builder._split_generators
 
     @functools.wraps(split_generators)  # TFDS reads its signature.
-    def noted(*args: Any, **kwargs: Any) -> Any:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         nonlocal written
         written = True
         return split_generators(*args, **kwargs)
 
-    builder._split_generators = noted
+    builder._split_generators = recorded
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        contextlib.redirect_stdout(sys.stderr),  # TFDS prints what it does.
+        contextlib.redirect_stdout(sys.stderr),  # TFDS prints its progress to stdout.
     ):
         builder.download_and_prepare(
             download_dir=None if keep_downloads else scratch,
@@ -149,7 +155,7 @@ def _write(builder: Any, *, keep_downloads: bool) -> bool:
 
 
 def _read_idx_files(builder: Any, source: Path | None) -> None:
-    """Make `builder` read the files in `source`, or else download them, by our own reader."""
+    """Make `builder` read IDX files from `source`, or download them, with our own reader."""
     shape = builder.info.features["image"].shape[:2]
     num_classes = builder.info.features["label"].num_classes
 

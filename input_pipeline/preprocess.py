@@ -1,4 +1,4 @@
-"""Stored pixels to model input: scaled, standardised, flattened."""
+"""Preprocessing of stored pixels: scaled, standardised, flattened."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,19 @@ from grlu.errors import UserError
 
 NORMALIZATIONS = ("standard", "centered", "unit", "none")
 
-# Mean and standard deviation of each channel, of pixels scaled to [0, 1].
+# Mean and standard deviation of each channel, for pixels scaled to [0, 1].
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """`(pixel / maximum - mean) / std` in float32; hashable, and pure under `jit`.
+    """Affine map `(pixel / maximum - mean) / std` in float32; hashable, and pure under `jit`.
 
-    `mean` holds one number for each channel, or for each pixel of each channel (row by row); `std`
-    one for each channel.
+    Attributes:
+        maximum: largest pixel value.
+        mean: one number per channel, or per pixel and channel (row by row).
+        std: one number per channel.
+        flatten: flatten each image.
     """
 
     maximum: float
@@ -28,7 +31,7 @@ class Preprocess:
     flatten: bool
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return `batch` with `image` (B, H, W, C) as float32, (B, H*W*C) if flattened."""
+        """Return `batch` with `image` (B, H, W, C) as float32, or (B, H*W*C) if flattened."""
         import jax.numpy as jnp
 
         image = jnp.asarray(batch["image"], jnp.float32)
@@ -48,14 +51,14 @@ def preprocess_for(
     maximum: float = 255.0,
     moments: Moments | None = None,
 ) -> Preprocess:
-    """Return the preprocessing of a data set whose training images are `images` (N, H, W, C).
+    """Return the preprocessing of a data set with training images `images` (N, H, W, C).
 
     `standard` uses the published `moments`, or else those of `images`; `centered` subtracts the
-    mean image instead of the mean pixel, so that different examples' inputs are not alike by what
-    all images share; `unit` scales to [0, 1]; `none` leaves the stored values.
+    mean image instead of the mean pixel, which removes what all images share; `unit` scales to
+    [0, 1]; `none` keeps the stored values.
 
     Raises:
-        UserError: for another `normalize`, or a `flatten` that is not true or false.
+        UserError: if `normalize` is unknown, or `flatten` is not true or false.
     """
     if normalize not in NORMALIZATIONS:
         raise UserError(
@@ -71,7 +74,7 @@ def preprocess_for(
 
 
 def mean_image(images: np.ndarray, maximum: float) -> tuple[float, ...]:
-    """Return the mean of `images / maximum` (N, H, W, C), pixel by pixel, summed as integers."""
+    """Return the mean image of `images / maximum` (N, H, W, C), flat, summed as integers."""
     total = np.zeros(images.shape[1:], np.int64)
     for start in range(0, len(images), 1000):
         total += images[start : start + 1000].sum(0, dtype=np.int64)
@@ -81,7 +84,7 @@ def mean_image(images: np.ndarray, maximum: float) -> tuple[float, ...]:
 def channel_moments(images: np.ndarray, maximum: float) -> Moments:
     """Return the mean and standard deviation of each channel of `images / maximum`.
 
-    Summed as integers, a thousand images at a time: exact, and without a float copy of the set.
+    Sums integers, a thousand images at a time: exact, without a float copy of the data set.
     """
     channels = images.shape[-1]
     total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
@@ -91,7 +94,7 @@ def channel_moments(images: np.ndarray, maximum: float) -> Moments:
         squares += (pixels**2).sum(0)
     count = images.size // channels
     mean = [int(t) / count for t in total]
-    # A channel that never varies has nothing to scale; 1 keeps it at zero instead of at nan.
+    # For a constant channel, a std of 1 after scaling gives zeros instead of nan.
     std = [
         math.sqrt(int(s) * count - int(t) ** 2) / count or maximum
         for s, t in zip(squares, total, strict=True)

@@ -1,4 +1,4 @@
-"""Carve the validation set, then a subset, out of the training examples."""
+"""Split of the training examples into a validation set and a training subset."""
 
 from numbers import Integral, Real
 
@@ -17,15 +17,15 @@ def carve(
     subset: int | None,
     option: str = "validation",
 ) -> tuple[Examples, Examples | None]:
-    """Return (train, validation): disjoint, each in the stored order.
+    """Split examples into (train, validation): disjoint, each in the stored order.
 
-    One permutation, drawn from `split_seed`, serves both: its first `validation` entries are the
-    validation set and the next `subset` ones the training set, so that a smaller subset is part of
-    every larger one. With `validation=0` and no subset the arrays come back as they are. `option`
-    is what errors call the size of the part that is held out.
+    One permutation by `split_seed` determines both: its first `validation` entries are the
+    validation set and the next `subset` entries the training set, so that a smaller subset is part
+    of every larger one. With `validation=0` and no subset the arrays are returned unchanged.
+    `option` names the size of the held-out part in errors.
 
     Raises:
-        UserError: for a size or seed of the wrong type, negative, or larger than the data.
+        UserError: if a size or seed has the wrong type, is negative, or exceeds the data.
     """
     total = len(next(iter(examples.values())))
     held_out = _held_out_size(validation, total, option)
@@ -57,12 +57,12 @@ def _held_out_size(validation: int | float, total: int, option: str) -> int:
     size = round(validation * total) if fraction else int(validation)
     if size >= total:
         raise UserError(
-            f"dataset.{option}={validation!r} leaves nothing to train on: the training set has"
-            f" {total} examples, so give less than that."
+            f"dataset.{option}={validation!r} leaves nothing to train on: it must be smaller than"
+            f" the {total} examples of the training set."
         )
     if fraction and size == 0:
         raise UserError(
-            f"dataset.{option}={validation!r} of {total} examples is none at all: give a larger"
+            f"dataset.{option}={validation!r} of {total} examples selects none: use a larger"
             " fraction, or 0 to train on all of them."
         )
     return size

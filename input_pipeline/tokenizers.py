@@ -1,4 +1,4 @@
-"""Tokenizers: from text to numbers and back."""
+"""Tokenizers: conversion between text and token numbers."""
 
 import hashlib
 import os
@@ -12,30 +12,30 @@ from grlu.errors import UserError
 
 TokenizerName = Literal["char", "byte", "gpt2"]
 
-# How GPT-2 cuts a text before its pairs are merged, as published with it.
+# GPT-2's published pattern for splitting a text before merging pairs.
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 class Tokenizer(Protocol):
-    """What a data set of text is read by.
+    """Protocol of tokenizers.
 
     Attributes:
-        size: V, of the vocabulary: tokens are 0 to V - 1.
-        vocabulary: the same for two that give every text the same tokens.
+        size: V, size of the vocabulary: tokens are 0 to V - 1.
+        vocabulary: description, equal for two tokenizers that give every text the same tokens.
     """
 
     size: int
     vocabulary: str
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, shape (T,), int32."""
+        """Return the tokens of a text, shape (T,), int32."""
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some tokens."""
+        """Return the text of tokens."""
 
 
 class Characters:
-    """One token a character, numbered in the order of a string of different characters.
+    """Tokenizer with one token per character, numbered in the order of a string.
 
     >>> tokenizer = Characters("abc")
     >>> tokenizer.encode("cab").tolist(), tokenizer.decode([2, 0, 1])
@@ -48,10 +48,10 @@ class Characters:
         self._numbers = {c: i for i, c in enumerate(characters)}
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, shape (T,), int32.
+        """Return the tokens of a text, shape (T,), int32.
 
         Raises:
-            UserError: for a character that is not in the vocabulary.
+            UserError: if a character is not in the vocabulary.
         """
         try:
             return np.fromiter((self._numbers[c] for c in text), np.int32, len(text))
@@ -63,12 +63,12 @@ class Characters:
             ) from error
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some tokens."""
+        """Return the text of tokens."""
         return "".join(self.characters[int(token)] for token in tokens)
 
 
 class Bytes:
-    """One token a byte of the text's UTF-8: any text, and 256 tokens.
+    """Tokenizer with one token per UTF-8 byte: 256 tokens for any text.
 
     >>> Bytes().decode(Bytes().encode("naïve"))
     'naïve'
@@ -78,19 +78,21 @@ class Bytes:
     vocabulary = "bytes"
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, shape (T,), int32."""
+        """Return the tokens of a text, shape (T,), int32."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of tokens; invalid UTF-8 bytes become U+FFFD."""
         return bytes(int(token) for token in tokens).decode(errors="replace")
 
 
 class GPT2:
-    """GPT-2's byte-pair encoding, 50,257 tokens, by tiktoken, from the two published files.
+    """Tokenizer with GPT-2's byte-pair encoding of 50,257 tokens, from its two published files.
+
+    Requires tiktoken.
 
     Args:
-        folder: where `vocab.bpe` and `encoder.json` lie.
+        folder: folder with `vocab.bpe` and `encoder.json`.
 
     Raises:
         UserError: if a file or tiktoken is missing, or a file is damaged.
@@ -103,7 +105,7 @@ class GPT2:
         for file in files:
             if not file.is_file():
                 raise UserError(
-                    f"{file} is missing: give dataset.bpe the folder with GPT-2's vocab.bpe and "
+                    f"{file} is missing: set dataset.bpe to the folder with GPT-2's vocab.bpe and "
                     "encoder.json"
                 )
         try:
@@ -111,7 +113,7 @@ class GPT2:
             from tiktoken.load import data_gym_to_mergeable_bpe_ranks
         except ImportError as error:
             raise UserError("GPT-2's tokens need tiktoken: run `pip install grlu[text]`") from error
-        # With the hashes, as tiktoken would else take what it once read under the same names.
+        # Without the hashes, tiktoken would use its cache of files with the same names.
         hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         try:
             ranks = data_gym_to_mergeable_bpe_ranks(
@@ -119,7 +121,7 @@ class GPT2:
             )
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(
-                f"{files[0]} and {files[1].name} are not GPT-2's: they don't fit each other"
+                f"{files[0]} and {files[1].name} are not GPT-2's: they do not match each other"
             ) from error
         self._encoding: Any = tiktoken.Encoding(
             "gpt2",
@@ -130,19 +132,19 @@ class GPT2:
         self.size = self._encoding.n_vocab
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text, shape (T,), int32; there are no special ones in it."""
+        """Return the tokens of a text, shape (T,), int32, without special tokens."""
         return np.array(self._encoding.encode_ordinary(text), np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of some tokens."""
+        """Return the text of tokens."""
         return self._encoding.decode([int(token) for token in tokens])
 
 
 def tokenizer_for(name: TokenizerName, text: str, bpe: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of that name for a text, whose characters are those that "char" knows.
+    """Return the named tokenizer; "char" has the characters of `text` as its vocabulary.
 
     Raises:
-        UserError: if there is none, or its files are missing.
+        UserError: if the name is unknown, or the tokenizer's files are missing.
     """
     if name == "char":
         return Characters("".join(sorted(set(text))))

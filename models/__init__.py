@@ -1,11 +1,12 @@
-"""The model zoo: NNX modules, one architecture a file.
+"""Model zoo: NNX modules, one architecture per file.
 
-A model is built as `Model(example_shape, outputs, rngs=rngs, **options)`; the options are the
-config's `model` section. A new model is one file and one line here.
+Build a model as `Model(example_shape, outputs, rngs=rngs, **options)`; the options are the keys of
+the config's `model` section. A new model is one file and one line here.
 """
 
 from collections.abc import Callable
-from typing import Any
+
+from flax import nnx
 
 from models.autoencoder import Autoencoder, ConvAutoencoder
 from models.gpt import GPT
@@ -14,7 +15,7 @@ from models.mlp import MLP
 from models.skip_mlp import SkipMLP
 from models.vae import VAE, ivae, vae_conv, vae_mlp
 
-MODELS: dict[str, Callable[..., Any]] = {
+MODELS: dict[str, Callable[..., nnx.Module]] = {
     "autoencoder": Autoencoder,
     "conv_autoencoder": ConvAutoencoder,
     "gpt": GPT,

@@ -1,11 +1,11 @@
-"""Attention over sequences: multi-head, and multi-head latent; causal or not; with a cache.
+"""Attention over sequences: multi-head and multi-head latent, causal or not, with a cache.
 
-A cache is explicit state, passed in and returned: what the attention keeps of the positions that it
-has seen, in arrays of a fixed length that is filled from the front.
+A cache is explicit state, passed in and returned: arrays of a fixed length that hold what attention
+needs about past positions, filled from the front.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,23 @@ from flax import nnx
 
 import grlu
 
-# What one attention layer keeps of B sequences: arrays with the positions on axis 1.
+# Cache of one attention layer for B sequences: arrays with positions on axis 1.
 Past = tuple[jax.Array, ...]
 
 
 def linear(fan_in: int, units: int, std: float, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
-    """A dense layer with weights drawn from N(0, std²) and zero biases."""
+    """Return a dense layer with weights sampled from N(0, std²) and zero biases."""
     init = nnx.initializers.normal(std)
     return nnx.Linear(fan_in, units, use_bias=bias, kernel_init=init, rngs=rngs)
 
 
-def _seen(queries: int, keys: int, start: jax.Array) -> jax.Array:
-    """Whether query t, at position `start + t`, may see position s; shape (1, 1, T, S)."""
+def _causal_mask(queries: int, keys: int, start: jax.Array) -> jax.Array:
+    """Return the mask (1, 1, T, S): query t at `start + t` attends to positions s ≤ start + t."""
     return (jnp.arange(keys)[None] <= start + jnp.arange(queries)[:, None])[None, None]
 
 
-def _written(past: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def _append(past: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """Write the entries of new positions to a cache, from position `start` on."""
     return jax.lax.dynamic_update_slice_in_dim(past, new.astype(past.dtype), start, axis=1)
 
 
@@ -38,9 +39,9 @@ class MultiHeadAttention(nnx.Module):
     Args:
         width: features of a position, a multiple of `heads`.
         heads: number of heads.
-        causal: whether a position sees itself and what comes before alone, or everything.
-        std: of the initial weights.
-        std_out: of the initial weights of the projection onto the residual stream.
+        causal: let a position attend only to itself and preceding positions.
+        std: standard deviation of the initial weights.
+        std_out: standard deviation of the initial weights of the output projection.
         rngs: source of the initial weights.
     """
 
@@ -60,49 +61,51 @@ class MultiHeadAttention(nnx.Module):
         self.out = linear(width, width, std_out, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, T, width), to its like."""
-        return self._joined(jax.nn.dot_product_attention(*self._split(x), is_causal=self.causal))
+        """Map `x`, shape (B, T, width), to outputs of the same shape."""
+        return self._project_heads(
+            jax.nn.dot_product_attention(*self._split(x), is_causal=self.causal)
+        )
 
     def empty(self, batch: int, length: int) -> Past:
-        """The keys and values of no position: two arrays of shape (B, length, heads, width)."""
+        """Return an empty cache: keys and values, each (B, length, heads, width / heads)."""
         shape = (batch, length, self.heads, self.head_width)
         return jnp.zeros(shape), jnp.zeros(shape)
 
     def cached(self, x: jax.Array, past: Past, start: jax.Array) -> tuple[jax.Array, Past]:
-        """`x`, shape (B, T, width), of the positions from `start` on, after those in `past`."""
+        """Map `x`, shape (B, T, width), at positions from `start` on; return outputs and cache."""
         q, k, v = self._split(x)
-        keys, values = _written(past[0], k, start), _written(past[1], v, start)
-        seen = _seen(x.shape[1], keys.shape[1], start)
-        y = jax.nn.dot_product_attention(q, keys, values, mask=seen)
-        return self._joined(y), (keys, values)
+        keys, values = _append(past[0], k, start), _append(past[1], v, start)
+        mask = _causal_mask(x.shape[1], keys.shape[1], start)
+        y = jax.nn.dot_product_attention(q, keys, values, mask=mask)
+        return self._project_heads(y), (keys, values)
 
     def _split(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         qkv = self.project(x).reshape(*x.shape[:2], 3, self.heads, self.head_width)
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
-    def _joined(self, y: jax.Array) -> jax.Array:
+    def _project_heads(self, y: jax.Array) -> jax.Array:
         return self.out(y.reshape(*y.shape[:2], -1))
 
 
 class LatentAttention(nnx.Module):
-    """Attention whose keys and values are made of one small latent, which is all the cache holds.
+    """Attention with keys and values computed from one small latent, so that its cache is small.
 
-    Queries pass a bottleneck of their own: width → query_latent, norm, → width; keys and values
-    are width → latent, norm, → 2 width. With a cache, the map from the latent to the keys is taken
-    over to the queries' side, and that to the values behind the attention: q·(W c) = (Wᵀ q)·c, so
-    that the keys and values of past positions are never made again.
+    Queries pass a separate bottleneck: width → query_latent, norm, → width; keys and values are
+    width → latent, norm, → 2 width. With a cache, the map from the latent to the keys is applied to
+    the queries, and the map to the values after the attention: q·(W c) = (Wᵀ q)·c, so that the keys
+    and values of past positions are never recomputed.
 
     Source: DeepSeek-AI (2024), "DeepSeek-V2", arXiv:2405.04434, section 2.1, without the rotary
-    part: positions are those of the model's embedding.
+    part: positions come from the model's embedding.
 
     Args:
         width: features of a position, a multiple of `heads`.
         heads: number of heads.
         latent: features of the latent of keys and values; by default half the width.
         query_latent: features of the queries' bottleneck; by default half the width.
-        causal: whether a position sees itself and what comes before alone, or everything.
-        std_out: of the initial weights of the projection onto the residual stream; the others' is
-            1 / √fan-in.
+        causal: let a position attend only to itself and preceding positions.
+        std_out: standard deviation of the initial weights of the output projection; that of the
+            others is 1 / √fan-in.
         rngs: source of the initial weights.
     """
 
@@ -126,42 +129,42 @@ class LatentAttention(nnx.Module):
                 f"latent and query_latent must be positive, got {latent} and {query_latent}"
             )
 
-        # With GPT-2's .02, which the norms make up for, each step of Adam would turn the latents
-        # several times as far as a layer without a norm.
-        def of_unit_variance(fan_in: int, units: int, *, bias: bool = True) -> nnx.Linear:
+        # With GPT-2's .02, which the norms compensate, each step of Adam would rotate the latents
+        # several times as far as those of a layer without a norm.
+        def unit_variance_linear(fan_in: int, units: int, *, bias: bool = True) -> nnx.Linear:
             return linear(fan_in, units, 1 / math.sqrt(fan_in), rngs, bias=bias)
 
-        self.query_down = of_unit_variance(width, narrow)
+        self.query_down = unit_variance_linear(width, narrow)
         self.query_norm = nnx.LayerNorm(narrow, epsilon=1e-5, rngs=rngs)
-        self.query_up = of_unit_variance(narrow, width)
-        self.down = of_unit_variance(width, self.latent)
+        self.query_up = unit_variance_linear(narrow, width)
+        self.down = unit_variance_linear(width, self.latent)
         self.norm = nnx.LayerNorm(self.latent, epsilon=1e-5, rngs=rngs)
-        # Without biases, which could not change sides.
-        self.keys = of_unit_variance(self.latent, width, bias=False)
-        self.values = of_unit_variance(self.latent, width, bias=False)
+        # No biases: they could not be moved to the queries.
+        self.keys = unit_variance_linear(self.latent, width, bias=False)
+        self.values = unit_variance_linear(self.latent, width, bias=False)
         self.out = linear(width, width, std_out, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, T, width), to its like."""
+        """Map `x`, shape (B, T, width), to outputs of the same shape."""
         code = self._code(x)
         k, v = self._by_head(self.keys(code)), self._by_head(self.values(code))
         y = jax.nn.dot_product_attention(self._queries(x), k, v, is_causal=self.causal)
         return self.out(y.reshape(x.shape))
 
     def empty(self, batch: int, length: int) -> Past:
-        """The latents of no position: one array of shape (B, length, latent)."""
+        """Return an empty cache: one array of latents, shape (B, length, latent)."""
         return (jnp.zeros((batch, length, self.latent)),)
 
     def cached(self, x: jax.Array, past: Past, start: jax.Array) -> tuple[jax.Array, Past]:
-        """`x`, shape (B, T, width), of the positions from `start` on, after those in `past`."""
-        codes = _written(past[0], self._code(x), start)
-        seen = _seen(x.shape[1], codes.shape[1], start)
+        """Map `x`, shape (B, T, width), at positions from `start` on; return outputs and cache."""
+        codes = _append(past[0], self._code(x), start)
+        mask = _causal_mask(x.shape[1], codes.shape[1], start)
         shape = (self.latent, self.heads, self.head_width)
         keys, values = (m.kernel[...].reshape(shape) for m in (self.keys, self.values))
         queries = jnp.einsum("bthd,lhd->bthl", self._queries(x), keys)
-        one = codes[:, :, None]  # One head of keys, which are the values, too, serves all queries.
+        one = codes[:, :, None]  # All query heads share one head of keys, which are also values.
         scale = 1 / math.sqrt(self.head_width)
-        mixed = jax.nn.dot_product_attention(queries, one, one, mask=seen, scale=scale)
+        mixed = jax.nn.dot_product_attention(queries, one, one, mask=mask, scale=scale)
         y = jnp.einsum("bthl,lhd->bthd", mixed, values)
         return self.out(y.reshape(x.shape)), (codes,)
 
@@ -184,4 +187,7 @@ def _head_width(width: int, heads: int) -> int:
 
 
 Attention = MultiHeadAttention | LatentAttention
-ATTENTIONS: dict[str, Any] = {"multi_head": MultiHeadAttention, "latent": LatentAttention}
+ATTENTIONS: dict[str, Callable[..., Attention]] = {
+    "multi_head": MultiHeadAttention,
+    "latent": LatentAttention,
+}

@@ -1,4 +1,4 @@
-"""Autoencoders: dense and convolutional, from an example to a latent code and back."""
+"""Dense and convolutional autoencoders."""
 
 import itertools
 from typing import Any, Literal
@@ -16,9 +16,9 @@ LatentName = Literal["linear", "relu", "topk"]
 
 
 class Masking(nnx.Module):
-    """Sets a random share of the features to 0 in training (Vincent et al. 2008).
+    """Layer that sets a random fraction of the features to 0 in training (Vincent et al. 2008).
 
-    The draw comes from the module's own rng stream, which a learning rule reseeds.
+    The mask comes from the module's own PRNG stream, which a learning rule reseeds.
     """
 
     def __init__(self, fraction: float, *, rngs: nnx.Rngs):
@@ -29,14 +29,14 @@ class Masking(nnx.Module):
         self.rngs = rngs.fork() if fraction else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Masks `x`, of any shape."""
+        """Mask `x`, of any shape."""
         if self.rngs is None or self.deterministic:
             return x
         return x * jax.random.bernoulli(self.rngs(), 1 - self.fraction, x.shape).astype(x.dtype)
 
 
 class _Latent(nnx.Module):
-    """The activation of a latent code."""
+    """Activation of a latent code."""
 
     def __init__(self, name: LatentName, topk: float, units: int):
         if name not in ("linear", "relu", "topk"):
@@ -53,26 +53,26 @@ class _Latent(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """Dense layers to a latent code, and mirrored ones back to the example.
+    """Autoencoder of dense layers, with a mirrored decoder.
 
-    The output is the mean of a Gaussian, or the logits of a Bernoulli, per feature: the objective
-    decides. Weights are he-normal, biases zero.
+    The objective interprets the output as means of a Gaussian or logits of a Bernoulli, per
+    feature. Weights are he-normal, biases zero.
 
     Args:
         example_shape: shape of one example, `(features,)`.
-        outputs: not used: an autoencoder's output is its input.
+        outputs: ignored: the output has the shape of the input.
         hidden: widths of the encoder's hidden layers, which the decoder mirrors; may be empty.
         latent: units of the code.
-        latent_activation: "linear", "relu" or "topk", of which the largest units survive.
-        topk: share of the code's units that survive a "topk", in (0, 1].
-        activation: of the hidden layers: "relu", "tanh", "gelu" or "topk" (of the same share).
-        tied: whether the decoder uses the encoder's kernels, transposed; its biases are its own.
-        denoise: share of the input's features set to 0 in training, of which the model is to
-            restore the whole.
+        latent_activation: "linear", "relu" or "topk", which keeps the largest units.
+        topk: fraction of the units that a "topk" keeps, in (0, 1].
+        activation: activation of the hidden layers: "relu", "tanh", "gelu" or "topk".
+        tied: use the encoder's transposed kernels in the decoder, with separate biases.
+        denoise: fraction of the input's features to set to 0 in training, for the model to
+            restore.
         rngs: source of the initial weights and of the masks.
 
     Raises:
-        UserError: on examples that are not flat, or a value outside these ranges.
+        UserError: if examples are not flat, or a value is out of range.
     """
 
     def __init__(
@@ -102,20 +102,20 @@ class Autoencoder(nnx.Module):
             dense(*pair, rngs) for pair in itertools.pairwise(back[: 0 if tied else None])
         )
         self.biases = nnx.List(nnx.Param(jnp.zeros(n)) for n in (back[1:] if tied else []))
-        # One each for the hidden layers of the encoder and of the decoder.
+        # One for each hidden layer of the encoder, then of the decoder.
         self.activations = nnx.List(
             make_activation(activation, topk=topk, topk_mode="hard", rngs=rngs)
             for _ in 2 * tuple(hidden)
         )
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to its code, shape (B, latent), without corruption."""
+        """Map `x`, shape (B, features), to its code, shape (B, latent), without corruption."""
         for layer, activate in zip(self.encoder[:-1], self.activations, strict=False):
             x = activate(layer(x))
         return self.code(self.encoder[-1](x))
 
     def decode(self, code: jax.Array) -> jax.Array:
-        """Maps a code, shape (B, latent), to means or logits, shape (B, features)."""
+        """Map a code, shape (B, latent), to means or logits, shape (B, features)."""
         h, layers = code, len(self.encoder)
         for i in range(layers):
             h = self._decoded(i, h)
@@ -124,7 +124,7 @@ class Autoencoder(nnx.Module):
         return h
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Reconstructs `x`, shape (B, features), from a corrupted copy in training."""
+        """Reconstruct `x`, shape (B, features), in training from a corrupted copy."""
         return self.decode(self.encode(self.corrupt(x)))
 
     def _decoded(self, i: int, h: jax.Array) -> jax.Array:
@@ -138,25 +138,25 @@ class Autoencoder(nnx.Module):
 
 
 class ConvAutoencoder(nnx.Module):
-    """3x3 convolutions of stride 2 to a dense latent code, and transposed ones back to the image.
+    """Autoencoder of 3x3 convolutions of stride 2 around a dense latent code.
 
-    The output is the mean of a Gaussian, or the logits of a Bernoulli, per pixel: the objective
-    decides. Weights are he-normal, biases zero.
+    The objective interprets the output as means of a Gaussian or logits of a Bernoulli, per pixel.
+    Weights are he-normal, biases zero.
 
     Args:
         example_shape: shape of one image, `(height, width, channels)`.
-        outputs: not used: an autoencoder's output is its input.
-        channels: of each of the encoder's convolutions, which the decoder mirrors; may be empty.
+        outputs: ignored: the output has the shape of the input.
+        channels: channels of the encoder's convolutions, which the decoder mirrors; may be empty.
         latent: units of the code.
-        latent_activation: "linear", "relu" or "topk", of which the largest units survive.
-        topk: share of the code's units that survive a "topk", in (0, 1].
-        activation: of the convolutions: "relu", "tanh", "gelu" or "topk" (over the channels).
-        denoise: share of the input's values set to 0 in training, of which the model is to restore
-            the whole.
+        latent_activation: "linear", "relu" or "topk", which keeps the largest units.
+        topk: fraction of the units that a "topk" keeps, in (0, 1].
+        activation: activation of the convolutions: "relu", "tanh", "gelu" or "topk" (over the
+            channels).
+        denoise: fraction of the input's values to set to 0 in training, for the model to restore.
         rngs: source of the initial weights and of the masks.
 
     Raises:
-        UserError: on examples that are not images, or a value outside these ranges.
+        UserError: if examples are not images, or a value is out of range.
     """
 
     def __init__(
@@ -182,13 +182,13 @@ class ConvAutoencoder(nnx.Module):
         self.up = Upwards(name, example_shape, channels, latent, **options)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, height, width, channels), to its code, shape (B, latent)."""
+        """Map `x`, shape (B, height, width, channels), to its code, shape (B, latent)."""
         return self.code(self.to_code(self.down(x)))
 
     def decode(self, code: jax.Array) -> jax.Array:
-        """Maps a code, shape (B, latent), to means or logits of the images' shape."""
+        """Map a code, shape (B, latent), to means or logits of the images' shape."""
         return self.up(code)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Reconstructs `x`, shape (B, height, width, channels), corrupted in training."""
+        """Reconstruct `x`, (B, height, width, channels), in training from a corrupted copy."""
         return self.decode(self.encode(self.corrupt(x)))

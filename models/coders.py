@@ -1,4 +1,4 @@
-"""Encoders from examples to a posterior's mean and log variance; decoders back: any pair fits."""
+"""Encoders to a posterior's mean and log variance, and decoders; any pair of them fits."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from models.layers import activation as make_activation
 
 
 class DenseEncoder(nnx.Module):
-    """Dense layers from an example of any shape to the posterior's mean and log variance."""
+    """Encoder of dense layers, for examples of any shape."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class DenseEncoder(nnx.Module):
         self.heads = _linear((math.prod(example_shape), *hidden)[-1], 2 * latent, rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps `x`, shape (B, *example_shape), to two arrays of shape (B, latent)."""
+        """Map `x`, shape (B, *example_shape), to mean and log variance, each (B, latent)."""
         h = x.reshape(*x.shape[: x.ndim - self.axes], -1)
         for layer, activate in zip(self.layers, self.activations, strict=True):
             h = activate(layer(h))
@@ -38,7 +38,7 @@ class DenseEncoder(nnx.Module):
 
 
 class DenseDecoder(nnx.Module):
-    """Dense layers from a code to logits or means of an example's shape."""
+    """Decoder of dense layers to logits or means of an example's shape."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class DenseDecoder(nnx.Module):
         self.out = _linear((latent, *hidden)[-1], math.prod(example_shape), rngs)
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Maps `z`, shape (..., latent), to shape (..., *example_shape)."""
+        """Map `z`, shape (..., latent), to shape (..., *example_shape)."""
         h = z
         for layer, activate in zip(self.layers, self.activations, strict=True):
             h = activate(layer(h))
@@ -62,7 +62,7 @@ class DenseDecoder(nnx.Module):
 
 
 class ConvEncoder(nnx.Module):
-    """Convolutions of stride 2 from an image to the posterior's mean and log variance."""
+    """Encoder of convolutions of stride 2, for images."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class ConvEncoder(nnx.Module):
         self.heads = _linear(self.down.features, 2 * latent, rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps `x`, shape (B, height, width, channels), to two arrays of shape (B, latent)."""
+        """Map `x`, (B, height, width, channels), to mean and log variance, each (B, latent)."""
         mean, log_variance = jnp.split(self.heads(self.down(x)), 2, axis=-1)
         return mean, log_variance
 
 
 class ConvDecoder(nnx.Module):
-    """A dense layer and transposed convolutions from a code to logits or means of an image."""
+    """Decoder of a dense layer and transposed convolutions to logits or means of an image."""
 
     def __init__(
         self,
@@ -114,19 +114,19 @@ class ConvDecoder(nnx.Module):
         )
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        """Maps `z`, shape (..., latent), to shape (..., height, width, channels)."""
+        """Map `z`, shape (..., latent), to shape (..., height, width, channels)."""
         return self.up(z)
 
 
 def _linear(fan_in: int, units: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """A layer that no activation follows: weights keep the variance (LeCun), biases zero."""
+    """Return a dense layer without activation: LeCun-normal weights, zero biases."""
     return nnx.Linear(fan_in, units, rngs=rngs)
 
 
 def _stack(
     features: int, hidden: tuple[int, ...], activation: ActivationName, rngs: nnx.Rngs
 ) -> tuple[nnx.List, nnx.List]:
-    """Dense layers and their activations; he-normal weights, LeCun's before a tanh."""
+    """Return dense layers and activations; he-normal weights, LeCun-normal before a tanh."""
     init = nnx.initializers.lecun_normal() if activation == "tanh" else nnx.initializers.he_normal()
     layers = nnx.List(
         nnx.Linear(a, b, kernel_init=init, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Convolutions of stride 2 down to features, and transposed ones back up to an image."""
+"""Stacks of convolutions of stride 2, and of transposed convolutions."""
 
 import itertools
 import math
@@ -12,15 +12,15 @@ from models.layers import activation as make_activation
 
 
 class Downwards(nnx.Module):
-    """From images to flat features: each convolution halves height and width, rounded up.
+    """Convolutions from images to flat features; each halves height and width, rounded up.
 
     Weights are he-normal, biases zero.
 
     Attributes:
-        features: number of features that come out.
+        features: number of output features.
 
     Raises:
-        UserError: on examples that are not images, or channels that are not positive.
+        UserError: if examples are not images, or channels are not positive.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Downwards(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (..., height, width, channels), to features, shape (..., features)."""
+        """Map `x`, shape (..., height, width, channels), to features, shape (..., features)."""
         lead = x.shape[:-3]
         for layer, activate in zip(self.layers, self.activations, strict=True):
             x = activate(layer(x))
@@ -53,9 +53,9 @@ class Downwards(nnx.Module):
 
 
 class Upwards(nnx.Module):
-    """From a code back to images: the mirror of `Downwards`, behind a dense layer.
+    """Decoder from a code to images: a dense layer, then the mirror of `Downwards`.
 
-    An activation follows what the dense layer gives, for two linear layers in a row are one.
+    An activation follows the dense layer, because two linear layers in a row would be one.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Upwards(nnx.Module):
         topk: float,
         rngs: nnx.Rngs,
     ):
-        # Of the images before each convolution, to which the larger results are cut.
+        # Shapes of the images before each convolution, to which the larger outputs are cropped.
         self.shapes = shapes(name, example_shape, channels)
         self.first = dense(units, math.prod(self.shapes[-1]), rngs)
         self.layers = nnx.List(
@@ -84,7 +84,7 @@ class Upwards(nnx.Module):
         )
 
     def __call__(self, code: jax.Array) -> jax.Array:
-        """Maps a code, shape (..., units), to an image, shape (..., height, width, channels)."""
+        """Map a code, shape (..., units), to an image, shape (..., height, width, channels)."""
         h = self.first(code).reshape(*code.shape[:-1], *self.shapes[-1])
         for layer, activate, (height, width, _) in zip(
             self.layers, self.activations, self.shapes[-2::-1], strict=True
@@ -96,10 +96,10 @@ class Upwards(nnx.Module):
 def shapes(
     name: str, example_shape: tuple[int, ...], channels: tuple[int, ...]
 ) -> tuple[tuple[int, int, int], ...]:
-    """Shapes of the image and of what each convolution makes of it, (height, width, channels).
+    """Return the shapes (height, width, channels) of the image and of each convolution's output.
 
     Raises:
-        UserError: on examples that are not images, or channels that are not positive.
+        UserError: if examples are not images, or channels are not positive.
     """
     if len(example_shape) != 3:
         raise grlu.UserError(

@@ -1,4 +1,4 @@
-"""GPT-2: a transformer over tokens, from which it predicts the next ones.
+"""GPT-2: a transformer that predicts the next token.
 
 Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners".
 """
@@ -14,28 +14,28 @@ import grlu
 from models.attention import ATTENTIONS, Attention, Past, linear
 from models.layers import precise
 
-_gelu = grlu.activation(nnx.gelu)  # Its tanh form, which is GPT-2's.
+_gelu = grlu.activation(nnx.gelu)  # The tanh approximation, as in GPT-2.
 
 
 class Cache(NamedTuple):
-    """What a model keeps of the tokens that it has seen, so as not to compute it again.
+    """Attention cache of a model.
 
     Attributes:
-        layers: one entry a layer; arrays with axes (sequence, position, ...).
-        length: tokens seen, int32 scalar, the same for all sequences.
+        layers: one entry per layer; arrays with axes (sequence, position, ...).
+        length: number of cached tokens, int32 scalar, the same for all sequences.
     """
 
     layers: tuple[Past, ...]
     length: jax.Array
 
     def repeated(self, times: int) -> "Cache":
-        """Every sequence several times over, its copies next to each other."""
+        """Repeat every sequence, with copies next to each other."""
         layers = jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), self.layers)
         return Cache(layers, self.length)
 
 
 class Block(nnx.Module):
-    """Attention, then a dense layer of 4 times the width; each normalised before, added after."""
+    """Pre-norm transformer block: residual attention and a residual dense layer of 4x width."""
 
     def __init__(
         self, width: int, attention: Attention, *, std_out: float, dropout: float, rngs: nnx.Rngs
@@ -48,49 +48,48 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self._after(x, self.attention(self.norm_1(x)))
+        return self._residual(x, self.attention(self.norm_1(x)))
 
     def cached(self, x: jax.Array, past: Past, start: jax.Array) -> tuple[jax.Array, Past]:
         attended, past = self.attention.cached(self.norm_1(x), past, start)
-        return self._after(x, attended), past
+        return self._residual(x, attended), past
 
-    def _after(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        x = x + self._dropped(attended)
-        return x + self._dropped(self.down(_gelu(self.up(self.norm_2(x)))))
+    def _residual(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        x = x + self._drop(attended)
+        return x + self._drop(self.down(_gelu(self.up(self.norm_2(x)))))
 
-    def _dropped(self, x: jax.Array) -> jax.Array:
+    def _drop(self, x: jax.Array) -> jax.Array:
         return x if self.dropout is None else self.dropout(x)
 
 
 class GPT(nnx.Module):
-    """GPT-2 of any size: tokens to logits, the output tied to the embedding.
+    """GPT-2 of any size, from tokens to logits, with the output tied to the embedding.
 
-    Weights are drawn from N(0, .02²), those of the projections onto the residual stream, of which
-    there are two a layer, from N(0, .02² / 2 layers), and the others of latent attention from
-    N(0, 1 / fan-in); biases are zero.
+    Weights are sampled from N(0, .02²), those of the two output projections of each layer from
+    N(0, .02² / (2 layers)), and the others of latent attention from N(0, 1 / fan-in); biases are
+    zero.
 
-    A model that is not causal sees the whole sequence, and has one row of the embedding more: the
-    mask, token number `outputs`, which it reads but never predicts; and a stream of random numbers
-    from which an objective may draw what to mask.
+    A model that is not causal attends to the full sequence. Its embedding has one more row for the
+    mask, token number `outputs`, which it reads but never predicts, and it has a PRNG stream from
+    which an objective may sample masks.
 
     Args:
         example_shape: shape of one example, `(tokens,)`.
-        outputs: V, the size of the vocabulary.
+        outputs: V, size of the vocabulary.
         layers: number of blocks.
-        heads: of the attention.
+        heads: number of attention heads.
         width: features of a position, a multiple of `heads`.
-        block: longest sequence; by default an example's length.
-        attention: "multi_head", or "latent", whose cache is smaller.
-        latent: with "latent", features of the latent that its cache holds; by default width / 2.
+        block: maximum sequence length; by default an example's length.
+        attention: "multi_head", or "latent", which has a smaller cache.
+        latent: with "latent", features of the cached latent; by default width / 2.
         query_latent: with "latent", features of the queries' bottleneck; by default width / 2.
-        causal: whether a position sees itself and what comes before alone, or everything.
-        dropout: share silenced at random in training, of the embedding and of what each half of a
-            block adds, in [0, 1).
-        value_head: whether there is also a dense layer that values each position.
-        rngs: source of the initial weights and of the dropout's draws.
+        causal: let a position attend only to itself and preceding positions.
+        dropout: dropout rate of the embedding and of each residual branch, in [0, 1).
+        value_head: add a dense layer that estimates the value of each position.
+        rngs: source of the initial weights and of dropout.
 
     Raises:
-        UserError: on a value outside these ranges.
+        UserError: if a value is out of range.
     """
 
     def __init__(
@@ -147,21 +146,21 @@ class GPT(nnx.Module):
         )
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.value = linear(width, 1, 0.02, rngs) if value_head else None
-        self.dtype: Any = None  # in which the head computes; by default that of its weights
+        self.dtype: Any = None  # dtype of the output layer; None for that of its weights
 
     def __call__(self, tokens: jax.Array, start: int = 0) -> jax.Array:
-        """Logits, shape (B, T - start, V), of what follows each of `tokens`, shape (B, T), int.
+        """Return next-token logits (B, T - start, V) after each of `tokens`, int of shape (B, T).
 
-        In a model that is not causal: of the token that stands at each place. Those before `start`
-        are seen, and have no logits, which of a large vocabulary are most of the work.
+        If the model is not causal, return logits of the token at each position. Positions before
+        `start` are context without logits, which for a large vocabulary are most of the work.
 
         Raises:
-            UserError: on more tokens than `block`, or what is no tokens.
+            UserError: on more tokens than `block`, or input that is not tokens.
         """
         return self._logits(self.encode(tokens)[:, start:])
 
     def encode(self, tokens: jax.Array) -> jax.Array:
-        """Features of each position, shape (B, T, width), before the output layer."""
+        """Return the features of each position, shape (B, T, width), before the output layer."""
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise grlu.UserError(
                 f"gpt takes tokens, integers of shape (batch, tokens), not {tokens.dtype} of shape "
@@ -174,7 +173,7 @@ class GPT(nnx.Module):
         return self.norm(x)
 
     def with_values(self, tokens: jax.Array, start: int = 0) -> tuple[jax.Array, jax.Array]:
-        """Logits and the value of the state after each token, (B, T - start, V) and (B, T - start).
+        """Return logits (B, T - start, V), and values (B, T - start) of the state after each token.
 
         Raises:
             UserError: on more tokens than `block`, or a model without a value head.
@@ -185,14 +184,14 @@ class GPT(nnx.Module):
         return self._logits(x), self.value(x)[..., 0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """The cache of `batch` sequences of which nothing is seen yet, and `length` can be.
+        """Return an empty cache of `batch` sequences of at most `length` tokens.
 
         Raises:
             UserError: on a length beyond `block`, or a model that is not causal.
         """
         if not self.causal:
             raise grlu.UserError(
-                "a gpt with causal=false has no cache: each token changes what it sees everywhere"
+                "a gpt with causal=false has no cache: each token changes all other positions"
             )
         self._require_room(length)
         pasts = tuple(layer.attention.empty(batch, length) for layer in self.layers)
@@ -201,20 +200,20 @@ class GPT(nnx.Module):
     def cached(self, tokens: jax.Array, cache: Cache, start: int = 0) -> tuple[jax.Array, Cache]:
         """Return the logits after each of the next `tokens`, shape (B, T), and the new cache.
 
-        The tokens follow those in the cache: several calls give the logits of one call without
-        it. Those before `start` of the new tokens are left out. Where `cache.length` is traced,
-        tokens beyond the cache or the block
-        cannot raise an error: their logits, and all later ones, are nan.
+        The tokens follow those in the cache: several calls give the logits of one call without a
+        cache. Logits of the first `start` new tokens are left out. If `cache.length` is traced,
+        tokens beyond the cache or the block cannot raise an error: their logits, and all later
+        ones, are nan.
 
         Raises:
-            UserError: on more tokens than the cache has positions, or the block.
+            UserError: on more tokens than positions in the cache or in the block.
         """
         room = self._room(tokens.shape[1], cache)
         positions = jax.lax.dynamic_slice_in_dim(
             self.positions[...], cache.length, tokens.shape[1], axis=0
         )
         if isinstance(cache.length, jax.core.Tracer):
-            # Slices and updates are shifted back into their arrays, to wrong positions.
+            # JAX clamps out-of-bounds slices and updates to wrong positions.
             fits = cache.length + tokens.shape[1] <= room
             positions = jnp.where(fits, positions, jnp.nan)
         x, pasts = self._embedded(tokens, positions), []
@@ -225,7 +224,7 @@ class GPT(nnx.Module):
         return logits, Cache(tuple(pasts), cache.length + tokens.shape[1])
 
     def _room(self, new: int, cache: Cache) -> int:
-        """Return the number of positions of a cache, or raise if so many new tokens do not fit."""
+        """Return the number of positions of a cache; raise UserError if `new` tokens do not fit."""
         held = min(layer[0].shape[1] for layer in cache.layers)
         room = min(self.block, held)
         seen = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
@@ -234,8 +233,8 @@ class GPT(nnx.Module):
         what = f"{new} tokens after the {seen} in the cache" if seen else f"{new} tokens"
         if held < self.block:
             raise grlu.UserError(
-                f"{what} are more than the cache has positions, {held}: make it by "
-                f"empty_cache(batch, length={seen + new}), of the model's block of {self.block}"
+                f"{what} are more than the {held} positions of the cache: create it with "
+                f"empty_cache(batch, length={seen + new}), up to the model's block of {self.block}"
             )
         raise grlu.UserError(
             f"{what} are more than the {self.block} of the model's block: "

@@ -1,9 +1,8 @@
-"""GPT-2's published weights, from a safetensors file, in a GPT of their size."""
+"""Loading of GPT-2's published weights from a safetensors file."""
 
 import os
 import pathlib
 import re
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +11,8 @@ from flax import nnx
 import grlu
 from models.gpt import GPT
 
-# Ours → theirs; "h.{}." stands for a layer's own.
-_WHOLE = {
+# Our parameter names -> theirs, outside layers and inside a layer.
+_GLOBAL = {
     "tokens.embedding": "wte.weight",
     "positions": "wpe.weight",
     "norm.scale": "ln_f.weight",
@@ -33,7 +32,7 @@ _LAYER = {
     "down.kernel": "mlp.c_proj.weight",
     "down.bias": "mlp.c_proj.bias",
 }
-# GPT-2's heads are of 64 features in every published size.
+# GPT-2's heads have 64 features in every published size.
 _HEAD_WIDTH = 64
 
 
@@ -44,16 +43,16 @@ def gpt2_from_file(
     block: int | None = None,
     dropout: float = 0.0,
 ) -> GPT:
-    """A GPT with the weights, and of the size, of a GPT-2 saved by the transformers library.
+    """Return a GPT with the size and weights of a GPT-2 saved by the transformers library.
 
     Args:
-        path: `model.safetensors`.
-        heads: number of heads, which the file does not tell; by default width / 64, GPT-2's own.
-        block: how many of its places to keep, the first ones; by default all.
-        dropout: as of `GPT`.
+        path: path of `model.safetensors`.
+        heads: number of heads, which the file does not contain; by default GPT-2's width / 64.
+        block: number of positions to keep, from the first; by default all.
+        dropout: dropout rate, as in `GPT`.
 
     Raises:
-        UserError: if the file or the safetensors package is missing, or it holds no GPT-2.
+        UserError: if the file or the safetensors package is missing, or the file is not a GPT-2.
     """
     theirs = _read(pathlib.Path(path).expanduser())
     try:
@@ -81,14 +80,14 @@ def gpt2_from_file(
         dropout=dropout,
         rngs=nnx.Rngs(0),
     )
-    names = dict(_WHOLE)
+    names = dict(_GLOBAL)
     for i in range(layers):
         names |= {f"layers.{i}.{ours}": f"h.{i}.{other}" for ours, other in _LAYER.items()}
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     for key, variable in params:
         name = names[".".join(map(str, key))]
         if name not in theirs or theirs[name].shape != variable[...].shape:
-            given = theirs[name].shape if name in theirs else "nothing"
+            given = theirs[name].shape if name in theirs else "missing"
             raise grlu.UserError(
                 f"{path} holds no GPT-2: {name} must have shape {variable[...].shape}, not {given}"
             )
@@ -96,7 +95,7 @@ def gpt2_from_file(
     return model
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -109,6 +108,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         arrays: dict[str, np.ndarray] = load_file(path)
     except SafetensorError as error:
-        raise grlu.UserError(f"{path} is not a whole safetensors file: {error}") from error
-    # A model with a head is saved with "transformer." before its names.
+        raise grlu.UserError(f"{path} is not a complete safetensors file: {error}") from error
+    # Models with a head are saved with the prefix "transformer.".
     return {re.sub(r"^transformer\.", "", name): array for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""The parts that dense models share: activations by name, and a layer norm without parameters."""
+"""Building blocks of the models: activations by name, and a layer norm without parameters."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -19,7 +19,7 @@ _FIXED: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Fixed(nnx.Module):
-    """An activation without state, by name."""
+    """Stateless activation, by name."""
 
     def __init__(self, name: str):
         self.name = name
@@ -31,10 +31,10 @@ class Fixed(nnx.Module):
 def activation(
     name: ActivationName, *, topk: float, topk_mode: Literal["gumbel", "hard"], rngs: nnx.Rngs
 ) -> nnx.Module:
-    """The activation of that name; a top-k gets its share of winners and a stream of its own.
+    """Return the named activation; a top-k gets its fraction of winners and its own PRNG stream.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the name is unknown.
     """
     if name == "topk":
         return grlu.TopK(topk, topk_mode, rngs=rngs)
@@ -44,20 +44,20 @@ def activation(
 
 
 def dense(fan_in: int, units: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """A dense layer with he-normal weights and zero biases."""
+    """Return a dense layer with he-normal weights and zero biases."""
     return nnx.Linear(fan_in, units, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
 
 
 def precise(x: jax.Array) -> jax.Array:
-    """`x` in float32 if it is in fewer bits, as the output of a layer that computes in bfloat16."""
+    """Cast `x` to float32 if it has fewer bits, as outputs of bfloat16 layers do."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """Layer norm over the last axis without parameters: (x - mean) / (std + 1e-8).
+    """Normalise over the last axis without parameters: (x - mean) / (std + 1e-8).
 
-    The standard deviation is the population's. A constant input gives zeros, and a zero gradient
-    where the square root has none.
+    The standard deviation is that of the population. A constant input gives zeros and a zero
+    gradient, where the square root itself has none.
     """
     x = precise(x)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -66,7 +66,7 @@ def layer_norm(x: jax.Array) -> jax.Array:
 
 
 def require_flat(name: str, example_shape: tuple[int, ...] | list[int]) -> int:
-    """The number of features of a flat example.
+    """Return the number of features of a flat example.
 
     Raises:
         UserError: if the examples have several axes.

@@ -1,4 +1,4 @@
-"""Greedy blocks with losses of their own: credit that need not travel through depth at all."""
+"""Multi-layer perceptron of greedy blocks with local losses: no credit travels through depth."""
 
 from typing import Literal
 
@@ -12,12 +12,12 @@ from models.layers import activation as make_activation
 
 
 class LocalMLP(nnx.Module):
-    """Hidden layers of equal width, each with a head that answers for it alone.
+    """Hidden layers of equal width, each with its own output head.
 
-    No credit passes from one block to the block before it: a block learns from its own head's
-    answer what helps that answer, and hands its activity on (Nøkland & Eidnes 2019,
-    arXiv:1901.06656; with perturbation, Ren et al. 2022, arXiv:2210.03310). Every layer's input is
-    normalised without parameters; weights are he-normal.
+    No credit passes from one block to the preceding one: a block learns only from its own head, and
+    passes its activity on (Nøkland & Eidnes 2019, arXiv:1901.06656; with perturbation, Ren et al.
+    2022, arXiv:2210.03310). Every layer's input is normalised without parameters; weights are
+    he-normal.
 
     Args:
         example_shape: shape of one example, `(features,)`.
@@ -25,12 +25,12 @@ class LocalMLP(nnx.Module):
         width: units of each hidden layer.
         depth: number of hidden layers, which is the number of heads.
         activation: "relu", "tanh", "gelu" or "topk".
-        topk: share of the units that win, in (0, 1], where the activation is "topk".
-        topk_mode: "gumbel" (winners drawn in training) or "hard".
-        rngs: source of the initial weights and of the top-k's draws.
+        topk: fraction of the units that win, in (0, 1], for activation "topk".
+        topk_mode: "gumbel" (winners sampled in training) or "hard".
+        rngs: source of the initial weights and of the top-k's noise.
 
     Raises:
-        UserError: on examples that are not flat, or a size that is not positive.
+        UserError: if examples are not flat, or a size is not positive.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class LocalMLP(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to logits.
+        """Map `x`, shape (B, features), to logits.
 
         Returns:
-            In training the heads' logits, shape (B, depth, outputs); in evaluation the last head's,
-            shape (B, outputs).
+            In training the logits of all heads, shape (B, depth, outputs); in evaluation those of
+            the last head, shape (B, outputs).
         """
-        answers, x = [], layer_norm(x)
+        logits, x = [], layer_norm(x)
         for layer, activate, head in zip(self.layers, self.activations, self.heads, strict=True):
             h = layer_norm(activate(layer(x)))
-            answers.append(head(h))
+            logits.append(head(h))
             x = jax.lax.stop_gradient(h)
-        return answers[-1] if self.deterministic else jnp.stack(answers, axis=1)
+        return logits[-1] if self.deterministic else jnp.stack(logits, axis=1)

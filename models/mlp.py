@@ -13,7 +13,7 @@ from models.layers import layer_norm as normalised
 
 
 class MLP(nnx.Module):
-    """Dense layers: normalise, multiply, activate; the last one gives the logits.
+    """Multi-layer perceptron: layer norm, dense layer, activation; the last layer gives logits.
 
     Weights are he-normal, biases zero.
 
@@ -22,14 +22,14 @@ class MLP(nnx.Module):
         outputs: number of outputs.
         hidden: width of each hidden layer; empty for a linear model.
         activation: "relu", "tanh", "gelu" or "topk".
-        topk: share of the units that win, in (0, 1], where the activation is "topk".
-        topk_mode: "gumbel" (winners drawn in training) or "hard".
-        layer_norm: whether each layer's input is normalised, without parameters.
-        dropout: share of the hidden units that is silenced at random in training, in [0, 1).
-        rngs: source of the initial weights and of the top-k's draws.
+        topk: fraction of the units that win, in (0, 1], for activation "topk".
+        topk_mode: "gumbel" (winners sampled in training) or "hard".
+        layer_norm: normalise each layer's input, without parameters.
+        dropout: dropout rate of the hidden units, in [0, 1).
+        rngs: source of the initial weights, of dropout and of the top-k's noise.
 
     Raises:
-        UserError: on examples that are not flat, or a size that is out of range.
+        UserError: if examples are not flat, or a size is out of range.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class MLP(nnx.Module):
         )
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to the activity before the last layer, (B, units)."""
+        """Map `x`, shape (B, features), to the activity before the last layer, (B, units)."""
         for layer, activate in zip(self.layers[:-1], self.activations, strict=True):
             x = activate(layer(self._normalised(x)))
             x = self.dropout(x) if self.dropout else x
         return x
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
+        """Map `x`, shape (B, features), to logits, shape (B, outputs)."""
         return self.layers[-1](self._normalised(self.encode(x)))
 
     def _normalised(self, x: jax.Array) -> jax.Array:

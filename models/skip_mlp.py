@@ -1,4 +1,4 @@
-"""Dense networks with skip connections, for credit that depth would dilute."""
+"""Multi-layer perceptron with skip connections, which keep credit strong in deep networks."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from models.layers import activation as make_activation
 
 
 class SkipMLP(nnx.Module):
-    """A perceptron of equal hidden layers whose activity also passes them by.
+    """Multi-layer perceptron of equal hidden layers with skip connections.
 
     Every layer's input is normalised without parameters (pre-norm); weights are he-normal.
 
@@ -21,16 +21,16 @@ class SkipMLP(nnx.Module):
         outputs: number of outputs.
         width: units of each hidden layer.
         depth: number of hidden layers.
-        skip: "add": each hidden layer after the first adds to its input (He et al. 2016,
-            arXiv:1603.05027); "concat": it joins its input (Huang et al. 2017, arXiv:1608.06993);
-            "head": a plain chain, whose head sees all hidden layers.
+        skip: "add": each hidden layer after the first adds its output to its input (He et al. 2016,
+            arXiv:1603.05027); "concat": it appends its output to its input (Huang et al. 2017,
+            arXiv:1608.06993); "head": a plain chain whose head reads all hidden layers.
         activation: "relu", "tanh", "gelu" or "topk".
-        topk: share of the units that win, in (0, 1], where the activation is "topk".
-        topk_mode: "gumbel" (winners drawn in training) or "hard".
-        rngs: source of the initial weights and of the top-k's draws.
+        topk: fraction of the units that win, in (0, 1], for activation "topk".
+        topk_mode: "gumbel" (winners sampled in training) or "hard".
+        rngs: source of the initial weights and of the top-k's noise.
 
     Raises:
-        UserError: on examples that are not flat, a size that is not positive, an unknown skip.
+        UserError: if examples are not flat, a size is not positive, or the skip is unknown.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SkipMLP(nnx.Module):
         self.head = dense(width * (1 if skip == "add" else depth), outputs, rngs)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to what its head sees, before it is normalised."""
+        """Map `x`, shape (B, features), to the head's input before normalisation."""
         h, seen = x, []
         for i, (layer, activate) in enumerate(zip(self.layers, self.activations, strict=True)):
             new = activate(layer(layer_norm(h)))
@@ -78,5 +78,5 @@ class SkipMLP(nnx.Module):
         return h
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x`, shape (B, features), to logits, shape (B, outputs)."""
+        """Map `x`, shape (B, features), to logits, shape (B, outputs)."""
         return self.head(layer_norm(self.encode(x)))

@@ -1,4 +1,7 @@
-"""Variational autoencoders (Kingma & Welling 2014, arXiv:1312.6114): any encoder, any decoder."""
+"""Variational autoencoders of any encoder and decoder.
+
+Source: Kingma & Welling (2014), "Auto-encoding variational Bayes", arXiv:1312.6114.
+"""
 
 import math
 from typing import Literal, NamedTuple
@@ -16,16 +19,16 @@ LikelihoodName = Literal["bernoulli", "gaussian", "learned"]
 BackboneName = Literal["mlp", "conv"]
 
 LOG_VARIANCES = (-12.0, 8.0)
-"""Bounds of the posterior's log variance: standard deviations from 0.0025 to 55."""
+"""Bounds of the posterior's log variance, for standard deviations from 0.0025 to 55."""
 
 
 class Posterior(NamedTuple):
-    """A Gaussian with diagonal covariance for each example.
+    """Diagonal Gaussian for each example.
 
     Attributes:
         mean: shape (B, latent).
         log_variance: shape (B, latent), within `LOG_VARIANCES`.
-        clamped: how many of an example's log variances were beyond them, shape (B,).
+        clamped: number of an example's log variances outside these bounds, shape (B,).
     """
 
     mean: jax.Array
@@ -33,7 +36,7 @@ class Posterior(NamedTuple):
     clamped: jax.Array
 
     def draw(self, key: jax.Array, samples: int | None = None) -> jax.Array:
-        """One draw each, shape (B, latent), or several, (B, samples, latent)."""
+        """Sample one code per example, (B, latent), or several, (B, samples, latent)."""
         batch, latent = self.mean.shape
         mean, log_variance = self.mean, self.log_variance
         shape: tuple[int, ...] = (batch, latent)
@@ -44,13 +47,13 @@ class Posterior(NamedTuple):
 
 
 def clamp(log_variance: jax.Array) -> jax.Array:
-    """`log_variance` within `LOG_VARIANCES`; the gradient passes, and leads back from beyond."""
+    """Clamp `log_variance` to `LOG_VARIANCES`, with a straight-through gradient."""
     inside = jnp.clip(log_variance, *LOG_VARIANCES)
     return log_variance + jax.lax.stop_gradient(inside - log_variance)
 
 
 class VAE(nnx.Module):
-    """A Gaussian posterior by an encoder, a standard normal prior, a likelihood by a decoder.
+    """Variational autoencoder with a Gaussian posterior and a standard normal prior.
 
     Args:
         encoder: examples -> (mean, log variance), each (B, latent).
@@ -58,13 +61,13 @@ class VAE(nnx.Module):
         example_shape: shape of one example.
         latent: units of the code.
         likelihood: "bernoulli" (the decoder gives logits of pixels in [0, 1]), "gaussian" (means,
-            with the standard deviation `sd`), or "learned": Gaussian with one learned deviation
-            for all features, at first `sd` (Rybkin et al. 2021, arXiv:2006.13202).
+            with the standard deviation `sd`), or "learned": Gaussian with one learned standard
+            deviation for all features, initially `sd` (Rybkin et al. 2021, arXiv:2006.13202).
         sd: standard deviation of the Gaussian, in units of the input.
         rngs: source of the samples in training.
 
     Raises:
-        UserError: if there are more latents than features, or a value is out of range.
+        UserError: if a value is out of range.
     """
 
     def __init__(
@@ -92,29 +95,29 @@ class VAE(nnx.Module):
         self.rngs = rngs.fork()
 
     def posterior(self, x: jax.Array) -> Posterior:
-        """q(z | x) for `x` of shape (B, *example_shape)."""
+        """Return q(z | x) for `x` of shape (B, *example_shape)."""
         mean, raw = map(precise, self.encoder(x))
         log_variance = clamp(raw)
         beyond = (raw < LOG_VARIANCES[0]) | (raw > LOG_VARIANCES[1])
         return Posterior(mean, log_variance, jnp.sum(beyond, -1).astype(mean.dtype))
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """The posterior's mean, shape (B, latent): the features on which others learn."""
+        """Return the posterior's mean, shape (B, latent), the features for downstream models."""
         return self.posterior(x).mean
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Logits or means, shape (..., *example_shape), of codes (..., latent)."""
+        """Return logits or means, shape (..., *example_shape), of codes (..., latent)."""
         return precise(self.decoder(z))
 
     def log_likelihood(self, x: jax.Array, z: jax.Array) -> jax.Array:
-        """log p(x | z) in nats, summed over the features.
+        """Return log p(x | z) in nats, summed over features.
 
         Args:
-            x: shape (B, *example_shape).
-            z: one code for each, (B, latent), or several, (B, samples, latent).
+            x: examples, shape (B, *example_shape).
+            z: one code per example, (B, latent), or several, (B, samples, latent).
 
         Returns:
-            Shape (B,) or (B, samples).
+            Log-likelihoods, shape (B,) or (B, samples).
         """
         out = self.decode(z)
         target = x if z.ndim == 2 else x[:, None]
@@ -125,35 +128,35 @@ class VAE(nnx.Module):
         return jnp.sum(nats, tuple(range(z.ndim - 1, out.ndim)))
 
     def expected(self, out: jax.Array) -> jax.Array:
-        """The mean of an example's features that the decoder's output stands for."""
+        """Return the expected example, given the decoder's output: logits or means."""
         return nnx.sigmoid(out) if self.likelihood == "bernoulli" else out
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits or means at a draw of the posterior in training, at its mean in evaluation."""
+        """Return logits or means at a posterior sample in training, at its mean in evaluation."""
         posterior = self.posterior(x)
         return self.decode(posterior.mean if self.deterministic else posterior.draw(self.rngs()))
 
     def reconstruct(self, x: jax.Array) -> jax.Array:
-        """The expected example at the posterior's mean, shape of `x`."""
+        """Return the expected example at the posterior's mean, in the shape of `x`."""
         return self.expected(self.decode(self.encode(x)))
 
     def sample(self, key: jax.Array, count: int) -> jax.Array:
-        """Expected examples at `count` draws of the prior, shape (count, *example_shape)."""
+        """Return expected examples at `count` prior samples, shape (count, *example_shape)."""
         return self.expected(self.decode(jax.random.normal(key, (count, self.latent))))
 
     def interpolate(self, one: jax.Array, other: jax.Array, steps: int) -> jax.Array:
-        """Expected examples on the straight lines between the codes of pairs of examples.
+        """Return expected examples on straight lines between the codes of pairs of examples.
 
         Args:
-            one: where the lines begin, shape (B, *example_shape).
-            other: where they end.
-            steps: points on each line, both ends among them.
+            one: start of each line, shape (B, *example_shape).
+            other: end of each line, shape (B, *example_shape).
+            steps: number of points on each line, including both ends.
 
         Returns:
-            Shape (B, steps, *example_shape).
+            Expected examples, shape (B, steps, *example_shape).
         """
-        share = jnp.linspace(0, 1, steps)[None, :, None]
-        line = (1 - share) * self.encode(one)[:, None] + share * self.encode(other)[:, None]
+        weight = jnp.linspace(0, 1, steps)[None, :, None]
+        line = (1 - weight) * self.encode(one)[:, None] + weight * self.encode(other)[:, None]
         return self.expected(self.decode(line))
 
     def _log_variance(self, ndim: int) -> jax.Array:
@@ -175,7 +178,7 @@ def vae_mlp(
     sd: float = 1.0,
     rngs: nnx.Rngs,
 ) -> VAE:
-    """A variational autoencoder of dense layers."""
+    """Return a variational autoencoder of dense layers; see `ivae`."""
     return ivae(
         example_shape,
         outputs,
@@ -203,7 +206,7 @@ def vae_conv(
     sd: float = 1.0,
     rngs: nnx.Rngs,
 ) -> VAE:
-    """A variational autoencoder of 4x4 convolutions of stride 2."""
+    """Return a variational autoencoder of 4x4 convolutions of stride 2; see `ivae`."""
     return ivae(
         example_shape,
         outputs,
@@ -237,26 +240,26 @@ def ivae(
     sd: float = 1.0,
     rngs: nnx.Rngs,
 ) -> VAE:
-    """A variational autoencoder for iterative inference (trainer svi), of either backbone.
+    """Return a variational autoencoder for iterative inference (trainer svi), of either backbone.
 
     Args:
-        example_shape: shape of one example; of an image for a convolutional backbone.
-        outputs: not used: an autoencoder's output is its input.
+        example_shape: shape of one example; an image for a convolutional backbone.
+        outputs: ignored: the output has the shape of the input.
         encoder: "mlp" or "conv".
-        decoder: "mlp" or "conv", whatever the encoder is.
+        decoder: "mlp" or "conv", independent of the encoder.
         latent: units of the code.
         encoder_hidden: widths of a dense encoder's hidden layers; may be empty.
-        decoder_hidden: widths of a dense decoder's, from the code to the example.
-        encoder_channels: of a convolutional encoder's convolutions.
-        decoder_channels: of a convolutional decoder's, from the code to the image.
+        decoder_hidden: widths of a dense decoder's hidden layers, from the code to the example.
+        encoder_channels: channels of a convolutional encoder.
+        decoder_channels: channels of a convolutional decoder, from the code to the image.
         encoder_activation: "relu", "tanh", "gelu" or "topk" (the larger half).
-        decoder_activation: the same for the decoder.
+        decoder_activation: as `encoder_activation`, for the decoder.
         likelihood: "bernoulli", "gaussian" or "learned", as in `VAE`.
-        sd: standard deviation of a Gaussian likelihood, at first where it is learned.
+        sd: standard deviation of a Gaussian likelihood; its initial value if learned.
         rngs: source of the initial weights and of the samples.
 
     Raises:
-        UserError: if there are more latents than features, or sizes that are not positive.
+        UserError: if there are more latents than features, or a size is not positive.
     """
     del outputs
     features = math.prod(example_shape)

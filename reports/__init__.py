@@ -1,4 +1,4 @@
-"""Reports: what runs did, as pictures and one page that a person can look at."""
+"""Reports of runs, as pictures and one HTML page."""
 
 from reports.report import write_report
 

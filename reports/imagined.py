@@ -1,4 +1,4 @@
-"""What a variational autoencoder imagines: samples, traversals, lines, and inference in steps."""
+"""Images from a variational autoencoder: samples, traversals, interpolation, inference by step."""
 
 import dataclasses
 from typing import Any
@@ -7,25 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainers import generative
-from trainers.svi import SVI
+from trainers.evaluation import generative
+from trainers.gradient.svi import SVI
 
 SAMPLES, TRAVERSED, LINES, FILMED, POINTS = (5, 10), 6, 5, 5, 9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Imagined:
-    """Images as grids, each (rows, columns, height, width, depth).
+    """Grids of images, each (rows, columns, height, width, depth).
 
     Attributes:
-        samples: expected images at draws of the prior.
-        traversals: a row a latent, the most active first: from -3 to 3, the others those of an
-            image.
-        units: the numbers of these latents.
-        lines: a row a pair of test images: the first, the points between their codes, the second.
-        films: a row a test image: itself, and what is expected before and during inference.
-        moments: the steps of inference that the films show.
-        curves: what corrupted images become by inference (`trainers.generative.corrupted`).
+        samples: expected images at samples of the prior.
+        traversals: one row per latent, the most active first, from -3 to 3; the other latents are
+            those of one image.
+        units: indices of these latents.
+        lines: one row per pair of test images: the first, points between their codes, the second.
+        films: one row per test image: the image, then expected images before and during inference.
+        moments: steps of inference that the films show.
+        curves: inference on corrupted images, from `trainers.evaluation.generative.corrupted`.
     """
 
     samples: np.ndarray
@@ -38,13 +38,13 @@ class Imagined:
 
 
 def imagined(model: Any, settings: Any, x: jax.Array, shape: tuple[int, ...]) -> Imagined:
-    """Asks a `models.VAE`.
+    """Return images from a `models.VAE`.
 
     Args:
-        model: in evaluation mode.
-        settings: those of its trainer.
-        x: test images as the model sees them, at least one.
-        shape: of an image, (height, width, depth).
+        model: the model, in evaluation mode.
+        settings: settings of its trainer.
+        x: preprocessed test images, at least one.
+        shape: shape of an image, (height, width, depth).
     """
     refine = settings.refinement() if isinstance(settings, SVI) else generative.SHORT
     rows, columns = SAMPLES

@@ -1,4 +1,4 @@
-"""What a run has learned: its newest checkpoint, asked on the test split."""
+"""Evaluation of a run's newest checkpoint on the test split, for the pictures of a report."""
 
 import dataclasses
 import math
@@ -13,29 +13,31 @@ from flax import nnx
 from grlu.errors import UserError
 from reports.imagined import Imagined, imagined
 from reports.record import Record
-from trainers import generative
-from trainers.features import config_of, open_experiment
-from trainers.gradient import Trainer
-from trainers.loop import open_checkpoints
-from trainers.objectives import Classification, Reconstruction
-from trainers.run_directory import RunDirectory
+from trainers.evaluation import generative
+from trainers.gradient.trainer import Trainer
+from trainers.loop.loop import open_checkpoints
+from trainers.loop.run_dir import RunDirectory
+from trainers.objectives.registry import Classification, Reconstruction
+from trainers.pipelines.links import config_of
+from trainers.pipelines.open import open_experiment
 
 MOST_FIELDS, MOST_CODES, MOST_EXAMPLES, MOST_IMAGINED, BATCH = 32, 2000, 10, 128, 500
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learned:
-    """Answers of a run's model; all but the confusion are those of the first seed.
+    """Results of a run's model, of the first seed except for the confusion matrix.
 
     Attributes:
-        step: of the checkpoint.
-        confusion: test examples by (true class, answered class), summed over the seeds.
+        step: step of the checkpoint.
+        confusion: test examples by (true class, predicted class), summed over seeds.
         fields: weights from the image to units of the first layer, (units, height, width, depth).
-        convolution: whether these are convolution kernels.
-        codes: latent codes of test images, (images, latent), and `labels`, their classes.
-        inputs: test images as the model sees them, and `outputs`, what it makes of them;
-            (images, height, width, depth).
-        imagined: what a variational autoencoder imagines.
+        convolution: True if the fields are convolution kernels.
+        codes: latent codes of test images, (images, latent).
+        labels: classes of these images, (images,).
+        inputs: preprocessed test images, (images, height, width, depth).
+        outputs: the model's outputs for these images, of the same shape.
+        imagined: images from a variational autoencoder.
     """
 
     step: int
@@ -50,10 +52,10 @@ class Learned:
 
 
 def learned(record: Record) -> Learned:
-    """Asks a run's newest checkpoint.
+    """Evaluate a run's newest checkpoint.
 
     Raises:
-        UserError: if there is no checkpoint, or config, data and checkpoint don't fit.
+        UserError: if there is no checkpoint, or config, data and checkpoint don't match.
     """
     run = RunDirectory.open(record.path)
     if not any(run.checkpoints.glob("*/")):
@@ -62,7 +64,7 @@ def learned(record: Record) -> Learned:
     experiment = open_experiment(config, run, computed=("test",))
     trainer = experiment.trainer
     if not isinstance(trainer, Trainer):
-        raise UserError(f"there are no pictures of what trainer.name={config.trainer.name} teaches")
+        raise UserError(f"models trained with trainer.name={config.trainer.name} have no pictures")
     with open_checkpoints(experiment, run) as checkpoints:
         best = experiment.run.patience is not None
         restored = checkpoints.restore(jax.eval_shape(experiment.init), best=best)
@@ -82,28 +84,28 @@ def learned(record: Record) -> Learned:
     found: dict[str, Any] = {}
     if isinstance(trainer.objective, Classification):
         found["confusion"] = sum(
-            _confusion(_Asked(trainer.model(state), experiment.preprocess, test))
+            _confusion(_Tested(trainer.model(state), experiment.preprocess, test))
             for state, test in zip(states, tests, strict=True)
         )
     if "image" not in tests[0]:
-        return Learned(restored.step, **found)  # Of text there are no pictures.
-    asked = _Asked(trainer.model(states[0]), experiment.preprocess, tests[0])
+        return Learned(restored.step, **found)  # Text has no pictures.
+    tested = _Tested(trainer.model(states[0]), experiment.preprocess, tests[0])
     shape = np.shape(tests[0]["image"])[1:]
     if len(shape) == 3:
-        found |= _fields(asked.model, shape)
-    if hasattr(asked.model, "encode"):
-        found |= _codes(asked)
-    if hasattr(asked.model, "encode") and hasattr(asked.model, "decode") and len(shape) == 3:
-        found |= _reconstructions(asked, shape, _output(asked.model, trainer.objective))
+        found |= _fields(tested.model, shape)
+    if hasattr(tested.model, "encode"):
+        found |= _codes(tested)
+    if hasattr(tested.model, "encode") and hasattr(tested.model, "decode") and len(shape) == 3:
+        found |= _reconstructions(tested, shape, _output(tested.model, trainer.objective))
     if generative.is_generative(config) and len(shape) == 3:
-        rows = np.unique(np.linspace(0, len(asked.labels) - 1, MOST_IMAGINED).astype(int))
-        images = jnp.asarray(experiment.preprocess(asked.batch(rows))["image"])
-        found["imagined"] = imagined(asked.model, trainer.settings, images, shape)
+        rows = np.unique(np.linspace(0, len(tested.labels) - 1, MOST_IMAGINED).astype(int))
+        images = jnp.asarray(experiment.preprocess(tested.batch(rows))["image"])
+        found["imagined"] = imagined(tested.model, trainer.settings, images, shape)
     return Learned(restored.step, **found)
 
 
 def _output(model: Any, objective: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """From what a model gives to the mean that it stands for."""
+    """Return the function from a model's output to the expected example."""
     if hasattr(model, "expected"):
         return lambda out: np.asarray(model.expected(jnp.asarray(out)))
     if isinstance(objective, Reconstruction) and objective.likelihood == "bernoulli":
@@ -112,8 +114,8 @@ def _output(model: Any, objective: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Asked:
-    """A model, and the test split as it is stored."""
+class _Tested:
+    """Model with the stored test split."""
 
     model: Any
     preprocess: Callable[[Any], Any]
@@ -126,30 +128,30 @@ class _Asked:
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[rows] for name, array in self.test.items()}
 
-    def answers(self, method: str, rows: np.ndarray) -> np.ndarray:
-        """What a method of the model makes of some examples."""
+    def outputs(self, method: str, rows: np.ndarray) -> np.ndarray:
+        """Apply a method of the model to test examples."""
         graphdef, state = nnx.split(self.model)
 
         @jax.jit
-        def answer(state: Any, batch: Any) -> jax.Array:
+        def apply(state: Any, batch: Any) -> jax.Array:
             model = nnx.merge(graphdef, state, copy=True)
             return getattr(model, method)(self.preprocess(batch)["image"])
 
         parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-        return np.concatenate([np.asarray(answer(state, self.batch(part))) for part in parts])
+        return np.concatenate([np.asarray(apply(state, self.batch(part))) for part in parts])
 
 
-def _confusion(asked: _Asked) -> np.ndarray:
-    logits = asked.answers("__call__", np.arange(len(asked.labels)))
-    if logits.ndim == 3:  # of several heads, the last one answers
+def _confusion(tested: _Tested) -> np.ndarray:
+    logits = tested.outputs("__call__", np.arange(len(tested.labels)))
+    if logits.ndim == 3:  # several heads: the last one predicts
         logits = logits[:, -1]
     counts = np.zeros((logits.shape[-1],) * 2, int)
-    np.add.at(counts, (asked.labels, logits.argmax(-1)), 1)
+    np.add.at(counts, (tested.labels, logits.argmax(-1)), 1)
     return counts
 
 
 def _fields(model: Any, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The strongest units of the first layer that takes the image itself."""
+    """Return the strongest units of the first layer that reads the image."""
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         kernel = np.asarray(variable[...])
         if path[-1] != "kernel" or shape[-1] not in (1, 3):
@@ -166,18 +168,18 @@ def _fields(model: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return {}
 
 
-def _codes(asked: _Asked) -> dict[str, np.ndarray]:
-    count = len(asked.labels)
+def _codes(tested: _Tested) -> dict[str, np.ndarray]:
+    count = len(tested.labels)
     rows = np.linspace(0, count - 1, min(MOST_CODES, count)).astype(int)
-    codes = asked.answers("encode", rows)
-    return {"codes": codes.reshape(len(rows), -1), "labels": asked.labels[rows]}
+    codes = tested.outputs("encode", rows)
+    return {"codes": codes.reshape(len(rows), -1), "labels": tested.labels[rows]}
 
 
 def _reconstructions(
-    asked: _Asked, shape: tuple[int, ...], output: Callable[[np.ndarray], np.ndarray]
+    tested: _Tested, shape: tuple[int, ...], output: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The first test image of each class, in the order of classes, and what becomes of it."""
-    rows = np.unique(asked.labels, return_index=True)[1][:MOST_EXAMPLES]
-    inputs = np.asarray(asked.preprocess(asked.batch(rows))["image"])
-    outputs = output(asked.answers("__call__", rows))
+    """Return the first test image of each class, in the order of classes, and its output."""
+    rows = np.unique(tested.labels, return_index=True)[1][:MOST_EXAMPLES]
+    inputs = np.asarray(tested.preprocess(tested.batch(rows))["image"])
+    outputs = output(tested.outputs("__call__", rows))
     return {"inputs": inputs.reshape(-1, *shape), "outputs": outputs.reshape(-1, *shape)}

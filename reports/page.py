@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it, no network and no script."""
+"""Self-contained HTML page, without other files, network or scripts."""
 
 import base64
 import html
@@ -61,7 +61,7 @@ summary {{ cursor: pointer; }}
 
 
 def page(title: str, lead: str, body: str) -> str:
-    """A whole page: a title, a line under it, and what follows, which is HTML."""
+    """Return a complete page: a title, a line below it, and a body in HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -73,13 +73,13 @@ def page(title: str, lead: str, body: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A section; nothing at all if its parts are empty."""
+    """Return a section, or an empty string if all its parts are empty."""
     content = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{html.escape(title)}</h2>\n{content}\n</section>\n" if content else ""
 
 
 def pictures(shown: Sequence[Picture], *, columns: int = 2) -> str:
-    """Pictures in so many columns, at most 3, or fewer where the window is narrow."""
+    """Return pictures in at most 3 columns, fewer in narrow windows."""
     if not shown:
         return ""
     kind = ("pictures one", "pictures", "pictures three")[min(columns, 3) - 1]
@@ -87,19 +87,19 @@ def pictures(shown: Sequence[Picture], *, columns: int = 2) -> str:
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that a click opens."""
+    """Return content that a click expands."""
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>\n"
 
 
 def notes(sentences: Sequence[str]) -> str:
-    """A list of sentences, or nothing."""
+    """Return a list of sentences, or an empty string."""
     items = "".join(f"<li>{html.escape(each)}</li>" for each in sentences)
     return f'<ul class="missing">{items}</ul>' if items else ""
 
 
 def _figure(each: Picture) -> str:
     title, caption = html.escape(each.title), html.escape(each.caption)
-    # The header of a PNG: its width and height in pixels, two of which are one of the page's.
+    # The PNG's header holds width and height; two of its pixels are one pixel of the page.
     width, height = (n // 2 for n in struct.unpack(">II", each.light[16:24]))
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(each.dark)}">'
     kind = ' class="wide"' if width > 800 else ""

@@ -1,4 +1,4 @@
-"""What a run has written down: its config, its metrics, the time it took, and its stages."""
+"""Records of runs, read from their folders: config, metrics, training time and stages."""
 
 import dataclasses
 import json
@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 
 from grlu.errors import UserError
-from trainers.run_directory import RunDirectory, read_metrics
+from trainers.loop.run_dir import RunDirectory, read_metrics
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """A run as its folder tells it.
+    """Record of a run.
 
     Attributes:
-        label: a short name.
-        path: its folder.
-        config: as saved; empty for a pipeline's folder that has none of its own.
-        columns: of `metrics.csv`: one number a row, nan where a cell is empty.
-        seconds: training time, or None if no events tell it; of a pipeline, all its stages'.
-        stages: the runs that a pipeline is made of, in order.
-        continual: what a pipeline's summary says of tasks learned one after the other, or None.
+        label: short name.
+        path: folder of the run.
+        config: saved config; empty for a pipeline's folder without one.
+        columns: columns of `metrics.csv`, nan for empty cells.
+        seconds: training time, for a pipeline that of all stages; None if there are no events.
+        stages: runs of a pipeline's stages, in order.
+        continual: results of continual learning in a pipeline's summary, or None.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Record:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics, without split, the accuracy first."""
+        """Return the names of the metrics, without split, the accuracy first."""
         names = dict.fromkeys(
             column.split("_", 1)[1]
             for column in self.columns
@@ -52,20 +52,20 @@ class Record:
         return sorted(names, key=lambda name: name != "accuracy")
 
     @property
-    def told(self) -> "Record":
-        """The run whose metrics speak for this one: itself, or the last stage that has any."""
+    def shown(self) -> "Record":
+        """Return the run whose metrics to show: this one, or the last stage with metrics."""
         if len(self.columns.get("step", ())):
             return self
-        told = [stage for stage in self.stages if len(stage.columns.get("step", ()))]
-        return told[-1] if told else self
+        trained = [stage for stage in self.stages if len(stage.columns.get("step", ()))]
+        return trained[-1] if trained else self
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section of the config, empty if it has none."""
+        """Return a section of the config, empty if missing."""
         section = self.config.get(name)
         return section if isinstance(section, dict) else {}
 
     def series(self, split: str, metric: str) -> dict[str, np.ndarray]:
-        """`epoch`, `step`, `mean` and `sd` (0 for one seed) of the rows that have the metric."""
+        """Return `epoch`, `step`, `mean` and `sd` (0 for one seed) of the rows with the metric."""
         mean = self.columns.get(f"{split}_{metric}", np.zeros(0))
         there = np.isfinite(mean)
         sd = self.columns.get(f"{split}_{metric}_sd", np.zeros_like(mean))
@@ -73,7 +73,7 @@ class Record:
         return {**found, "mean": mean[there], "sd": np.nan_to_num(sd[there])}
 
     def final(self, split: str, metric: str) -> tuple[float, float | None] | None:
-        """The last value and, with several seeds, its standard deviation; None if there is none."""
+        """Return the last value and, with several seeds, its standard deviation, or None."""
         series = self.series(split, metric)
         if not len(series["mean"]):
             return None
@@ -82,10 +82,10 @@ class Record:
 
 
 def read_record(path: pathlib.Path, label: str | None = None) -> Record:
-    """Reads a run's folder, or a pipeline's, whose stages are the runs in its `stages/`.
+    """Read the folder of a run, or of a pipeline with its stages in `stages/`.
 
     Raises:
-        UserError: if there is no such folder, it holds no run, or a file in it can't be read.
+        UserError: if the folder does not exist, holds no run, or has an unreadable file.
     """
     run = RunDirectory(path)
     if not path.is_dir():
@@ -109,7 +109,7 @@ def read_record(path: pathlib.Path, label: str | None = None) -> Record:
 
 
 def read_records(paths: list[pathlib.Path]) -> list[Record]:
-    """Reads several runs, whose labels are made to differ. Raises what `read_record` raises."""
+    """Read several runs, with unique labels; raise the errors of `read_record`."""
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
@@ -136,11 +136,11 @@ def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
             for column in (rows[0] if rows else ())
         }
     except ValueError as error:
-        raise UserError(f"{path} holds a cell that is no number: {error}") from error
+        raise UserError(f"{path} has a cell that is not a number: {error}") from error
 
 
 def _place(stage: Record, config: dict[str, Any]) -> tuple[float, float, str]:
-    """Where a stage comes: as the pipeline's config lists it, else by when it began."""
+    """Return the sort key of a stage: its place in the pipeline's config, else its start time."""
     listed = config.get("stages", ())
     names = [each.get("name") if isinstance(each, dict) else each for each in listed]
     place = names.index(stage.label) if stage.label in names else len(names)
@@ -148,17 +148,17 @@ def _place(stage: Record, config: dict[str, Any]) -> tuple[float, float, str]:
 
 
 def _seconds(path: pathlib.Path) -> float | None:
-    """Time from the first event to the last of each file of events: the breaks don't count."""
+    """Return the total time from first to last event in each file, without breaks in between."""
     spans = [times[-1] - times[0] for times in _times(path)]
     return sum(spans) if spans else None
 
 
 def _times(path: pathlib.Path) -> Iterator[list[float]]:
-    """The wall-clock times, in seconds, of the events in each of a run's TensorBoard files."""
+    """Yield the events' wall-clock times, in seconds, of each of a run's TensorBoard files."""
     for file in sorted(path.glob("events.out.tfevents.*")):
         content, at, times = file.read_bytes(), 0, []
-        # A record: its length, a checksum of that, the event, a checksum. An event begins with
-        # the tag of its wall-clock time, a double.
+        # A record has its length, a checksum, the event, and a checksum. An event begins with the
+        # tag of its wall-clock time, a double.
         while at + 12 <= len(content):
             (length,) = struct.unpack_from("<Q", content, at)
             if at + 12 + length > len(content) or content[at + 12] != 0x09:

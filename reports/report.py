@@ -1,4 +1,4 @@
-"""A report of one run, or of several side by side: read the runs, draw, write one page."""
+"""Report of one run, or of several side by side."""
 
 import dataclasses
 import logging
@@ -9,21 +9,21 @@ from collections.abc import Iterator, Sequence
 
 from grlu.errors import UserError
 from reports import tables
-from reports.confusion import confusion_matrix
-from reports.continual import accuracy_matrix
-from reports.curves import accuracy_by_passes, learning_curves
-from reports.grids import imagination
-from reports.images import receptive_fields, reconstructions
-from reports.latent import latent_map
 from reports.learned import learned
 from reports.page import folded, notes, page, pictures, section
 from reports.passes import passes_per_example
+from reports.pictures.confusion import confusion_matrix
+from reports.pictures.continual import accuracy_matrix
+from reports.pictures.curves import accuracy_by_passes, learning_curves
+from reports.pictures.grids import imagination
+from reports.pictures.images import receptive_fields, reconstructions
+from reports.pictures.latent import latent_map
+from reports.pictures.timeline import timeline
 from reports.record import Record, read_records
 from reports.style import Picture
-from reports.timeline import timeline
 from reports.units import duration
 from reports.written import written
-from trainers.paths import local
+from trainers.config.paths import local
 
 _log = logging.getLogger("grlu")
 
@@ -31,15 +31,15 @@ _log = logging.getLogger("grlu")
 def write_report(
     runs: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None
 ) -> pathlib.Path:
-    """Writes PNGs and one self-contained `index.html`; what can't be shown is said there.
+    """Write PNGs and a self-contained `index.html`, which also lists what is missing.
 
     Args:
-        runs: folders of runs, or of pipelines.
-        out: folder for the report; by default `report/` in the run, or, for several runs,
-            `reports-NAMES/` beside the first.
+        runs: folders of runs or pipelines.
+        out: folder of the report; by default `report/` in the run, or, for several runs,
+            `reports-NAMES/` next to the first.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
         UserError: if a folder holds no run, or `out` is remote or can't be written.
@@ -66,14 +66,14 @@ def write_report(
 
 
 class _Report:
-    """Collects the pictures of a report, under names that differ, and what it can't show."""
+    """Collector of a report's pictures, with unique names, and of notes on missing parts."""
 
     def __init__(self) -> None:
         self.drawn: list[Picture] = []
         self.missing: list[str] = []
 
     def body(self, records: Sequence[Record]) -> str:
-        """The page's body."""
+        """Return the page's body."""
         several = len(records) > 1
         alone = records[0].stages if not several else ()
         parts = [section("Results", tables.results(alone or records))]
@@ -82,10 +82,10 @@ class _Report:
         for record in records:
             title = f"Stages of {record.label}" if several else "Stages"
             table = tables.results(record.stages) if several and record.stages else ""
-            parts.append(section(title, table, self.whole(record, several)))
-        parts.append(section("What was learned", self.asked(records, several)))
+            parts.append(section(title, table, self.pipeline(record, several)))
+        parts.append(section("Learned model", self.models(records, several)))
         for record in records:
-            title = f"What {record.label} writes" if several else "What it writes"
+            title = f"Samples of {record.label}" if several else "Samples"
             parts.append(section(title, written(record)))
         for record in records:
             for stage in record.stages:
@@ -95,35 +95,36 @@ class _Report:
         return "".join(parts)
 
     def learning(self, records: Sequence[Record], suffix: str) -> str:
-        """The curves."""
+        """Return the curves."""
         for record in records:
-            if not record.told.columns:
+            if not record.shown.columns:
                 self.miss(f"{record.path} has no metrics yet, so it has no curves")
             elif (
-                "accuracy" in record.told.metrics and passes_per_example(record.told.config) is None
+                "accuracy" in record.shown.metrics
+                and passes_per_example(record.shown.config) is None
             ):
-                name = record.told.section("trainer").get("name")
+                name = record.shown.section("trainer").get("name")
                 self.miss(
                     f"the forward passes of {record.label} are not known for trainer {name!r}"
                 )
         drawn = [learning_curves(records), accuracy_by_passes(records)]
         return pictures([self.keep(each, suffix) for each in drawn if each], columns=1)
 
-    def whole(self, record: Record, several: bool) -> str:
-        """What a pipeline is as a whole; nothing for another run."""
+    def pipeline(self, record: Record, several: bool) -> str:
+        """Return the pictures of a pipeline's stages together; none for other runs."""
         drawn = [timeline(record)] if record.stages else []
         if record.continual:
             drawn.append(accuracy_matrix(record.continual, of=record.label))
         suffix = _suffix(record) if several else ""
         return pictures([self.keep(each, suffix) for each in drawn if each], columns=1)
 
-    def asked(self, records: Sequence[Record], several: bool) -> str:
-        """What the checkpoints show: a row a kind of picture, a column a run."""
+    def models(self, records: Sequence[Record], several: bool) -> str:
+        """Return the pictures of the learned models: one row per kind, one column per run."""
         by_kind: dict[str, list[Picture]] = {}
         for record in records:
-            # A pipeline has checkpoints in its stages, not of its own.
+            # A pipeline has checkpoints only in its stages.
             if not record.stages or any(record.path.glob("checkpoints/*/")):
-                for each in self.answers(record):
+                for each in self.model_pictures(record):
                     kept = self.keep(each, _suffix(record) if several else "")
                     by_kind.setdefault(each.name, []).append(kept)
         if not several:
@@ -131,32 +132,32 @@ class _Report:
         return "".join(pictures(kept, columns=len(records)) for kept in by_kind.values())
 
     def stage(self, record: Record, stage: Record, several: bool) -> str:
-        """The section of one stage of a pipeline."""
+        """Return the section of one stage of a pipeline."""
         suffix = (_suffix(record) if several else "") + _suffix(stage)
         title = f"{record.label}: stage {stage.label}" if several else f"Stage {stage.label}"
         curves = self.learning([stage], suffix)
-        answers = [self.keep(each, suffix) for each in self.answers(stage)]
+        drawn = [self.keep(each, suffix) for each in self.model_pictures(stage)]
         return section(
             title,
             f"<p>{tables.escape(_facts(stage))}</p>",
             curves,
-            pictures(answers),
+            pictures(drawn),
             written(stage),
             folded("Settings of this stage", _config(stage)),
         )
 
-    def answers(self, record: Record) -> Iterator[Picture]:
-        """Pictures of what a run's newest checkpoint has learned."""
+    def model_pictures(self, record: Record) -> Iterator[Picture]:
+        """Yield the pictures of a run's newest checkpoint."""
         if written(record):
-            return  # What a policy has learned is what it writes.
-        _log.info("asking %s", record.path)
+            return  # The report shows a policy's samples instead.
+        _log.info("evaluating %s", record.path)
         try:
             found = learned(record)
         except UserError as error:
-            self.miss(f"{record.label} shows nothing of what it learned: {error}")
+            self.miss(f"{record.label} has no pictures of its model: {error}")
             return
         of = record.label
-        # Without names of their own, classes are called by their numbers.
+        # Classes without names are numbered.
         data = record.section("dataset")
         names = (
             data["classes"] if data.get("renumber") and data.get("classes") else range(sys.maxsize)
@@ -173,11 +174,13 @@ class _Report:
             yield from imagination(found.imagined, of=of)
 
     def keep(self, drawn: Picture, suffix: str) -> Picture:
+        """Add a picture to the report, with a suffix to its name."""
         kept = dataclasses.replace(drawn, name=drawn.name + suffix)
         self.drawn.append(kept)
         return kept
 
     def miss(self, sentence: str) -> None:
+        """Note and log that a part of the report is missing."""
         _log.warning("%s", sentence)
         self.missing.append(sentence)
 
@@ -190,7 +193,7 @@ def _default_folder(paths: Sequence[pathlib.Path], records: Sequence[Record]) ->
 
 
 def _suffix(record: Record) -> str:
-    """`-NAME`, with nothing in it that file names can't hold."""
+    """Return `-NAME`, without characters that file names can't contain."""
     return "-" + re.sub(r"[^\w.]+", "_", record.label)
 
 
@@ -199,7 +202,7 @@ def _lead(records: Sequence[Record]) -> str:
 
 
 def _facts(record: Record) -> str:
-    """`mlp on digits, trained by grlu · 471 steps · 12 s`."""
+    """Summarise a run, such as `mlp on digits, trained by grlu · 471 steps · 12 s`."""
     if record.stages:
         return "A pipeline of stages: " + ", ".join(stage.label for stage in record.stages)
     names = [record.section(each).get("name", "?") for each in ("model", "dataset", "trainer")]

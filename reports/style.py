@@ -1,4 +1,4 @@
-"""How pictures look: every one is drawn twice, for light and for dark pages."""
+"""Style of pictures, each drawn twice: for light and for dark pages."""
 
 import dataclasses
 import io
@@ -20,14 +20,14 @@ class Theme:
 
     Attributes:
         name: "light" or "dark".
-        surface: behind everything.
+        surface: background.
         ink: text and axes.
-        muted: what is only context.
+        muted: secondary elements.
         grid: lines of the grid.
-        lines: of runs: Okabe and Ito's colours, which differ for colour-blind eyes too, in shades
-            that stand out from the surface.
-        classes: Petroff's ten colours (arXiv:2107.02270), made for the same eyes.
-        diverging: colour map of signed weights, the surface's colour at zero.
+        lines: colours of runs: Okabe and Ito's colour-blind safe palette, in shades with contrast
+            to the surface.
+        classes: colours of classes: Petroff's ten colour-blind safe colours (arXiv:2107.02270).
+        diverging: colour map of signed weights, with the surface's colour at zero.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Theme:
     diverging: str
 
     def line(self, i: int) -> str:
-        """The colour of the i-th run."""
+        """Return the colour of the i-th run."""
         return self.lines[i % len(self.lines)]
 
     def shades(self, i: int) -> Colormap:
-        """A colour map from the surface to a run's colour."""
+        """Return a colour map from the surface to a run's colour."""
         return LinearSegmentedColormap.from_list("shades", [self.surface, self.line(i)])
 
 
@@ -78,14 +78,14 @@ DARK = Theme(
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture as PNGs on a light and on a dark surface.
+    """Picture as PNGs on a light and a dark surface.
 
     Attributes:
-        name: of its file, without suffix.
-        title: what it is.
-        caption: how to read it, in a sentence or two.
-        light: PNG.
-        dark: PNG.
+        name: name of its file, without suffix.
+        title: its title.
+        caption: one or two sentences on how to read it.
+        light: PNG for light pages.
+        dark: PNG for dark pages.
     """
 
     name: str
@@ -98,9 +98,9 @@ class Picture:
 def picture(
     name: str, title: str, caption: str, draw: Callable[[Theme], Figure], *, of: str = ""
 ) -> Picture:
-    """Draws a picture in both themes.
+    """Draw a picture in both themes.
 
-    Its title, with the name of the run that it is `of`, is in the PNG, for slides.
+    The PNG includes the title, with the label `of` the run, for use in slides.
     """
     title = f"{title} · {of}" if of else title
     return Picture(name, title, caption, *(_png(draw, title, theme) for theme in (LIGHT, DARK)))
@@ -124,7 +124,7 @@ def _png(draw: Callable[[Theme], Figure], title: str, theme: Theme) -> bytes:
 
 
 def settings(theme: Theme) -> dict[Any, Any]:
-    """Matplotlib's settings for a theme."""
+    """Return Matplotlib's settings for a theme."""
     return {
         "backend": "agg",
         "figure.facecolor": theme.surface,

@@ -1,4 +1,4 @@
-"""The tables of a report, as HTML: results, configs, and where configs differ."""
+"""HTML tables of a report: results, configs, and differences between configs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -9,32 +9,32 @@ from reports.units import duration, named, number
 
 
 def results(records: Sequence[Record]) -> str:
-    """Final metrics, mean ± standard deviation over seeds: a row a metric, a column a run."""
-    told = [(record.told, record) for record in records]
-    names = dict.fromkeys(name for each, _ in told for name in each.metrics)
+    """Return final metrics, mean ± sd over seeds: rows are metrics, columns are runs."""
+    shown = [(record.shown, record) for record in records]
+    names = dict.fromkeys(name for each, _ in shown for name in each.metrics)
     metrics = sorted(names, key=lambda name: name != "accuracy")
     rows = []
     for split in reversed(SPLITS):
         for metric in metrics:
-            values = [each.final(split, metric) for each, _ in told]
+            values = [each.final(split, metric) for each, _ in shown]
             if any(values):
-                having = [each for (each, _), value in zip(told, values, strict=True) if value]
+                having = [each for (each, _), value in zip(shown, values, strict=True) if value]
                 name = f"{split} {named(metric, *(each.config for each in having))}"
                 rows.append([name, *("–" if v is None else number(metric, *v) for v in values)])
-    steps = [max(each.columns.get("step", ()), default=0) for each, _ in told]
+    steps = [max(each.columns.get("step", ()), default=0) for each, _ in shown]
     rows.append(["steps", *(f"{int(step):,}" for step in steps)])
-    rows.append(["seeds", *(str(each.seeds) for each, _ in told)])
+    rows.append(["seeds", *(str(each.seeds) for each, _ in shown)])
     times = [record.seconds for record in records]
     rows.append(["training time", *("–" if t is None else duration(t) for t in times)])
     heads = [
         record.label if each is record else f"{record.label}, stage {each.label}"
-        for each, record in told
+        for each, record in shown
     ]
     return table(["", *heads], rows, "numbers")
 
 
 def differences(records: Sequence[Record]) -> str:
-    """Keys on which the runs' configs differ, or an empty string."""
+    """Return the keys in which the runs' configs differ, or an empty string."""
     flat = [dict(flatten(record.config)) for record in records]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = [
@@ -46,7 +46,7 @@ def differences(records: Sequence[Record]) -> str:
 
 
 def config(values: Mapping[str, Any]) -> str:
-    """A config: one table a section."""
+    """Return a config, with one table per section."""
     sections: dict[str, list[list[str]]] = {}
     for key, value in flatten(values):
         section, _, rest = key.rpartition(".")
@@ -58,7 +58,7 @@ def config(values: Mapping[str, Any]) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`section.key` and its value as text, of all that a config holds."""
+    """Yield `section.key` and its value as text for all keys of a config."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -76,7 +76,7 @@ def _text(value: Any) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table; the first cell of each row names it."""
+    """Return a table; the first cell of each row is its heading."""
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'

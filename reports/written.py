@@ -1,4 +1,4 @@
-"""What a policy wrote in the course of its training, and what it was paid for it: a table."""
+"""Table of a policy's samples during training, with their rewards."""
 
 import json
 from typing import Any
@@ -7,14 +7,15 @@ from grlu.errors import UserError
 from reports import tables
 from reports.record import Record
 from reports.units import number
-from trainers.run_directory import RunDirectory
-from trainers.samples import read_lines
+from trainers.loop.run_dir import RunDirectory
+from trainers.loop.samples import read_lines
 
 
 def written(record: Record) -> str:
-    """The completions of the first, the middle and the last step at which they were written down.
+    """Return the completions at the first, middle and last logged step as a table.
 
-    Nothing for a run without any.
+    Returns:
+        The table, or an empty string for a run without samples.
 
     Raises:
         UserError: if the file can't be read.
@@ -33,8 +34,8 @@ def written(record: Record) -> str:
         for sample in same:
             row += [_visible(sample["completion"]), number("reward", sample["reward"], None)]
         rows.append([*row, _visible(same[0]["target"])])
-    table = tables.table([*heads, "the data's own"], rows, "written")
-    return f"{table}<p class='lead'>Drawn for the same prompts; ⏎ is a line feed.</p>"
+    table = tables.table([*heads, "target"], rows, "written")
+    return f"{table}<p class='lead'>Samples for the same prompts; ⏎ is a line feed.</p>"
 
 
 def _samples(record: Record) -> dict[int, list[dict[str, Any]]]:
@@ -46,7 +47,7 @@ def _samples(record: Record) -> dict[int, list[dict[str, Any]]]:
             kept = {key: sample[key] for key in ("prompt", "completion", "target", "reward")}
             found.setdefault(int(sample["step"]), []).append(kept)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {line}: no sample of a policy: {error}") from error
+            raise UserError(f"{path}, line {line}: not a policy's sample: {error}") from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: strictness, low-rank noise's check, and the folder of the real data."""
+"""Fixtures of all tests: strictness, fast compilation, devices and the folder of real data."""
 
 import os
 import pathlib
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grlu.parameter_noise import ParameterNoise
-from grlu.rule import pure_objective
-from grlu.tracing.network import parameter_names
+from grlu.network import parameter_names
+from grlu.noise.parameters import ParameterNoise
+from grlu.rules.rule import pure_objective
+from tests.slow import slow_tests
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Compiling is what takes the time: programs this small need not be fast.
+# Compilation dominates the tests: programs this small need not be fast.
 if jax.__version_info__ < (0, 11):
     # Later versions have no other emitters.
     os.environ["XLA_FLAGS"] = (
@@ -27,9 +28,17 @@ COMPILING = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests of `tests/slow.txt`."""
+    slow = slow_tests()
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def compiling(tmp_path_factory):
-    """Compiled quickly, and kept for the session; also in the processes that tests start."""
+    """Compile quickly and cache programs for the session, also in child processes."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -40,14 +49,14 @@ def compiling(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def forgetting():
-    """A module's programs are let go after it: kept, they come to gigabytes."""
+    """Free compiled programs after each module: together they need gigabytes."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def devices():
-    """The environment of a process that sees so many devices."""
+    """Return the environment of a process with a number of devices."""
 
     def of(count: int) -> dict[str, str]:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -58,10 +67,10 @@ def devices():
 
 @pytest.fixture(scope="session")
 def low_rank_noise():
-    """Checks that a model moves along low-rank noise as along the same noise in whole matrices."""
+    """Check that low-rank noise moves a model like the same noise in full matrices."""
 
     def check(model: nnx.Module, reward_fn, batch, rtol: float = 1e-5) -> set[str]:
-        """Returns the names of the parameters whose noise is of low rank."""
+        """Return the names of the parameters with low-rank noise."""
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         objective = pure_objective(graphdef, reward_fn)
         noise = ParameterNoise(objective, params, rest, batch, 1)
@@ -85,7 +94,7 @@ def low_rank_noise():
 
 @pytest.fixture
 def data_dir() -> pathlib.Path:
-    """The TFDS folder with the real MNIST; the variable GRLU_TEST_DATA names its parent."""
+    """Return the TFDS folder with real MNIST; GRLU_TEST_DATA names its parent."""
     root = os.environ.get("GRLU_TEST_DATA")
     if not root or not (pathlib.Path(root) / "tfds" / "mnist").is_dir():
         pytest.skip("set GRLU_TEST_DATA to a folder with tfds/mnist to test on the real MNIST")

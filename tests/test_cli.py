@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, their output and their exit status.
+"""The command line in real processes: output and exit status.
 
 Every process finds a package `tensorflow` that ends it with status 99, so that each test here also
 shows that no command imports TensorFlow.
@@ -17,20 +17,21 @@ import sys
 
 import pytest
 
+import configs
 import input_pipeline
 import models
 import trainers
-from trainers.config import config_names
+from tests.processes import Commands
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Two processes may meet in the cache of compiled programs, which is not locked: JAX compiles again.
+# The cache of compiled programs is not locked: JAX compiles again after a collision.
 WARNINGS = ["-W", "error", "-W", "ignore:Error reading persistent compilation cache entry"]
 SMALL = ["digits_grlu", "model.hidden=[64]", "trainer.samples=2", "trainer.epochs=1"]
 
 
 @pytest.fixture(scope="module")
 def trap(tmp_path_factory):
-    """A folder with the package `tensorflow` that ends whoever imports it."""
+    """Return a folder with a package `tensorflow` that ends any process that imports it."""
     folder = tmp_path_factory.mktemp("trap")
     (folder / "tensorflow").mkdir()
     (folder / "tensorflow" / "__init__.py").write_text("import os; os._exit(99)")
@@ -39,30 +40,36 @@ def trap(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grlu(trap):
-    """Runs the command line to its end, in a process of its own without data sets."""
+    """Run a `grlu` command to its end, in its own process and without data sets."""
+    base = {
+        **os.environ,
+        "PYTHONPATH": f"{trap}{os.pathsep}{ROOT}",
+        "TFDS_DATA_DIR": str(trap / "empty"),
+        "COLUMNS": "100",
+    }
+    commands = Commands(base, WARNINGS)
 
-    def run(*arguments, cwd=trap, program=("-m", "grlu.cli"), **environment):
+    def run(*arguments, cwd=trap, program=None, **environment):
+        if program is None:
+            process = commands.start(arguments, cwd, **environment)
+            out, errors = process.communicate()
+            return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
         return subprocess.run(
             [sys.executable, *WARNINGS, *program, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=120,
             cwd=cwd,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{trap}{os.pathsep}{ROOT}",
-                "TFDS_DATA_DIR": str(trap / "empty"),
-                "COLUMNS": "100",
-                **environment,
-            },
+            env={**base, **environment},
         )
 
-    return run
+    yield run
+    commands.close()
 
 
 @pytest.fixture(scope="module")
 def trained(grlu, tmp_path_factory):
-    """One small run, trained by the command line in its default folder."""
+    """Train a small run from the command line in its default folder."""
     cwd = tmp_path_factory.mktemp("trained")
     done = grlu("train", *SMALL, cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -71,13 +78,13 @@ def trained(grlu, tmp_path_factory):
 
 @pytest.fixture
 def run_copy(trained, tmp_path):
-    """That run in a folder that the test may change."""
+    """Copy that run to a folder that the test may change."""
     (run,) = (trained[0] / "runs").iterdir()
     return shutil.copytree(run, tmp_path / "run")
 
 
 def sentence(done, status):
-    """What a failed command says: one line on stderr, no traceback, nothing on stdout."""
+    """Return the message of a failed command: one line on stderr, nothing on stdout."""
     assert done.returncode == status, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -85,7 +92,7 @@ def sentence(done, status):
     return line
 
 
-def test_the_trap_works(grlu):
+def test_importing_tensorflow_ends_the_process(grlu):
     assert grlu("import tensorflow", program=["-c"]).returncode == 99
 
 
@@ -129,7 +136,7 @@ def test_list_names_everything(grlu):
     done = grlu("list")
     assert (done.returncode, done.stderr) == (0, "")
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
-    tables = [config_names(), models.MODELS, trainers.TRAINERS, trainers.OBJECTIVES]
+    tables = [configs.names(), models.MODELS, trainers.TRAINERS, trainers.OBJECTIVES]
     tables.append(input_pipeline.DATASETS)
     assert listed >= {name for table in tables for name in table}
     assert listed >= {"grlu.NodePerturbation", "grlu.Backprop"}
@@ -162,7 +169,7 @@ def test_report_prints_its_page(grlu, run_copy):
 
 
 @pytest.mark.slow
-def test_a_pipeline_trains_resumes_and_shows_what_was_forgotten(grlu, tmp_path):
+def test_a_pipeline_trains_resumes_and_shows_forgetting(grlu, tmp_path):
     head = {"epochs": 1, "name": "grlu", "samples": 2, "learning_rate": 0.01}
     stages = [
         {
@@ -225,7 +232,7 @@ def test_a_config_that_cannot_be_read_is_named(grlu, tmp_path, name, content, sa
     assert re.search(said, sentence(grlu("train", tmp_path / name, cwd=tmp_path), 2))
 
 
-def test_what_is_dropped_is_said_once(grlu, tmp_path):
+def test_dropped_keys_are_logged_once(grlu, tmp_path):
     change = ["trainer.name=backprop", "dataset.data_dir=nowhere"]
     done = grlu("train", "mnist_grlu", *change, "--run", tmp_path / "run")
     assert done.returncode == 2
@@ -244,7 +251,7 @@ def test_a_folder_without_a_run_is_refused(grlu, tmp_path):
     assert "holds no run" in sentence(grlu("evaluate", tmp_path, "--json"), 2)
 
 
-def test_a_report_of_no_run_writes_nothing(grlu, run_copy, tmp_path):
+def test_a_report_without_a_run_writes_nothing(grlu, run_copy, tmp_path):
     assert "there is no folder absent" in sentence(grlu("report", "absent", cwd=tmp_path), 2)
     assert "holds no run" in sentence(grlu("report", run_copy, tmp_path), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -272,22 +279,22 @@ def test_preparing_prints_the_folder(grlu, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "x", "--rnu", "y"]])
-def test_a_command_that_does_not_exist_is_status_2(grlu, arguments):
+def test_an_unknown_command_exits_with_2(grlu, arguments):
     done = grlu(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "--help" in done.stderr
 
 
-def test_a_run_that_breaks_is_status_1(grlu, tmp_path):
+def test_a_broken_run_exits_with_1(grlu, tmp_path):
     breaking = ["trainer.optimizer=sgd", "trainer.learning_rate=1e38", "trainer.schedule=constant"]
     done = grlu("train", *SMALL, *breaking, "--run", tmp_path / "run", "--quiet")
     assert re.search(r"not finite appeared at step \d+", sentence(done, 1))
 
 
 @pytest.mark.slow
-def test_a_disk_that_takes_no_more_keeps_what_was_saved(grlu, run_copy):
-    """No file may grow beyond 20 kB: the run's small files still fit, its checkpoint doesn't."""
+def test_a_full_disk_keeps_saved_checkpoints(grlu, run_copy):
+    """Files are limited to 20 kB: the run's small files fit, its checkpoint does not."""
     config = json.loads((run_copy / "config.json").read_text())
     config["trainer"]["epochs"] = 2
     (run_copy / "config.json").write_text(json.dumps(config))
@@ -301,14 +308,14 @@ main()
         "resume", run_copy, "--quiet", program=["-c", full], JAX_ENABLE_COMPILATION_CACHE="false"
     )
     assert done.returncode == 2, done.stderr
-    # Orbax's threads may put a word in before.
+    # Orbax's threads may print earlier.
     assert re.match(r"error: the checkpoint of step 314 .* disk full", done.stderr.splitlines()[-1])
     evaluated = grlu("evaluate", run_copy, "--json")
     assert json.loads(evaluated.stdout)["step"] == 157, evaluated.stderr
 
 
 @pytest.mark.slow
-def test_sample_prints_a_text(grlu, tmp_path):
+def test_sample_prints_text(grlu, tmp_path):
     sizes = ["dataset.length=16", "dataset.stride=8", "model.layers=1", "model.width=16"]
     done = grlu(
         "train", "sonnets_lm", "--run", tmp_path / "run", "--quiet", "trainer.epochs=1", *sizes

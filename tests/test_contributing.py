@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md followed to the letter, on a copy of the project."""
+"""CONTRIBUTING.md followed literally, on a copy of the project."""
 
 import os
 import pathlib
@@ -34,7 +34,7 @@ assert -4 <= result.metrics["test_reward"] <= -1, result.metrics
 
 
 def follow(project: pathlib.Path, name: str, listing: str) -> None:
-    """Writes a new file; in one that exists, adds the imports and the entries of dicts."""
+    """Write a new file; add imports and dict entries to an existing one."""
     path = project / name
     if not path.exists():
         path.write_text(listing)
@@ -78,20 +78,21 @@ def test_a_listing_is_short(name, listing):
     assert len(listing.splitlines()) <= 20
 
 
-def test_each_kind_of_thing_is_shown():
-    assert {name for name, _ in LISTINGS if name.endswith(("__init__.py", "experiment.py"))} == {
+def test_every_kind_of_addition_is_shown():
+    registries = ("__init__.py", "trainers/registry.py")
+    assert {name for name, _ in LISTINGS if name.endswith(registries)} == {
         "models/__init__.py",
-        "trainers/experiment.py",
+        "trainers/registry.py",
         "input_pipeline/__init__.py",
     }
     assert len(LISTINGS) == 12
 
 
-def test_what_was_added_is_listed(project):
+def test_additions_are_listed(project):
     listed = run(project, "-m", "grlu.cli", "list")
     assert {"residual", "few", "smoothed", "jittered", "bars"} <= set(listed.split())
 
 
 @pytest.mark.slow
-def test_what_was_added_trains(project):
+def test_additions_train(project):
     run(project, "-c", TRAIN)

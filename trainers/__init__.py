@@ -1,13 +1,19 @@
-"""What a run does: objective, rule and optimizer; the loop, evaluation and logging."""
+"""Training: objectives, rules, optimizers, the loop, evaluation and logging."""
 
-from trainers.completion_rewards import COMPLETION_REWARDS, in_python
-from trainers.experiment import TRAINERS, make_experiment
+from grlu.startup import require_own_packages
+
+require_own_packages()  # Before an import from a folder that hides ours.
+
+# ruff: noqa: E402
+from trainers.api import evaluate, resolve, resume, train
+from trainers.build import make_experiment
+from trainers.completions.rewards import COMPLETION_REWARDS, in_python
 from trainers.generate import generate
-from trainers.loop import Result
-from trainers.objective import Objective
-from trainers.objectives import OBJECTIVES, REWARDS
-from trainers.rule_settings import gradient_settings
-from trainers.runs import evaluate, resolve, resume, train
+from trainers.gradient.settings import gradient_settings
+from trainers.loop.loop import Result
+from trainers.objectives.base import Objective
+from trainers.objectives.registry import OBJECTIVES, REWARDS
+from trainers.registry import TRAINERS, gradient_trainer
 
 __all__ = [
     "COMPLETION_REWARDS",
@@ -19,6 +25,7 @@ __all__ = [
     "evaluate",
     "generate",
     "gradient_settings",
+    "gradient_trainer",
     "in_python",
     "make_experiment",
     "resolve",

@@ -1,4 +1,4 @@
-"""Whether the parts of an experiment go together: data, model, objective, and devices."""
+"""Checks that the parts of an experiment fit: data, model, objective, links and devices."""
 
 from typing import Any
 
@@ -8,90 +8,94 @@ from ml_collections import ConfigDict
 
 from grlu.errors import UserError
 from input_pipeline import Data
-from trainers import processes
-from trainers.devices import MeshSettings
-from trainers.objectives import OBJECTIVES, learns_from_text
-from trainers.pairs import PairTrainer
-from trainers.protocol import Experiment, RunSettings
-from trainers.rule_settings import GradientSettings
-from trainers.run_directory import RunDirectory
+from trainers.devices import processes
+from trainers.devices.mesh import MeshSettings
+from trainers.gradient.settings import GradientSettings
+from trainers.loop.experiment import RunSettings
+from trainers.objectives.base import Objective
+from trainers.objectives.registry import OBJECTIVES, trait
+from trainers.policies.preference_settings import PreferenceSettings
 
 
-def require_whole(data: Data, run: RunSettings, mesh: MeshSettings) -> None:
-    """Raises UserError where the data are not what the run's settings need."""
+def require_data(config: ConfigDict, data: Data, settings: Any, run: RunSettings) -> None:
+    """Raise UserError if the data do not fit the trainer and the settings of the run."""
+    if settings.batch_size > data.examples:
+        raise UserError(
+            f"trainer.batch_size is {settings.batch_size}, but {data.name} has only "
+            f"{data.examples} training examples"
+        )
+    if data.by_seed and run.seeds != (seeds := len(data.train["label"])):
+        raise UserError(
+            f"run.seeds must equal the number of seeds of {data.name} ({seeds}), or be 1 for the "
+            f"model that computes the features; got {run.seeds}"
+        )
+    if data.pairs and not isinstance(settings, PreferenceSettings):
+        raise UserError(
+            f"{data.name} holds preferences, from which trainer.name=reward_model or dpo learns, "
+            f"and not {config.trainer.name}"
+        )
     if run.patience is not None and data.validation is None:
         raise UserError("run.patience needs a validation split: give dataset.validation a size")
+    text = data.tokenizer is not None
+    if isinstance(settings, GradientSettings) and trait(settings.objective, "of_text") != text:
+        fitting = [name for name in OBJECTIVES if trait(name, "of_text") == text]
+        raise UserError(
+            f"trainer.objective={settings.objective} does not go with {data.name}, which is "
+            f"{'text' if text else 'images'}: use trainer.objective={' or '.join(fitting)}"
+        )
+
+
+def require_judge(config: ConfigDict, settings: Any, judge: Any) -> None:
+    """Raise UserError if a reward model is missing, or linked to a trainer without rewards."""
+    linked = "judge" in config or judge is not None
+    if "judge" in (vars(settings).get("rewards") or ()) and not linked:
+        raise UserError(
+            "the reward 'judge' needs a reward model: name its stage, or its run, by judge"
+        )
+    if linked and "rewards" not in vars(settings):
+        raise UserError(
+            "judge: a reward model scores completions: use trainer.name=grpo, or "
+            f"trainer.objective=completion_reward, not trainer.name={config.trainer.name} as it is"
+        )
+
+
+def require_mesh(
+    config: ConfigDict, data: Data, settings: Any, run: RunSettings, mesh: MeshSettings
+) -> None:
+    """Raise UserError if the mesh cannot shard the run evenly."""
     if data.streamed and (run.seeds > 1 or mesh.size > 1 or processes.count() > 1):
         raise UserError(
             f"{data.name} is streamed from disk to one run on one device: run.seeds, "
             "mesh.population and mesh.data must be 1, in one process"
         )
-
-
-def require_vocabulary(what: str, data: Data, other: Data, path: Any) -> None:
-    """Raises UserError where a run's data and those of another one have other tokens."""
-    own, theirs = (d.tokenizer.vocabulary if d.tokenizer else None for d in (data, other))
-    if own != theirs:
-        raise UserError(
-            f"{what}: the run in {path} has other tokens, {theirs or 'none'}, than this run's "
-            f"data, {own or 'none'}: both need the same text, or dataset.tokenizer=byte or gpt2"
-        )
-
-
-def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
-    """Raise UserError, saying what the model of a run does, unless it writes text."""
-    trainer = experiment.trainer
-    if isinstance(trainer, PairTrainer) and trainer.settings.scores:
-        raise UserError(
-            f"{run.path} is a reward model, which scores texts and writes none: name the policy "
-            "that it pays, or the language model with which it began"
-        )
-    if data.tokenizer is not None:
-        return
-    objective = getattr(trainer.settings, "objective", "")
-    if objective in ("elbo", "iwae"):
-        what = (
-            f"a variational autoencoder of {data.name}: 'grlu report {run.path}' draws its images"
-        )
-    elif objective == "reconstruction":
-        what = f"an autoencoder of {data.name}: 'grlu report {run.path}' draws what it gives back"
-    else:
-        what = f"a classifier of {data.name}: 'grlu evaluate {run.path}' tells how good it is"
-    raise UserError(f"{run.path} writes no text, it is {what}")
-
-
-def require_shares(trainer: str, settings: Any, run: RunSettings, mesh: MeshSettings) -> None:
-    """Raises UserError where the mesh can't share out the run evenly."""
     if run.seeds > 1 and mesh.size > 1:
         raise UserError(
-            f"run.seeds is {run.seeds}: several seeds are dealt to the devices whole, so mesh must "
-            "be 1 x 1, or run.seeds 1"
+            f"run.seeds is {run.seeds}: each seed runs on one device, so mesh must be 1 x 1, or "
+            "run.seeds 1"
         )
     if settings.batch_size % mesh.data:
         raise UserError(
-            f"trainer.batch_size is {settings.batch_size}, and mesh.data {mesh.data} doesn't "
-            "divide it"
+            f"mesh.data must divide trainer.batch_size ({settings.batch_size}), got {mesh.data}"
         )
     if mesh.population == 1:
         return
     by_rule = isinstance(settings, GradientSettings)
-    name, each = settings.rule_class.dealt if by_rule else (None, 1)
+    name, group = settings.rule_class.dealt if by_rule else (None, 1)
     if not name:
         raise UserError(
-            f"mesh.population is {mesh.population}, but trainer.name={trainer} has no noisy "
-            "passes to deal out: let it be 1, and use mesh.data"
+            f"mesh.population is {mesh.population}, but trainer.name={config.trainer.name} has no "
+            "noisy passes to shard: set it to 1, and use mesh.data"
         )
-    passes = getattr(settings, name)
-    if passes % (each * mesh.population):
-        more = "" if each == 1 else f" in groups of {each}"
+    passes, multiple = getattr(settings, name), group * mesh.population
+    if passes % multiple:
         raise UserError(
-            f"trainer.{name} is {passes}, which can't be dealt{more} to mesh.population="
-            f"{mesh.population} devices: it must be a multiple of {each * mesh.population}"
+            f"trainer.{name} must be a multiple of {multiple} for mesh.population="
+            f"{mesh.population}, got {passes}"
         )
 
 
-def require_writing(config: ConfigDict, make_model: Any) -> None:
-    """Raises UserError where a model can't continue a text."""
+def require_writer_model(config: ConfigDict, make_model: Any) -> None:
+    """Raise UserError if a model cannot continue a text."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     if not hasattr(model, "cached"):
         raise UserError(
@@ -105,21 +109,13 @@ def require_writing(config: ConfigDict, make_model: Any) -> None:
         )
 
 
-def require_fit(
-    config: ConfigDict, data: Data, settings: GradientSettings, make_model: Any
-) -> None:
-    """Raises UserError where objective, model and data don't go together."""
-    text = data.tokenizer is not None
-    if learns_from_text(settings.objective) != text:
-        fitting = [name for name in OBJECTIVES if learns_from_text(name) == text]
-        raise UserError(
-            f"trainer.objective={settings.objective} does not go with {data.name}, which is "
-            f"{'text' if text else 'images'}: use trainer.objective={' or '.join(fitting)}"
-        )
+def require_fit(config: ConfigDict, data: Data, objective: Objective, make_model: Any) -> None:
+    """Raise UserError if objective, model and data do not fit."""
 
     def answer(x: Any) -> Any:
         model = make_model(nnx.Rngs(0))
         return model, model(x)
 
-    example = jax.ShapeDtypeStruct((1, *data.example_shape), "int32" if text else "float32")
-    settings.make_objective(data).require(config, data, *nnx.eval_shape(answer, example))
+    dtype = "float32" if data.tokenizer is None else "int32"
+    example = jax.ShapeDtypeStruct((1, *data.example_shape), dtype)
+    objective.require(config, data, *nnx.eval_shape(answer, example))

@@ -1,4 +1,4 @@
-"""Text from the language model of a run."""
+"""Texts from the language model of a run."""
 
 import functools
 import pathlib
@@ -11,13 +11,15 @@ from flax import nnx
 
 from grlu.errors import UserError
 from input_pipeline import Data
-from trainers import hybrid
-from trainers.compatibility import require_writer
-from trainers.config import load_config
-from trainers.features import config_of, fresh, restored
-from trainers.language import unmask
-from trainers.run_directory import RunDirectory
-from trainers.sampling import Completions, sample
+from trainers.completions.sampling import Completions, sample
+from trainers.config.load import load_config
+from trainers.loop.run_dir import RunDirectory
+from trainers.objectives.language import unmask
+from trainers.pipelines import stages
+from trainers.pipelines.links import config_of, require_writer
+from trainers.pipelines.open import fresh, restored
+
+_OPTIONS = ("temperature", "top_k", "top_p", "greedy")
 
 
 def generate(
@@ -33,40 +35,39 @@ def generate(
     seed: int = 0,
     best: bool = False,
 ) -> list[str]:
-    """Texts that begin with a prompt, by the model of a run's newest (or best) checkpoint, or by
-    that of a pipeline's last stage.
+    """Sample texts that start with a prompt, from the model of a run or of a pipeline's last stage.
 
     A text longer than the model's block is continued from its last half block; a denoising model
-    fills the rest of its block, a token a pass. A policy's ends with its `trainer.end`, if it has
-    one. Of several seeds' models it is the first.
+    fills the rest of its block, one token per pass. The text of a policy ends with `trainer.end`,
+    if set. A run with several seeds uses the first.
 
     Args:
         run_dir: the run's folder.
-        prompt: by default a line feed.
-        tokens: how many new ones, by default what fits the block.
-        samples: texts.
-        temperature: as in `sampling.sample`, like what follows.
-        top_k: likewise.
-        top_p: likewise.
-        greedy: likewise.
-        seed: of the draws.
-        best: whether to take the best checkpoint by validation, not the newest.
+        prompt: start of the texts, by default a line feed.
+        tokens: number of new tokens, by default as many as fit the block.
+        samples: number of texts.
+        temperature: as in `completions.sampling.sample`.
+        top_k: as in `sample`.
+        top_p: as in `sample`.
+        greedy: as in `sample`.
+        seed: sampling seed.
+        best: use the best checkpoint by validation instead of the newest.
 
     Raises:
-        UserError: if the run is not one of text, has no checkpoint, or a value does not fit.
+        UserError: if the run has no language model or no checkpoint, or a value does not fit.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     run = RunDirectory.open(pathlib.Path(run_dir))
     if "stages" in (config := load_config(run.config)):
-        run = hybrid.last_stage(hybrid.complete(config), run)
+        run = stages.last_stage(stages.complete(config), run)
     experiment, data = fresh(config_of(run), run, ())
     require_writer(run, experiment, data)
     given = _encoded(data, prompt)
     state = restored(run, best=best, seen=experiment).state
     if experiment.run.seeds > 1:
         state = jax.tree.map(lambda leaf: leaf[0], state)
-    model = experiment.trainer.model(state)  # type: ignore[attr-defined]
+    model = experiment.trainer.model(state)
     if given.shape[1] > model.block:
         raise UserError(
             f"the prompt has {given.shape[1]} tokens, and the model's block only {model.block}: "
@@ -80,8 +81,8 @@ def generate(
     if not model.causal:
         if left > room or top_k is not None or top_p is not None:
             raise UserError(
-                f"a denoising model fills in at most the {room} tokens that are left of its block, "
-                "and knows no top_k and top_p"
+                f"a denoising model fills in at most the {room} tokens left of its block, without "
+                "top_k and top_p"
             )
         text = jnp.pad(text, ((0, 0), (0, left)), constant_values=model.vocabulary)
         filled = unmask(model, text, steps=left, key=key, temperature=temperature, greedy=greedy)
@@ -92,45 +93,28 @@ def generate(
         if pieces:
             seen = text[:, -max(1, model.block // 2) :]
         steps = min(left, model.block + 1 - seen.shape[1])
-        how = (steps, temperature, top_k, top_p, greedy, end)
-        found = _piece(*nnx.split(model), seen, jax.random.fold_in(key, pieces), *how)
-        text, left, pieces = jnp.concatenate([text, found.tokens], 1), left - steps, pieces + 1
+        options = dict(zip(_OPTIONS, (temperature, top_k, top_p, greedy), strict=True))
+        piece_key = jax.random.fold_in(key, pieces)
+        piece = _sample(
+            *nnx.split(model), seen, steps=steps, key=piece_key, end_token=end, **options
+        )
+        text, left, pieces = jnp.concatenate([text, piece.tokens], 1), left - steps, pieces + 1
     return _decoded(data, text, prompt, given.shape[1], end)
 
 
-# Pieces of one length are compiled once.
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8, 9))
-def _piece(
-    graphdef: Any,
-    state: Any,
-    seen: jax.Array,
-    key: jax.Array,
-    steps: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    greedy: bool,
-    end: int | None,
-) -> Completions:
-    return sample(
-        nnx.merge(graphdef, state),
-        seen,
-        steps=steps,
-        key=key,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        greedy=greedy,
-        end_token=end,
-    )
+# Compiled once for pieces of one length.
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("steps", *_OPTIONS, "end_token"))
+def _sample(graphdef: Any, state: Any, seen: jax.Array, **options: Any) -> Completions:
+    return sample(nnx.merge(graphdef, state), seen, **options)
 
 
 def _encoded(data: Data, prompt: str) -> jax.Array:
-    """The prompt's tokens, shape (1, P)."""
+    """Return the prompt's tokens, (1, P)."""
     assert data.tokenizer is not None
-    # A task's example begins with a line feed, and a text's may as well.
-    begun = f"\n{prompt}" if data.prompt > 1 or not prompt else prompt
-    return jnp.asarray(data.tokenizer.encode(begun))[None]
+    # Examples of tasks start with a line feed.
+    begins = prompt.startswith("\n") or (prompt and data.prompt == 1)
+    text = prompt if begins else f"\n{prompt}"
+    return jnp.asarray(data.tokenizer.encode(text))[None]
 
 
 def _decoded(

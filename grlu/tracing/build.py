@@ -1,4 +1,4 @@
-"""Building programs: where each site of a flat jaxpr begins and ends."""
+"""Construction of programs: finds the beginning and end of each site of a flat jaxpr."""
 
 import collections
 import itertools
@@ -25,9 +25,9 @@ from grlu.tracing.shifts import cancels
 
 
 def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str]) -> Program:
-    """Make a program of a jaxpr of `(*params, *consts, *data)`.
+    """Build a program from a jaxpr of `(*params, *consts, *data)`.
 
-    The program's inputs are those of the jaxpr and then its own constants, which count as data: a
+    The program's inputs are those of the jaxpr, followed by its constants, which count as data: a
     function may close over a batch.
 
     Args:
@@ -49,7 +49,7 @@ def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str
 
 
 def plain(jaxpr: Any) -> Program:
-    """Make a program without sites of an open or closed jaxpr."""
+    """Build a program without sites from an open or closed jaxpr."""
     jaxpr, consts = opened(jaxpr)
     flat = flatten(jaxpr, consts, [Fact(Kind.DATA)] * len(jaxpr.invars), ())
     demanded = (False,) * len(flat.outs)
@@ -67,25 +67,28 @@ class _Builder:
         self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
         self.constants = frozenset(v for v, f in flat.facts.items() if f.kind is Kind.CONST)
         self.pending: dict[int, Pending] = {}
-        self.settled: dict[int, int] = {}  # From a value to what follows its site.
+        self.settled: dict[int, int] = {}  # Variable of a site's value -> variable after the site.
         self.ops: list[Op] = []
         self.found: list[Site] = []
         self.stopped: list[int] = []
-        self.cuts: list[int] = []
 
     def build(self, demanded: Sequence[bool], first: int | None = None) -> Program:
-        """Make the program, with the outputs that are `demanded` as data.
+        """Build the program, with the outputs that are `demanded` as data.
 
-        The rewards depend on its `first` outputs, or on all.
+        The rewards depend on the first `first` outputs, or on all if it is None.
         """
         for item in self.flat.items:
             self.item(item)
         outs = [self.complete(a, d) for a, d in zip(self.flat.outs, demanded, strict=True)]
-        for op in self.ops:
+        # If a stop's value cancels, as a softmax's maximum does, each pass uses its own: that of
+        # the clean pass could overflow.
+        for place, op in enumerate(self.ops):
             if isinstance(op, Stop):
                 shape = self.avals[op.outs[0]].shape
-                if not cancels(op, self.ops, outs[:first], shape):
-                    self.cuts.append(op.index)
+                if cancels(op, self.ops, outs[:first], shape):
+                    self.ops[place] = Bind(op.eqn, op.ins, op.outs)
+                else:
+                    self.stopped.append(op.index)
         return Program(
             self.flat.ins,
             tuple(self.ops),
@@ -94,7 +97,6 @@ class _Builder:
             self.constants,
             tuple(self.found),
             tuple(self.stopped),
-            tuple(self.cuts),
         )
 
     def item(self, item: Item) -> None:
@@ -119,9 +121,7 @@ class _Builder:
             self.ops.append(Bind(item.eqn, ins, item.outs))
             self.meet(item, facts, ins)
         elif item.role == "stop":
-            number = next(self.stops)
-            self.stopped.append(number)
-            self.ops.append(Stop(number, ins, item.outs))
+            self.ops.append(Stop(next(self.stops), item.eqn, ins, item.outs))
         elif item.role in ("loop", "branch"):
             self.nested(item, ins)
         else:
@@ -160,7 +160,7 @@ class _Builder:
                 self.pending.pop(a, None)
 
     def complete(self, atom: Atom, data: bool) -> Atom:
-        """The atom to read instead of one whose site is complete now.
+        """Complete the site of an atom, if any; return the atom to read instead.
 
         With `data`, a parameter's own value becomes a site.
         """
@@ -174,7 +174,7 @@ class _Builder:
         if data and fact.kind is Kind.PARAM:
             self.pending[atom] = Pending(fact.params, False, False, added=True)
             after = self.settle(atom, weight=True)
-            # Elsewhere the parameter is still a parameter.
+            # Other readers still see the parameter.
             del self.settled[atom]
             return after
         return atom
@@ -182,7 +182,7 @@ class _Builder:
     def settle(
         self, z: Any, item: Item | None = None, position: int = 0, weight: bool = False
     ) -> int:
-        """Mark a site; its activation, if it has one, is an item's equation."""
+        """Mark a site, whose activation, if any, is the equation of `item`."""
         pending = self.pending.pop(z)
         aval = self.avals[z]
         dense = pending.dense
@@ -221,7 +221,6 @@ class _Builder:
             program = _Builder(flat, self.sites, self.stops, loops).build(item.data[1])
             self.found += program.sites
             self.stopped += program.stops
-            self.cuts += program.cuts
             programs.append(program)
         if item.role == "loop":
             self.ops.append(Loop(item.eqn, ins, item.outs, programs[0]))

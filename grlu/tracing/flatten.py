@@ -1,13 +1,13 @@
-"""Flattening: a jaxpr without calls, with what is known of each value.
+"""Flattening of jaxprs: inlines calls and records static facts about each value.
 
 A call that holds a layer is replaced by its body, so that the readers of a value can be counted
-across calls. Elementwise calls stay whole, since they may be activations, and so do calls with a
-derivative of their own.
+across calls. Elementwise calls are kept, because they may be activations, as are calls with a
+custom derivative.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.extend.core as jex
@@ -29,23 +29,27 @@ from grlu.tracing.recognition import (
     Kind,
     is_elementwise_call,
     is_marked,
+    joined,
+    sliced,
     still_whole,
 )
-from grlu.tracing.widening import holds_low
+from grlu.tracing.widening import must_open
 
 _CONST = Fact(Kind.CONST)
 # Operations without a derivative.
 _CALLBACKS = {"pure_callback", "io_callback", "ffi_call"}
-# Operations on arrays that change in place, through which nothing can be followed.
+# Operations without a reverse-mode derivative, which a layer's weight update needs.
+_ONE_WAY = {"while", *_CALLBACKS}
+# Operations on arrays that change in place, which cannot be analysed.
 _MUTABLE = {"new_ref", "get", "swap", "addupdate", "freeze", "empty_ref", "run_state", "box_get"}
 _MUTABLE |= {"box_set", "new_box", "log_read", "log_extend", "new_log", "accum_grad_in_ref"}
-# Operations whose body is one arithmetic step, as that of a reduction.
+# Operations whose body is one arithmetic step, such as a reduction.
 _WITH_BODY = {"reduce", "reduce_window", "select_and_scatter", "custom_linear_solve"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One equation of a flat jaxpr.
+    """Equation of a flat jaxpr.
 
     Attributes:
         role: "bind"; "meet", where parameters meet data and sites begin; "weights", which only
@@ -53,8 +57,9 @@ class Item:
         eqn: the equation.
         ins: its inputs.
         outs: its outputs.
-        inner: the flat body of a loop, or those of branches.
-        data: of a loop or branch, which inputs and, in the bodies, which outputs must be data.
+        inner: the flat body of a loop, or the flat branches.
+        data: for a loop or branch, flags of the inputs and, in the bodies, of the outputs that must
+            be data.
     """
 
     role: str
@@ -67,14 +72,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """A jaxpr without calls.
+    """Jaxpr without calls.
 
     Attributes:
         ins: variables of its inputs.
         items: its equations.
         outs: its outputs.
-        facts: what is known of each variable, by its number.
-        avals: shape and dtype of each.
+        facts: static facts about each variable, by number.
+        avals: shape and dtype of each variable, by number.
     """
 
     ins: tuple[int, ...]
@@ -84,12 +89,12 @@ class Flat:
     avals: Mapping[int, Any]
 
     def fact(self, atom: Atom) -> Fact:
-        """Return what is known of a variable or constant."""
+        """Return the facts about a variable or constant."""
         return _CONST if isinstance(atom, Literal) else self.facts[atom]
 
     @property
     def marks(self) -> bool:
-        """Whether there is anything to mark: a site or a stop, in loops and branches too."""
+        """Return True if there is a site or stop to mark, in loops and branches too."""
         return any(item.role != "bind" for item in self.items)
 
 
@@ -105,9 +110,9 @@ def flatten(
     Args:
         jaxpr: the jaxpr.
         consts: its constants.
-        facts: what is known of its inputs.
+        facts: facts about its inputs.
         names: one name per parameter leaf, for errors.
-        closed_over: what is known of its constants.
+        closed_over: fact about its constants.
 
     Raises:
         UserError: if a `stop_gradient` lies where credit cannot be kept from passing it.
@@ -166,18 +171,20 @@ class _Flattener:
         if name in _MUTABLE:
             raise UserError(
                 f"the reward function changes an array in place ('{name}'), which a rule cannot "
-                "follow; return the new value instead of using jax.new_ref"
+                "trace; return the new value instead of using jax.new_ref"
             )
         own = has_own_derivative(eqn)
         if is_call(eqn) and not own and not self.kept(eqn, kinds):
             jaxpr, consts = body(eqn)
             return self.equations(jaxpr, [Literal(c) for c in consts], ins)
         if Kind.DATA not in kinds:
+            if Kind.PARAM in kinds and name in _ONE_WAY:
+                return self.add("weights", eqn, ins, _data(eqn, True, True))
             return self.constant(eqn, ins, facts)
         meets = Kind.PARAM in kinds
         if name == "stop_gradient" and behind:
             return self.add("stop", eqn, ins, [Fact(Kind.DATA, behind=True)])
-        if name in ("scan", "cond") and (meets or (behind and _must_open(eqn))):
+        if name in ("scan", "cond") and (meets or (behind and must_open(eqn))):
             return (self.loop if name == "scan" else self.branch)(eqn, ins, facts)
         if behind and stops(eqn) and not is_marked(eqn):
             raise UserError(
@@ -191,14 +198,14 @@ class _Flattener:
         return self.add("bind", eqn, ins, _data(eqn, behind, fed))
 
     def kept(self, eqn: Any, kinds: set[Kind]) -> bool:
-        """Whether a call stays whole: one that may be an activation."""
+        """Return True for a call that may be an activation, which is not inlined."""
         if is_marked(eqn):
             return Kind.PARAM not in kinds
         return Kind.PARAM not in kinds and not stops(eqn) and is_elementwise_call(eqn)
 
     @staticmethod
     def opaque(eqn: Any) -> bool:
-        """Whether layers may hide in an equation, or it has no derivative: while, callbacks."""
+        """Return True for while loops, callbacks and others that may hide layers from analysis."""
         name = eqn.primitive.name
         if name in _CALLBACKS:
             return True
@@ -206,7 +213,7 @@ class _Flattener:
         return not plain and not is_call(eqn) and any(True for _ in bodies(eqn))
 
     def constant(self, eqn: Any, ins: tuple[Atom, ...], facts: Sequence[Fact]) -> Sequence[Atom]:
-        """An equation of parameters and constants."""
+        """Add an equation of parameters and constants; return its outputs."""
         params = frozenset[int]().union(*(f.params for f in facts))
         trainable = bool(params) and eqn.primitive.name != "stop_gradient"
         whole = still_whole(eqn, facts[0].whole) if len(facts) == 1 else None
@@ -229,60 +236,49 @@ class _Flattener:
         self.items.append(Item(role, eqn, ins, outs, inner, data))
         return outs
 
-    def body(self, closed: Any, facts: Sequence[Fact]) -> Flat:
-        return flatten(*opened(closed), facts, self.names)
-
     def loop(self, eqn: Any, ins: tuple[Atom, ...], facts: Sequence[Fact]) -> Sequence[Atom]:
-        closed = eqn.params["jaxpr"]
         first, carried = scanned(eqn)
         last = first + carried
-        seen = [*facts[:last], *(_sliced(f) for f in facts[last:])]
-        flat = self.fixed_point(
-            seen, lambda seen: self.body(closed, seen), lambda flat: (first, flat.outs[:carried])
-        )
+        seen = [*facts[:last], *(sliced(f) for f in facts[last:])]
+        flat = self.fixed_point(eqn.params["jaxpr"], seen, first, carried)
         seen = [flat.facts[v] for v in flat.ins]
         after = [flat.fact(a) for a in flat.outs]
         converts = self.converts(facts, seen) or self.converts(after[:carried], seen[first:last])
         outs = [*seen[first:last], *after[carried:]]
         outs = [dataclasses.replace(f, whole=None) for f in outs]
-        if not flat.marks and not converts and not _must_open(eqn):
+        if not flat.marks and not converts and not must_open(eqn):
             return self.add("bind", eqn, ins, outs)
         inputs = tuple(f.kind is Kind.DATA for f in seen)
         outputs = (*inputs[first:last], *(False for _ in flat.outs[carried:]))
         return self.add("loop", eqn, ins, outs, (flat,), (inputs, outputs))
 
-    def fixed_point(
-        self,
-        seen: list[Fact],
-        flattened: Callable[[list[Fact]], Flat],
-        carried: Callable[[Flat], tuple[int, Sequence[Atom]]],
-    ) -> Flat:
-        """The flat body of a loop whose carry is at every step of the kind that it begins with."""
+    def fixed_point(self, closed: Any, seen: list[Fact], first: int, carried: int) -> Flat:
+        """Flatten a loop's body, with facts about the carry that hold at every step."""
         while True:
-            flat = flattened(seen)
-            first, outs = carried(flat)
+            flat = flatten(*opened(closed), seen, self.names)
             after = list(seen)
-            for i, atom in enumerate(outs, start=first):
-                # A carry that is handed on as it came is what it was before the loop.
+            for i, atom in enumerate(flat.outs[:carried], start=first):
+                # A carry that the body returns unchanged is still its initial value.
                 same = atom == flat.ins[i]
-                after[i] = seen[i] if same else _join(seen[i], flat.fact(atom))
+                after[i] = seen[i] if same else joined(seen[i], flat.fact(atom))
             if after == seen:
                 return flat
             seen = after
 
     def branch(self, eqn: Any, ins: tuple[Atom, ...], facts: Sequence[Fact]) -> Sequence[Atom]:
-        flats = tuple(self.body(b, facts[1:]) for b in eqn.params["branches"])
+        branches = eqn.params["branches"]
+        flats = tuple(flatten(*opened(b), facts[1:], self.names) for b in branches)
         outs = []
         for atoms in zip(*(flat.outs for flat in flats), strict=True):
             fact = flats[0].fact(atoms[0])
             for flat, atom in zip(flats[1:], atoms[1:], strict=True):
-                fact = _join(fact, flat.fact(atom))
+                fact = joined(fact, flat.fact(atom))
             if facts[0].kind is Kind.DATA and fact.kind is Kind.CONST:
                 fact = Fact(Kind.DATA)
             behind = fact.behind or facts[0].behind
             outs.append(dataclasses.replace(fact, whole=None, behind=behind))
         demanded = tuple(f.kind is Kind.DATA for f in outs)
-        if not _must_open(eqn) and not any(
+        if not must_open(eqn) and not any(
             flat.marks or self.converts([flat.fact(a) for a in flat.outs], outs) for flat in flats
         ):
             return self.add("bind", eqn, ins, outs)
@@ -290,43 +286,12 @@ class _Flattener:
 
     @staticmethod
     def converts(before: Sequence[Fact], after: Sequence[Fact]) -> bool:
-        """Whether a parameter's value becomes data, as one that is carried into a loop does."""
+        """Return True if a parameter's value becomes data, as one carried into a loop does."""
         return any(
             b.kind is Kind.PARAM and a.kind is Kind.DATA
             for b, a in zip(before, after, strict=False)
         )
 
 
-def _must_open(eqn: Any) -> bool:
-    """Whether a loop or branch must be run step by step, with or without sites in it.
-
-    So must a `stop_gradient`, which noise may not pass, and bfloat16, in which it would be lost.
-    """
-    return stops(eqn) or any(holds_low(jaxpr) for jaxpr in bodies(eqn))
-
-
 def _data(eqn: Any, behind: bool, fed: bool) -> list[Fact]:
     return [Fact(Kind.DATA, behind=behind, fed=fed) for _ in eqn.outvars]
-
-
-def _sliced(fact: Fact) -> Fact:
-    """What is known of one step's part of a scanned value."""
-    if fact.whole is None:
-        return fact
-    return dataclasses.replace(
-        fact, whole=dataclasses.replace(fact.whole, steps=fact.whole.steps + 1)
-    )
-
-
-def _join(one: Fact, two: Fact) -> Fact:
-    """What is known of a value that is one or the other."""
-    kinds = {one.kind, two.kind}
-    kind = next(k for k in (Kind.DATA, Kind.PARAM, Kind.CONST) if k in kinds)
-    site = kind is Kind.DATA and Kind.PARAM in kinds
-    return Fact(
-        kind,
-        one.params | two.params if kind is Kind.PARAM else frozenset(),
-        one.behind or two.behind or site,
-        one.fed or two.fed or site,
-        one.whole if one.whole == two.whole else None,
-    )

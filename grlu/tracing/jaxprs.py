@@ -1,4 +1,4 @@
-"""Reading jaxprs: calls, their bodies, and the binding of one equation."""
+"""Utilities for jaxprs: calls, their bodies, and evaluation of one equation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-# Calls that only wrap a jaxpr, and the parameter that holds it.
+# Calls that only wrap a jaxpr, with the name of the parameter that holds it.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -19,12 +19,12 @@ _CALLS = {
     "remat": "jaxpr",
     "remat2": "jaxpr",
 }
-# Calls with a derivative of their own, which opening would lose.
+# Calls with a custom derivative, which inlining would lose.
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 
 
 def is_call(eqn: Any) -> bool:
-    """Return whether an equation only wraps a jaxpr, which could replace it."""
+    """Return True if an equation only wraps a jaxpr, which could replace it."""
     return eqn.primitive.name in _CALLS
 
 
@@ -47,9 +47,9 @@ def bodies(eqn: Any) -> Iterator[jex.Jaxpr]:
 
 
 def has_own_derivative(eqn: Any) -> bool:
-    """Return whether an equation's derivative is not that of its body.
+    """Return True if an equation's derivative differs from that of its body.
 
-    So it is for a linear solver, whose factors are stopped: its derivative is the solution's.
+    This includes linear solvers, whose factors are stopped: the derivative is the solution's.
     """
     if eqn.primitive.name in CUSTOM:
         return True
@@ -59,7 +59,7 @@ def has_own_derivative(eqn: Any) -> bool:
 
 
 def stops(eqn: Any) -> bool:
-    """Return whether an equation holds a `stop_gradient` that jax.grad would respect."""
+    """Return True if an equation contains a `stop_gradient` that jax.grad would respect."""
     if has_own_derivative(eqn):
         return False
     return eqn.primitive.name == "stop_gradient" or any(
@@ -68,21 +68,21 @@ def stops(eqn: Any) -> bool:
 
 
 def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Run one equation."""
+    """Evaluate one equation."""
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def is_inexact(aval: Any) -> bool:
-    """Return whether an array is real or complex floating point: whether it can have a gradient."""
+    """Return True for real and complex floating-point arrays, which can have a gradient."""
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
 def scanned(eqn: Any) -> tuple[int, int]:
-    """Return how many constants and how many carried values a scan takes, in this order."""
+    """Return the number of constants and the number of carried values of a scan."""
     if "num_consts" in eqn.params:
         return eqn.params["num_consts"], eqn.params["num_carry"]
-    # JAX 0.12 keeps them as trees.
+    # JAX 0.12 stores them as trees.
     consts, carry, _ = (len(list(part)) for part in eqn.params["ft_in"].unpack())
     return consts, carry

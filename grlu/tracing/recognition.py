@@ -1,4 +1,4 @@
-"""Recognition of layers: which equations are a product, a bias, an activation."""
+"""Recognition of layers: products, biases and activations among equations."""
 
 import dataclasses
 import enum
@@ -7,7 +7,7 @@ from typing import Any
 
 from grlu.tracing.jaxprs import body, is_call, is_inexact
 
-# The name that `grlu.activation` gives to the call that it wraps.
+# Name of the calls that `grlu.activation` creates.
 ACTIVATION = "grlu_activation"
 
 _SHAPE_OPS = {"reshape", "squeeze", "broadcast_in_dim", "transpose", "convert_element_type", "copy"}
@@ -33,11 +33,11 @@ ELEMENTWISE = (
 
 
 class Kind(enum.Enum):
-    """What a value depends on.
+    """Dependence of a value.
 
-    CONST: neither parameters nor batch (literals, masks, PRNG keys, running statistics).
-    PARAM: parameters but not the batch (`exp(log_sigma)`, a normalised weight).
-    DATA: the batch, or a site.
+    CONST: on neither parameters nor batch (literals, masks, PRNG keys, running statistics).
+    PARAM: on parameters but not the batch (`exp(log_sigma)`, a normalised weight).
+    DATA: on the batch or a site.
     """
 
     CONST = enum.auto()
@@ -47,12 +47,12 @@ class Kind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A parameter leaf as it is, perhaps cast, or with axes of size one added in front.
+    """Unchanged parameter leaf, perhaps cast or with leading axes of size one.
 
     Attributes:
         leaf: index of the parameter leaf.
         steps: number of enclosing loops that slice the leaf's leading axes, one each.
-        cast: whether its type was changed.
+        cast: True if its dtype was changed.
     """
 
     leaf: int
@@ -62,14 +62,14 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """Static knowledge of a value.
+    """Static facts about a value.
 
     Attributes:
-        kind: what it depends on.
+        kind: its dependence on parameters and batch.
         params: indices of the parameter leaves of a PARAM value.
-        behind: whether a site lies before it, perhaps beyond a `stop_gradient`.
-        fed: whether credit flows from it to a site.
-        whole: the parameter leaf that it is, if it is one.
+        behind: True if it depends on a site, perhaps through a `stop_gradient`.
+        fed: True if credit flows from it to a site.
+        whole: the parameter leaf that it equals, or None.
     """
 
     kind: Kind
@@ -81,14 +81,14 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """A site of the form `x @ kernel + bias`, with whole parameters of rank 2 and 1.
+    """Site of the form `x @ kernel + bias`, with whole parameters of rank 2 and 1.
 
-    The units may be spread over several axes afterwards, such as those of heads.
+    The units may later be reshaped to several axes, such as heads.
 
     Attributes:
-        x: the variable of the layer's input, shape (..., fan_in).
-        kernel: the parameter leaf of shape (fan_in, units).
-        bias: the one of shape (units,), or None.
+        x: variable of the layer's input, shape (..., fan_in).
+        kernel: parameter leaf of shape (fan_in, units).
+        bias: parameter leaf of shape (units,), or None.
     """
 
     x: int
@@ -98,15 +98,15 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A site that may still grow, as when its bias is yet to be added.
+    """Site that may still be extended, for example by a bias.
 
     Attributes:
         params: parameter leaves that reach it.
-        behind: whether its input depends on a site, perhaps beyond a `stop_gradient`.
-        fed: whether credit flows from its input to a site.
-        gain: whether it is an elementwise product with a parameter.
-        added: whether it is the sum of a parameter and data.
-        dense: its form, if it is a plain dense layer.
+        behind: True if its input depends on a site, perhaps through a `stop_gradient`.
+        fed: True if credit flows from its input to a site.
+        gain: True if it is an elementwise product with a parameter.
+        added: True if it is the sum of a parameter and data.
+        dense: its parameters and input if it is a plain dense layer, else None.
     """
 
     params: frozenset[int]
@@ -118,9 +118,9 @@ class Pending:
 
 
 def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> bool:
-    """Return whether a result is still the same site: a bias added, a shape changed.
+    """Return True if a result is still the same site: a bias added, a shape changed.
 
-    Only called for pending values that nothing else reads: two readers may need their own noise.
+    Requires pending values that nothing else reads: two readers may need separate noise.
     """
     name = eqn.primitive.name
     if len(eqn.outvars) != 1 or not is_inexact(eqn.outvars[0].aval):
@@ -141,7 +141,7 @@ def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) 
 
 
 def dense_site(eqn: Any, facts: Sequence[Fact], ins: Sequence[Any]) -> Dense | None:
-    """Return the dense site whose product an equation is, as yet without a bias."""
+    """Return the dense site, without a bias so far, of an equation that is its product, or None."""
     if eqn.primitive.name != "dot_general" or facts[0].kind is not Kind.DATA:
         return None
     x, kernel = (v.aval for v in eqn.invars)
@@ -154,7 +154,7 @@ def dense_site(eqn: Any, facts: Sequence[Fact], ins: Sequence[Any]) -> Dense | N
 
 
 def with_bias(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> Dense | None:
-    """Return the dense site that an equation extends by its bias; None if it is none any more."""
+    """Return the dense site after an equation that may add its bias; None if no longer dense."""
     before = [p for p in pending if p]
     dense = before[0].dense
     if len(before) > 1 or dense is None:
@@ -173,7 +173,7 @@ def with_bias(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]
 
 
 def still_whole(eqn: Any, whole: Whole | None) -> Whole | None:
-    """Return what is known of a parameter after an equation that only casts it or adds axes."""
+    """Return the parameter leaf after an equation that only casts it or adds axes, else None."""
     if whole is None or len(eqn.outvars) != 1:
         return None
     name, before, after = eqn.primitive.name, eqn.invars[0].aval, eqn.outvars[0].aval
@@ -189,9 +189,9 @@ def still_whole(eqn: Any, whole: Whole | None) -> Whole | None:
 
 
 def is_activation(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> bool:
-    """Return whether an equation maps one pending value, unit by unit, to its like.
+    """Return True if an equation maps one pending value elementwise, unit by unit.
 
-    Only called for pending values that nothing else reads.
+    Requires pending values that nothing else reads.
     """
     varying = [
         i
@@ -207,12 +207,12 @@ def is_activation(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | N
 
 
 def is_marked(eqn: Any) -> bool:
-    """Return whether an equation is a call that `grlu.activation` wraps."""
+    """Return True if an equation is a call that `grlu.activation` created."""
     return is_call(eqn) and eqn.params.get("name") == ACTIVATION
 
 
 def is_elementwise_call(eqn: Any) -> bool:
-    """Return whether a call maps arrays of one shape, and scalars, element by element."""
+    """Return True if a call is elementwise on arrays of one shape and scalars."""
     return (
         is_call(eqn) and len(eqn.outvars) == 1 and _is_elementwise(eqn, eqn.outvars[0].aval.shape)
     )
@@ -225,3 +225,26 @@ def _is_elementwise(eqn: Any, shape: tuple[int, ...]) -> bool:
         return eqn.invars[0].aval.shape == ()
     shapes = {v.aval.shape for v in [*eqn.invars, *eqn.outvars]}
     return eqn.primitive.name in ELEMENTWISE and shapes <= {(), shape}
+
+
+def sliced(fact: Fact) -> Fact:
+    """Return the fact about one step's slice of a scanned value."""
+    if fact.whole is None:
+        return fact
+    return dataclasses.replace(
+        fact, whole=dataclasses.replace(fact.whole, steps=fact.whole.steps + 1)
+    )
+
+
+def joined(one: Fact, two: Fact) -> Fact:
+    """Return the fact about a value that is one or the other."""
+    kinds = {one.kind, two.kind}
+    kind = next(k for k in (Kind.DATA, Kind.PARAM, Kind.CONST) if k in kinds)
+    site = kind is Kind.DATA and Kind.PARAM in kinds
+    return Fact(
+        kind,
+        one.params | two.params if kind is Kind.PARAM else frozenset(),
+        one.behind or two.behind or site,
+        one.fed or two.fed or site,
+        one.whole if one.whole == two.whole else None,
+    )

@@ -1,9 +1,9 @@
-"""Shifts: stopped values that cancel, such as the maximum that a softmax subtracts.
+"""Shifts: detection of stopped values that cancel, such as the maximum that a softmax subtracts.
 
-With m the stopped value, each value of a program is followed as u + c·m or as u·exp(c·m), where u
-does not depend on m. A program whose outputs all have c = 0 computes the same for every m, so noise
-may pass such a stop. The rules hold for every element of m on its own; what has no rule counts as
-dependent on m.
+For a stopped value m, each value of a program is tracked as u + c·m or as u·exp(c·m), where u does
+not depend on m. A program whose outputs all have c = 0 computes the same result for every m, so
+noise may pass such a stop. The rules hold for every element of m separately; the result of an
+operation without a rule counts as dependent on m.
 """
 
 import math
@@ -19,8 +19,8 @@ class Shift(NamedTuple):
     """Dependence of a value on m.
 
     Attributes:
-        factor: whether m multiplies by exp(degree·m); else it adds degree·m.
-        degree: the number c; NaN for a dependence that is not known.
+        factor: True if m multiplies by exp(degree·m), False if it adds degree·m.
+        degree: the number c; NaN for an unknown dependence.
         axes: axis of the value for each axis of m that is longer than one.
     """
 
@@ -34,7 +34,7 @@ Maybe = Shift | None  # None for a value that does not depend on m.
 
 
 def cancels(stop: Stop, ops: Sequence[Op], outs: Iterable[Atom], shape: Sequence[int]) -> bool:
-    """Return whether the outputs are the same for every value of a stop.
+    """Return True if the outputs are the same for every value of a stop.
 
     Args:
         stop: the stop, one of `ops`.
@@ -63,7 +63,7 @@ Rule = Callable[[Any, Sequence[Maybe]], Maybe]
 
 
 def _alike(eqn: Any, ins: Sequence[Maybe]) -> Maybe:
-    """Shift of a value that is one of several, or a combination that keeps a common shift."""
+    """Return the common shift of several values, if they have one."""
     del eqn
     first = ins[0]
     return first if all(other == first for other in ins) else UNKNOWN
@@ -138,7 +138,7 @@ def _transposed(eqn: Any, ins: Sequence[Maybe]) -> Maybe:
 
 
 def _reshaped(eqn: Any, ins: Sequence[Maybe]) -> Maybe:
-    """Shift behind a reshape that only adds or drops axes of length one."""
+    """Return the shift after a reshape that only adds or drops axes of length one."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     long = [[a for a, size in enumerate(shape) if size != 1] for shape in (before, after)]
     if [before[a] for a in long[0]] != [after[a] for a in long[1]]:
@@ -147,7 +147,7 @@ def _reshaped(eqn: Any, ins: Sequence[Maybe]) -> Maybe:
 
 
 def _gathered(eqn: Any, ins: Sequence[Maybe]) -> Maybe:
-    """Shift of elements that are picked along other axes than those of m."""
+    """Return the shift of elements gathered along axes other than those of m."""
     shift, picks = ins
     numbers = eqn.params["dimension_numbers"]
     if shift is None or picks is not None:
@@ -168,7 +168,7 @@ def _converted(eqn: Any, ins: Sequence[Maybe]) -> Maybe:
 
 
 def _moved(shift: Maybe, axes: dict[int, int]) -> Maybe:
-    """Shift of a value whose axes are elsewhere, by a map from the old to the new."""
+    """Return the shift of a value whose axes move, given a map from old to new axes."""
     if shift is None or not set(shift.axes) <= set(axes):
         return UNKNOWN
     return shift._replace(axes=tuple(axes[a] for a in shift.axes))

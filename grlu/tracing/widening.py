@@ -1,8 +1,8 @@
 """Evaluation of bfloat16 and float16 programs in float32.
 
 Noise of .01 on a bfloat16 value near 1 is three of its steps, and vanishes in the next rounding.
-So rules run a network of low precision in float32: each value that the model rounds to 16 bits
-keeps its 32. This equals the model up to the rounding that the model itself makes.
+Rules therefore run a low-precision network in float32: each value that the model rounds to 16 bits
+keeps 32 bits. The result equals the model up to the model's own rounding.
 """
 
 import functools
@@ -13,25 +13,25 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call, opened, scanned
+from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call, opened, scanned, stops
 
 LOW = (jnp.bfloat16, jnp.float16)
-# The parameters of primitives that name the type of their result.
+# Parameters of primitives that set the dtype of the result.
 _TYPES = ("new_dtype", "preferred_element_type", "dtype")
 
 
 def is_low(value: Any) -> bool:
-    """Return whether a value or aval is bfloat16 or float16."""
+    """Return True if a value or aval is bfloat16 or float16."""
     return getattr(value, "dtype", None) in LOW
 
 
 def widened(value: Any) -> Any:
-    """Return a value of low precision as float32, any other unchanged."""
+    """Cast a low-precision value to float32; return any other value unchanged."""
     return jnp.asarray(value, jnp.float32) if is_low(value) else value
 
 
 def holds_low(jaxpr: jex.Jaxpr) -> bool:
-    """Return whether a jaxpr computes anything in low precision."""
+    """Return True if a jaxpr computes anything in low precision."""
     return any(
         any(is_low(v.aval) for v in [*eqn.invars, *eqn.outvars])
         or any(holds_low(inner) for inner in bodies(eqn))
@@ -40,12 +40,12 @@ def holds_low(jaxpr: jex.Jaxpr) -> bool:
 
 
 def in_float32(objective: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """Return a function that computes in float32 where it would in fewer bits.
+    """Return a function that runs 16-bit operations in float32.
 
     Args:
         objective: the function.
-        args: pytrees like those that the result will be called with; where these have bfloat16 or
-            float16 leaves, it also takes float32 ones.
+        args: example arguments, as pytrees; in place of their bfloat16 or float16 leaves, the
+            result also accepts float32 ones.
     """
     closed, shape = jax.make_jaxpr(objective, return_shape=True)(*args)
     if not holds_low(closed.jaxpr) and not any(is_low(v.aval) for v in closed.jaxpr.invars):
@@ -59,9 +59,9 @@ def in_float32(objective: Callable[..., Any], *args: Any) -> Callable[..., Any]:
 
 
 def bind_wide(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Run one equation on widened values; its results are widened.
+    """Evaluate one equation on widened values; return widened results.
 
-    The body of a while loop or a kernel runs in its own types: its inputs are rounded to them.
+    The body of a kernel or a reduction runs in its own dtypes, with inputs rounded to them.
     """
     if is_call(eqn) and eqn.primitive.name not in CUSTOM:
         jaxpr, consts = body(eqn)
@@ -84,7 +84,7 @@ def bind_wide(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def run_wide(jaxpr: jex.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Evaluate a jaxpr on widened values; its results are widened."""
+    """Evaluate a jaxpr on widened values; return widened results."""
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(widened, consts), strict=True))
     env.update(zip(jaxpr.invars, map(widened, args), strict=True))
 
@@ -124,17 +124,30 @@ def _cond(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return jax.lax.switch(values[0], branches, list(values[1:]))
 
 
+def _while(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    tested, kept = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond, body = opened(eqn.params["cond_jaxpr"]), opened(eqn.params["body_jaxpr"])
+    first, rest = values[:tested], values[tested : tested + kept]
+
+    def step(carry: list[Any]) -> list[Any]:
+        after = run_wide(*body, [*rest, *carry])
+        return [_like(a, c) for a, c in zip(after, carry, strict=True)]
+
+    init = [jnp.asarray(v) for v in values[tested + kept :]]
+    return jax.lax.while_loop(lambda carry: run_wide(*cond, [*first, *carry])[0], step, init)
+
+
 def _like(value: Any, carry: jax.Array) -> jax.Array:
-    """The value with the carry's type, which a type that was weak may have changed."""
+    """Cast a value to the carry's dtype, which weak types may have changed."""
     value = jnp.asarray(value)
     return value if value.dtype == carry.dtype else value.astype(carry.dtype)
 
 
-_NESTED = {"scan": _scan, "cond": _cond}
+_NESTED = {"scan": _scan, "cond": _cond, "while": _while}
 
 
 def _custom(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """Run a call with its own derivative: its body in float32, its derivative as declared."""
+    """Evaluate a call with a custom derivative: its body in float32, its derivative as declared."""
     jaxpr, consts = body(eqn)
 
     def wide(*values: Any) -> list[Any]:
@@ -155,3 +168,12 @@ def _custom(eqn: Any, values: Sequence[Any]) -> list[Any]:
         lambda primals, cotangents: jax.vjp(declared, *primals)[1](list(cotangents)),
     )
     return both(*values)
+
+
+def must_open(eqn: Any) -> bool:
+    """Return True if a loop or branch must be opened even without sites.
+
+    This applies to a `stop_gradient`, which noise must not pass, and to low precision, which would
+    lose noise.
+    """
+    return stops(eqn) or any(holds_low(jaxpr) for jaxpr in bodies(eqn))

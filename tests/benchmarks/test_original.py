@@ -1,4 +1,4 @@
-"""The baseline of the speed table against the library's own published rule, on the same noise."""
+"""Baseline of the speed table against the library's published rule, on the same noise."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from flax import nnx
 
 import grlu
 import models
-from benchmarks import original
-from grlu.noise import directions
-from grlu.tracing.rows import Rows
+from benchmarks.baselines import original
+from grlu.influence.rows import Rows
+from grlu.noise.directions import directions
 
 
 def published_reward(model, batch):
@@ -48,8 +48,8 @@ def test_one_step_equals_the_published_rule(options, winners, samples):
 NAMES = ((0, "kernel"), (1, "bias"))
 
 
-def test_winners_are_drawn_and_noise_is_scaled():
-    """Without noise nothing moves; with it, another key moves the weights elsewhere."""
+def test_winners_are_sampled_and_noise_is_scaled():
+    """Weights do not move without noise, and depend on the key with it."""
     params = original.init(jax.random.key(0), (12, 10, 4))
     image, label = np.ones(12, np.float32).cumsum(), np.int32(1)
 
@@ -65,8 +65,8 @@ def test_winners_are_drawn_and_noise_is_scaled():
 
 
 @pytest.mark.parametrize("rule", ["perturbation", "backprop"])
-def test_it_learns(rule):
-    """Two classes told apart by a sign: the reward rises above that of a guess."""
+def test_the_baseline_learns(rule):
+    """Two classes that differ by a sign: the reward rises above chance."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 400).astype(np.int32)
     images = generator.normal(size=(400, 8)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The comparison with PyTorch: the same models on both sides, and a sentence without torch."""
+"""Comparison with PyTorch: equal models, and one sentence without torch."""
 
 import importlib.util
 
@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import models
 from benchmarks import pytorch
-from trainers.language import LanguageModelling
-from trainers.variational import divergence
+from trainers.objectives.elbo import divergence
+from trainers.objectives.language import LanguageModelling
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def set_linear(theirs, ours, torch):
 
 
 def test_the_autoencoders_are_the_same(torch, monkeypatch):
-    from benchmarks import plain_torch
+    from benchmarks.baselines import plain_torch
 
     ours = models.MODELS["vae_mlp"](
         (784,), 0, latent=3, encoder_hidden=(7, 6), decoder_hidden=(5,), rngs=nnx.Rngs(0)
@@ -37,7 +37,7 @@ def test_the_autoencoders_are_the_same(torch, monkeypatch):
     set_linear(theirs.encoder[4], ours.encoder.heads, torch)
     set_linear(theirs.decoder[0], ours.decoder.layers[0], torch)
     set_linear(theirs.decoder[2], ours.decoder.out, torch)
-    # Without noise the bound is that at the posterior's mean.
+    # Without noise the bound is evaluated at the posterior's mean.
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     x = np.random.default_rng(0).integers(0, 2, (4, 784)).astype(np.float32)
     posterior = ours.posterior(jnp.asarray(x))
@@ -46,7 +46,7 @@ def test_the_autoencoders_are_the_same(torch, monkeypatch):
 
 
 def test_the_language_models_are_the_same(torch):
-    from benchmarks import plain_torch
+    from benchmarks.baselines import plain_torch
 
     ours = models.GPT((5,), 9, layers=2, heads=2, width=8, rngs=nnx.Rngs(0))
     theirs = plain_torch.GPT(9, 2, 2, 8, 5)
@@ -64,7 +64,7 @@ def test_the_language_models_are_the_same(torch):
     np.testing.assert_allclose(theirs.loss(torch.tensor(rows)).item(), -reward.mean(), rtol=1e-5)
 
 
-def test_without_torch_a_sentence_says_so(monkeypatch):
+def test_a_missing_torch_is_one_sentence(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)

@@ -66,6 +66,20 @@ def test_a_remote_directory_is_refused(place, kind, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_leaf_that_only_older_versions_saved_is_ignored(tmp_path):
+    @flax.struct.dataclass
+    class OldState(TrainState):
+        fault: Any = None
+
+    state = make_state()
+    rest = nnx.merge_state(state.rest, nnx.State({"fault": nnx.Variable(jnp.ones(3))}))
+    old = OldState(**(vars(state) | {"rest": rest}), fault=jnp.full(7, -1, jnp.int32))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, old, metrics={}, meta={})
+        restored = checkpoints.restore(make_state(seed=5))
+    assert_identical(restored.state, state)
+
+
 def test_round_trip_is_bit_exact(tmp_path):
     state = make_state()
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,4 +1,4 @@
-"""A state saved on one set of devices is restored on another."""
+"""Restoration on other devices than those that saved."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 """
 
 
-def test_from_eight_devices_to_any(tmp_path, devices):
+def test_state_from_eight_devices_restores_on_any(tmp_path, devices):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ON_EIGHT, str(tmp_path)],
         cwd=ROOT,
@@ -68,7 +68,7 @@ def test_from_eight_devices_to_any(tmp_path, devices):
         "keys": jax.random.split(jax.random.key(0), 8),
         "step": jnp.int32(0),
     }
-    with Checkpoints(tmp_path) as checkpoints:  # in this process, whatever its devices
+    with Checkpoints(tmp_path) as checkpoints:  # in this process, with any devices
         restored = checkpoints.restore(like).state
     np.testing.assert_array_equal(restored["w"], 3 * np.arange(48.0).reshape(8, 6))
     assert restored["step"] == 3

@@ -1,4 +1,4 @@
-"""Each fault is provoked for real: cut files, killed processes, a disk that takes no more."""
+"""Faults provoked for real: truncated files, killed processes, a full disk."""
 
 import logging
 import os
@@ -62,7 +62,7 @@ def run(code: str, *arguments: object, **options) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("how", ["delete", "halve", "empty"])
-def test_falls_back_whichever_file_is_cut(tmp_path, caplog, how):
+def test_any_damaged_file_falls_back_to_the_preceding_checkpoint(tmp_path, caplog, how):
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     fill(whole, 1, 2)
     fell_back = set()
@@ -87,7 +87,7 @@ def test_falls_back_whichever_file_is_cut(tmp_path, caplog, how):
     assert fell_back >= {largest.name, "manifest.ocdbt", "metadata"}
 
 
-def test_a_folder_left_unfinished_is_passed_over_and_named(tmp_path, caplog):
+def test_unfinished_folder_is_skipped_and_reported(tmp_path, caplog):
     fill(tmp_path, 1, 2)
     (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
     with Checkpoints(tmp_path) as checkpoints:
@@ -100,7 +100,7 @@ def test_a_folder_left_unfinished_is_passed_over_and_named(tmp_path, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_damaged_checkpoints_make_way_for_the_next(tmp_path):
+def test_damaged_checkpoints_fall_back_to_the_next(tmp_path):
     fill(tmp_path, 1, 2, 3)
     for path in tmp_path.glob("3/state/d/*"):
         cut(path, "halve")
@@ -112,7 +112,7 @@ def test_damaged_checkpoints_make_way_for_the_next(tmp_path):
         assert checkpoints.steps == (2, 3)
 
 
-def test_a_damaged_best_gives_way_to_the_next_best(tmp_path):
+def test_damaged_best_falls_back_to_the_next_best(tmp_path):
     fill(tmp_path, 1, 2, 3)
     cut(next(tmp_path.glob("1/state/d/*")), "delete")
     with Checkpoints(tmp_path, better=("loss", "min")) as checkpoints:
@@ -120,7 +120,7 @@ def test_a_damaged_best_gives_way_to_the_next_best(tmp_path):
         assert checkpoints.restore(LIKE, best=True).step == 2
 
 
-def test_nothing_readable(tmp_path):
+def test_unreadable_checkpoints_are_refused(tmp_path):
     fill(tmp_path, 1, 2)
     for path in tmp_path.glob("*/state/manifest.ocdbt"):
         cut(path, "empty")
@@ -128,7 +128,7 @@ def test_nothing_readable(tmp_path):
         checkpoints.restore(LIKE)
 
 
-def test_nothing_saved_or_no_such_step(tmp_path):
+def test_missing_checkpoints_are_refused(tmp_path):
     with (
         Checkpoints(tmp_path / "new") as checkpoints,
         pytest.raises(UserError, match="none was saved"),
@@ -153,7 +153,7 @@ def test_nothing_saved_or_no_such_step(tmp_path):
         ({"w": LIKE["w"]}, r"\['count'\], of shape \(3,\), is in the checkpoint but not in the"),
     ],
 )
-def test_another_structure_is_no_damage(tmp_path, caplog, like, message):
+def test_structure_mismatch_is_not_damage(tmp_path, caplog, like, message):
     fill(tmp_path, 1, 2)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UserError, match="config and checkpoint don't match: " + message):
@@ -169,8 +169,8 @@ def test_a_directory_that_cannot_be_made(tmp_path):
             Checkpoints(path)
 
 
-def test_a_directory_that_vanished(tmp_path):
-    """As good as one without write permission, and the same for every user."""
+def test_vanished_directory_fails_the_save(tmp_path):
+    """Replace the directory by a file, which fails for every user, even root."""
     checkpoints = Checkpoints(tmp_path / "run")
     (tmp_path / "run").rmdir()
     (tmp_path / "run").write_text("in the way")
@@ -218,8 +218,8 @@ with Checkpoints(directory) as checkpoints:
 
 
 @pytest.mark.parametrize("limit", [50_000, 10])
-def test_a_disk_that_takes_no_more(tmp_path, limit):
-    """A limit on file size makes every larger write fail, for root too."""
+def test_full_disk_fails_the_save(tmp_path, limit):
+    """Limit the file size, which makes every larger write fail, even for root."""
     done = run(FULL, tmp_path, limit)
     assert done.returncode == 0, done.stderr
     assert "step 2 couldn't be saved" in done.stdout
@@ -227,9 +227,9 @@ def test_a_disk_that_takes_no_more(tmp_path, limit):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_a_state_larger_than_the_free_space(tmp_path):
+def test_state_larger_than_free_space_is_refused(tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    huge = np.broadcast_to(np.zeros((), np.int8), (2 * free,))  # no memory behind it
+    huge = np.broadcast_to(np.zeros((), np.int8), (2 * free,))  # not backed by memory
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UserError, match="bytes are needed"):
             checkpoints.save(1, {"x": huge}, metrics={}, meta={})
@@ -252,8 +252,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("sign", ["2.*", "2.*/info*/*", "2.*/state*/**/d/*"])
-def test_killed_while_saving(tmp_path, sign):
-    """At once, and with some of the files written."""
+def test_kill_while_saving_keeps_older_checkpoints(tmp_path, sign):
+    """Kill immediately, and after some files are written."""
     assert run(KILLED, tmp_path, sign).returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.glob("2*")] == ["2.orbax-checkpoint-tmp"]
     with Checkpoints(tmp_path) as checkpoints:
@@ -270,6 +270,6 @@ def test_orbax_is_silent(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_other_users_of_absl_are_heard(caplog):
+def test_other_absl_messages_are_kept(caplog):
     logging.getLogger("absl").warning("not Orbax")
     assert "not Orbax" in caplog.text

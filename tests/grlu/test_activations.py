@@ -1,4 +1,4 @@
-"""The top-k layer."""
+"""Top-k layer."""
 
 import functools
 
@@ -24,7 +24,7 @@ def test_ties_and_extremes_in_one_row_and_in_its_batch():
     values = np.array([0.0, -0.0, 1, -1, 2.5, np.inf, -np.inf, 3e38, -3e38, 1e-45], np.float32)
     rows = generator.choice(values, (60, 9))
     rows[30:] += generator.normal(size=(30, 9)).astype(np.float32)
-    # By their order as bits: -0 comes before 0, and numbers too small to be normal differ from 0.
+    # In the order of their bits: -0 comes before 0, and subnormal numbers differ from 0.
     image = rows.view(np.int32)
     order = np.argsort(np.where(image < 0, image ^ 0x7FFFFFFF, image), axis=1)
     expected = np.take_along_axis(image, order[:, ::-1], axis=1)
@@ -37,14 +37,14 @@ def test_ties_and_extremes_in_one_row_and_in_its_batch():
 
 
 @pytest.mark.parametrize("units", [2, 8, 9])
-def test_a_few_units_compile(units):
-    """Rows of up to eight once took XLA forever."""
+def test_few_units_compile(units):
+    """Check rows of up to eight units, which XLA once did not finish compiling."""
     z = jax.random.normal(jax.random.key(0), (50, units))
     losers = grlu.TopK(0.5, mode="hard")(z) == 0
     np.testing.assert_array_equal(losers, z < jnp.sort(z)[:, units - units // 2, None])
 
 
-def test_hard_keeps_the_largest_and_lets_ties_pass():
+def test_hard_keeps_the_largest_and_all_ties():
     z = jnp.array([[1.0, 3.0, 2.0, 2.0]])
     np.testing.assert_array_equal(grlu.TopK(0.5, mode="hard")(z), [[0, 3, 2, 2]])
     np.testing.assert_array_equal(grlu.TopK(0.01, mode="hard")(z), [[0, 3, 0, 0]])
@@ -59,7 +59,7 @@ def test_a_decimal_fraction_of_100_units_is_exact(fraction, k):
     assert jnp.count_nonzero(grlu.TopK(fraction, mode="hard")(z)) == k
 
 
-def test_every_fraction_of_the_units_keeps_its_number_of_them():
+def test_every_fraction_keeps_its_number_of_units():
     for units in range(1, 130):
         for k in range(1, units + 1):
             assert winner_count(k / units, units) == k
@@ -67,25 +67,25 @@ def test_every_fraction_of_the_units_keeps_its_number_of_them():
         assert winner_count(float(f"{percent / 100:.2f}"), 100) == percent
 
 
-def test_gumbel_draws_in_training_and_is_hard_in_evaluation():
+def test_gumbel_samples_in_training_and_is_hard_in_evaluation():
     layer = grlu.TopK(0.25, rngs=nnx.Rngs(0))
     z = jnp.broadcast_to(jnp.array([0.1, 0.2, 0.3, 0.4]), (4000, 4))
     winners = layer(z) != 0
     assert (winners.sum(1) == 1).all()
-    # One winner of four is drawn with probability softmax(z).
+    # One winner of four is sampled with probability softmax(z).
     np.testing.assert_allclose(winners.mean(0), nnx.softmax(z[0]), atol=0.03)
     layer.eval()
     np.testing.assert_allclose(layer(z)[:2], [[0, 0, 0, 0.4]] * 2, rtol=1e-6)
 
 
-def test_the_gradient_passes_through_the_winners_alone():
+def test_gradient_passes_only_through_winners():
     layer = grlu.TopK(0.5, mode="hard")
     grad = jax.grad(lambda z: layer(z).sum())(jnp.array([1.0, 3.0, 2.0, 0.0]))
     np.testing.assert_array_equal(grad, [0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
-def test_a_share_outside_0_to_1_is_refused(fraction):
+def test_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(grlu.UserError, match=r"must lie in \(0, 1\]"):
         grlu.TopK(fraction)
 

@@ -1,4 +1,4 @@
-"""Advantages by hand, and by an oracle written again."""
+"""Advantages against values computed by hand and independent oracles."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ REWARDS = jnp.array([[1.0, 0.0, 0.0], [2.0, 4.0, 6.0]])
 )
 def test_by_hand(name, expected):
     np.testing.assert_allclose(ADVANTAGES[name](REWARDS), expected, rtol=1e-4)
-    # Rewards per token are compared with those of the same token.
+    # Baselines of rewards per token are taken separately for each token.
     tokens = jnp.stack([REWARDS, 0 * REWARDS], -1)
     both = ADVANTAGES[name](tokens)
     np.testing.assert_allclose(both[..., 0], expected, rtol=1e-4)
@@ -32,13 +32,13 @@ def test_by_hand(name, expected):
 
 @pytest.mark.parametrize("name", [name for name in ADVANTAGES if name != "none"])
 @pytest.mark.parametrize("reward", [0.1, -7.3, 1e6])
-def test_equal_rewards_give_exactly_nothing(name, reward):
+def test_equal_rewards_give_exactly_zero(name, reward):
     rewards = jnp.full((5, 7), reward)
     np.testing.assert_array_equal(ADVANTAGES[name](rewards), 0)
 
 
 @pytest.mark.parametrize("name", ["leave_one_out", "group_mean_std"])
-def test_one_sample_is_no_group(name):
+def test_one_sample_is_refused(name):
     with pytest.raises(grlu.UserError, match=f"{name!r} needs at least 2 samples"):
         ADVANTAGES[name](jnp.ones((3, 1)))
 
@@ -51,7 +51,7 @@ def test_returns():
 
 
 def oracle(rewards, values, length, discount, decay):
-    """Equation 16 of arXiv:1506.02438, as a double sum over one completion."""
+    """Compute equation 16 of arXiv:1506.02438 as a double sum over one completion."""
     state = [*values[:length], 0.0]
     delta = [rewards[t] + discount * state[t + 1] - state[t] for t in range(length)]
     found = [

@@ -1,18 +1,18 @@
-"""Drawing ahead changes nothing but the time at which random numbers are drawn."""
+"""Sampling ahead of a loop gives the values that its steps would sample."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grlu.ahead import drawn_ahead
-from grlu.noise import signs
+from grlu.noise.ahead import drawn_ahead
+from grlu.noise.directions import signs
 
 KEY = jax.random.key(3)
 
 
 def by_number(t, carry):
-    """Draws by t alone: words, floats made of them, and more signs than are kept."""
+    """Sample words, floats and signs with keys that depend only on t."""
     total, seen = carry
     key = jax.random.fold_in(KEY, t)
     noise = jax.random.gumbel(key, (5,)) + signs(key, (5,))
@@ -21,7 +21,7 @@ def by_number(t, carry):
 
 
 def by_carry(t, carry):
-    """Draws with a key that depends on what the steps before have done, too."""
+    """Sample also with a key that depends on the carry."""
     total, seen = carry
     own = jax.random.fold_in(jax.random.fold_in(KEY, t), seen)
     return total + jax.random.normal(own, (5,)) + jax.random.uniform(KEY, (5,)), seen + t
@@ -35,7 +35,7 @@ def run(step, start, *, ahead):
 
 @pytest.mark.parametrize("step", [by_number, by_carry])
 @pytest.mark.parametrize("seeds", [None, 3])
-def test_the_values_are_those_that_the_steps_draw(step, seeds):
+def test_presampled_values_equal_those_of_the_steps(step, seeds):
     start = jnp.ones((5,)) if seeds is None else jnp.arange(seeds * 5.0).reshape(seeds, 5)
     results = []
     for ahead in (False, True):
@@ -45,11 +45,11 @@ def test_the_values_are_those_that_the_steps_draw(step, seeds):
 
         results.append(jax.jit(whole if seeds is None else jax.vmap(whole))(start))
     for plain, early in zip(*results, strict=True):
-        # Compiled otherwise, sums may be rounded otherwise; another draw is another number.
+        # Different compilation may round sums differently; different random numbers differ more.
         np.testing.assert_allclose(plain, early, atol=1e-5)
 
 
-def test_nothing_is_left_to_draw_in_the_loop():
+def test_loop_contains_no_random_bits():
     def loop(step):
         closed = jax.make_jaxpr(lambda s: run(step, s, ahead=True))(jnp.ones((5,)))
         (eqn,) = [e for e in closed.jaxpr.eqns if e.primitive.name == "scan"]

@@ -1,4 +1,4 @@
-"""The rules on models of every make: credit points uphill, and the local update is exact."""
+"""Learning rules on models of all kinds: credit points uphill, and the local update is exact."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class EmbedEinsum(nnx.Module):
 
 
 class RawParameters(nnx.Module):
-    """Parameters without layers, one of them tied, one only inside a function of itself."""
+    """Model of raw parameters, one of them tied, one used only through a function of itself."""
 
     def __init__(self, rngs):
         self.w = nnx.Param(jax.random.normal(rngs.params(), (36, 6)) / 6)
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
 
 
 class UnderTransforms(nnx.Module):
-    """Layers inside nnx.jit and jax.checkpoint."""
+    """Model with layers inside nnx.jit and jax.checkpoint."""
 
     def __init__(self, rngs):
         self.a, self.b = nnx.Linear(36, 8, rngs=rngs), nnx.Linear(8, 5, rngs=rngs)
@@ -155,7 +155,7 @@ def log_likelihood(model, batch):
 
 @pytest.fixture
 def batch():
-    # Six examples of 6 x 6: the batch's size coincides with that of other axes.
+    # Six examples of 6 x 6: the batch size equals that of other axes.
     return {
         "x": jax.random.normal(jax.random.key(1), (6, 6, 6, 1)),
         "y": jnp.array([0, 1, 2, 3, 4, 0]),
@@ -186,7 +186,7 @@ def test_orthogonal_perturbation_finds_the_gradient_of_every_parameter(make, bat
     assert found.cosine > 0.995, str(found)
     for name, (cosine, ratio) in found.parameters.items():
         if name == "attend.key.bias":
-            continue  # A softmax does not see it: its gradient is zero but for rounding.
+            continue  # It does not affect a softmax: its gradient is zero up to rounding.
         assert cosine > 0.9, f"{make.__name__}: {name}\n{found}"
         assert 0.7 < ratio < 1.3, f"{make.__name__}: {name}\n{found}"
 
@@ -206,7 +206,7 @@ def test_20000_samples_reach_a_cosine_of_99_percent(make, batch):
 
 
 def test_noise_after_the_activation_is_biased(batch):
-    """The published placement: more samples don't help, silent ReLUs are credited too."""
+    """Check the published placement: more samples don't help, and silent ReLUs get credit."""
     model = nnx.Sequential(
         lambda x: x.reshape(x.shape[0], -1),
         nnx.Linear(36, 16, rngs=nnx.Rngs(0)),
@@ -225,7 +225,7 @@ def test_noise_after_the_activation_is_biased(batch):
     assert abs(kernel("post", 32_000) - kernel("post", 8000)) < 0.02
 
 
-def test_active_perturbs_the_winners_of_a_topk_alone(batch):
+def test_active_perturbs_only_the_winners_of_a_topk(batch):
     model = topk_mlp(nnx.Rngs(0))
     rule = grlu.NodePerturbation(samples=1024, sigma=0.02, site="active", noise="orthogonal")
     found = grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(6))
@@ -233,7 +233,7 @@ def test_active_perturbs_the_winners_of_a_topk_alone(batch):
 
 
 @pytest.mark.parametrize("make", NETS)
-def test_the_step_compiles_once_and_leaves_the_model_as_it_was(make, batch):
+def test_step_compiles_once_and_leaves_the_model_unchanged(make, batch):
     model = make(nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.state(model))
     estimate = grlu.NodePerturbation(samples=2, sigma=0.1)(log_likelihood)

@@ -1,9 +1,9 @@
-"""Sampled gradients against brute force, where all 27 completions can be listed.
+"""Sampled policy gradients against brute force over all 27 completions.
 
 Three tokens, three steps, random rewards; the policy is a table of logits for each of the 13
 prefixes. Each gradient is averaged over many independent groups of samples, and must agree with
-the sum over all completions within 4 standard errors. Where completions end early, at token 2,
-what is drawn after it must count for nothing.
+the sum over all completions within 4 standard errors. If completions end early, at token 2,
+tokens sampled after it must not count.
 """
 
 import itertools
@@ -19,26 +19,26 @@ from grlu.policy_losses import clipped, ratios, reinforce, token_weights
 
 V, H = 3, 3
 ALL = np.array(list(itertools.product(range(V), repeat=H)))
-# The row of the table for the state before each token: first those of length 0, then 1, then 2.
+# Row of the table for the prefix before each token: lengths 0, 1, 2.
 STATES = np.stack([0 * ALL[:, 0], 1 + ALL[:, 0], 1 + V + V * ALL[:, 0] + ALL[:, 1]], 1)
 LOGITS, REFERENCE = jax.random.normal(jax.random.key(0), (2, 13, V))
 VALUES = jax.random.normal(jax.random.key(1), (13,))
 
 
 def masked(ends):
-    """1 up to and with the first token 2, or everywhere."""
+    """Return 1 up to and including the first token 2, or everywhere."""
     before = np.cumsum(ALL == 2, 1) - (ALL == 2)
     return jnp.asarray(before == 0 if ends else np.ones_like(ALL), jnp.float32)
 
 
 def rewarded(ends):
-    """Per token, a random number for each prefix that ends there, 0 after the end."""
-    rows = 3 * STATES + ALL  # one per prefix and its token
+    """Return a random reward per token and prefix, 0 after the end."""
+    rows = 3 * STATES + ALL  # one per prefix and next token
     return jax.random.normal(jax.random.key(2), (39,))[rows] * masked(ends)
 
 
 def log_policy(logits):
-    """Log-probabilities before each token of all completions, (27, H, V)."""
+    """Return log-probabilities before each token of all completions, (27, H, V)."""
     return jax.nn.log_softmax(logits)[STATES]
 
 
@@ -51,26 +51,28 @@ def likelihood(logits):
 
 
 def groups(count, samples):
-    """Indices of completions drawn from the policy, (count, samples)."""
+    """Sample indices of completions from the policy, (count, samples)."""
     return jax.random.choice(jax.random.key(3), len(ALL), (count, samples), p=likelihood(LOGITS))
 
 
 def assert_agree(gradients, expected):
-    """Gradients (count, ...) of independent draws have the mean `expected`."""
+    """Check that gradients (count, ...) of independent samples have the mean `expected`."""
     mean = gradients.mean(0)
     error = gradients.std(0, ddof=1) / np.sqrt(len(gradients))
-    assert np.abs(np.asarray(expected)).max() > 20 * np.asarray(error).max()  # It can tell.
+    assert (
+        np.abs(np.asarray(expected)).max() > 20 * np.asarray(error).max()
+    )  # The check is sensitive enough.
     assert np.abs((mean - expected) / jnp.maximum(error, 1e-7)).max() < 4
 
 
 def sampled(loss, count, samples):
-    """The gradient of -`loss(logits, indices)` for each of many groups."""
+    """Return the gradient of -`loss(logits, indices)` for each of many groups."""
     gradient = jax.jit(jax.vmap(jax.grad(lambda logits, chosen: -loss(logits, chosen)), (None, 0)))
     return gradient(LOGITS, groups(count, samples))
 
 
 def true_gradient(ends):
-    """Of the expected reward."""
+    """Return the gradient of the expected reward."""
     rewards = rewarded(ends).sum(1)
     return jax.grad(lambda logits: likelihood(logits) @ rewards)(LOGITS)
 
@@ -80,14 +82,14 @@ def true_gradient(ends):
     ("name", "samples", "scale"),
     [
         ("none", 1, 1),
-        ("mean", 4, 3 / 4),  # One prompt is the whole batch here.
+        ("mean", 4, 3 / 4),  # The batch is one prompt.
         ("leave_one_out", 4, 1),
         ("group_mean", 4, 3 / 4),
     ],
 )
 @pytest.mark.parametrize("per_token", [False, True])
 def test_reinforce(name, samples, scale, ends, per_token):
-    """Paid at the end, or per token and by what is still to come."""
+    """Check rewards at the end, and rewards per token with returns."""
     mask, rewards = masked(ends), rewarded(ends)
 
     def loss(logits, chosen):
@@ -105,7 +107,7 @@ def test_reinforce(name, samples, scale, ends, per_token):
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("ends", [False, True])
 def test_grpo(aggregation, ends):
-    """Its objective depends on the whole group: all 19,683 groups of three are listed."""
+    """Check GRPO, which depends on the group, over all 19,683 groups of three."""
     mask, rewards = masked(ends), rewarded(ends).sum(1)
 
     def loss(logits, chosen):
@@ -125,7 +127,7 @@ def test_grpo(aggregation, ends):
         "constant": kept / (3 * H),
     }[aggregation]
     chance = np.asarray(likelihood(LOGITS))[every].prod(1)
-    # What each token of each completion is worth on average, over all groups.
+    # Mean advantage of each token of each completion over all groups.
     worth = np.zeros(ALL.shape)
     np.add.at(worth, every, chance[:, None, None] * advantages[:, :, None] * weights)
 
@@ -137,7 +139,7 @@ def test_grpo(aggregation, ends):
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("decay", [1.0, 0.9])
-def test_the_first_step_of_ppo(decay, ends):
+def test_first_step_of_ppo_has_the_policy_gradient(decay, ends):
     mask, rewards = masked(ends), rewarded(ends)
     advantages, _ = gae(rewards, VALUES[STATES], mask, discount=1.0, decay=decay)
 
@@ -152,20 +154,20 @@ def test_the_first_step_of_ppo(decay, ends):
         return (likelihood(LOGITS)[:, None] * log_probs * advantages).sum()
 
     gradient = jax.grad(expected)(LOGITS)
-    if decay == 1:  # Any critic will do: its error is a baseline.
+    if decay == 1:  # Any critic works: its error is a baseline.
         np.testing.assert_allclose(gradient, true_gradient(ends), atol=1e-6)
     assert_agree(sampled(loss, 60_000, 1), gradient)
 
 
 def divergences(logits, ends, q_first=False):
-    """KL at the states before each token, weighted by how often the sampling policy is there."""
+    """Return the KL at the states before each token, weighted by the sampling policy's visits."""
     p, q = log_policy(logits), log_policy(REFERENCE)
     each = kl.exact(q, p) if q_first else kl.exact(p, q)
     return (likelihood(LOGITS)[:, None] * masked(ends) * each).sum()
 
 
 def sequence_divergence(logits, ends):
-    """KL between the distributions of whole completions."""
+    """Return the KL between the distributions over completions."""
     p, q = (drawn(log_policy(x), jnp.asarray(ALL)) * masked(ends) for x in (logits, REFERENCE))
     return (likelihood(logits)[:, None] * (p - q)).sum()
 
@@ -177,7 +179,7 @@ def estimate(name, logits, chosen, ends):
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("name", ["exact", "k1", "k2", "k3"])
-def test_the_value_of_a_divergence(name, ends):
+def test_divergence_equals_brute_force(name, ends):
     values = jax.vmap(lambda chosen: estimate(name, LOGITS, chosen, ends))(groups(40_000, 1))
     if name == "k2":
         p, q = (drawn(log_policy(x), jnp.asarray(ALL)) for x in (LOGITS, REFERENCE))
@@ -191,7 +193,7 @@ def test_the_value_of_a_divergence(name, ends):
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("name", ["exact", "k2", "k3"])
-def test_the_gradient_of_a_divergence_in_the_loss(name, ends):
+def test_gradient_of_a_divergence_in_the_loss_equals_brute_force(name, ends):
     def loss(logits, chosen):
         return -estimate(name, logits, chosen, ends)
 
@@ -199,7 +201,7 @@ def test_the_gradient_of_a_divergence_in_the_loss(name, ends):
     assert_agree(sampled(loss, 60_000, 1), expected)
 
 
-def test_k1_in_the_loss_teaches_nothing():
+def test_k1_in_the_loss_has_zero_mean_gradient():
     gradients = sampled(lambda logits, chosen: -estimate("k1", logits, chosen, True), 60_000, 1)
     error = gradients.std(0) / np.sqrt(len(gradients))
     assert np.abs(gradients.mean(0) / jnp.maximum(error, 1e-7)).max() < 4
@@ -207,7 +209,7 @@ def test_k1_in_the_loss_teaches_nothing():
 
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("name", ["exact", "k1"])
-def test_the_gradient_in_the_reward_is_that_of_the_sequences(name, ends):
+def test_gradient_in_the_reward_is_that_of_sequences(name, ends):
     mask = masked(ends)
     log_p, log_q = log_policy(LOGITS), log_policy(REFERENCE)
     to_come = returns(-kl.divergence(name, log_p, log_q, jnp.asarray(ALL)) * mask)

@@ -10,9 +10,9 @@ import grlu
 import models
 import trainers
 from grlu.errors import RunError
-from grlu.parameter_noise import Factors, ParameterNoise, dense_kernels
-from grlu.rule import pure_objective
-from grlu.tracing.network import trace
+from grlu.network import trace
+from grlu.noise.parameters import Factors, ParameterNoise, dense_kernels
+from grlu.rules.rule import pure_objective
 
 
 def log_likelihood(model, batch):
@@ -48,12 +48,12 @@ def close(a, b, atol=1e-5):
 
 
 def whole(direction):
-    """A direction with matrices in place of factors."""
+    """Return a direction with matrices instead of factors."""
     return [e.a @ e.b.T / np.sqrt(e.a.shape[1]) if isinstance(e, Factors) else e for e in direction]
 
 
 def members(rule, model, batch, key=0):
-    """Each pair's direction, materialised, and its two mean rewards, one after the other."""
+    """Return each pair's materialised direction and its two mean rewards."""
     objective, params, rest = pure(model)
     leaves, tree = jax.tree.flatten(params)
     parts = rule.pairs if rule.batches == "own" else 1
@@ -72,7 +72,7 @@ def members(rule, model, batch, key=0):
 
 @pytest.mark.parametrize("rank", [None, 1, 3])
 @pytest.mark.parametrize("batches", ["same", "own"])
-def test_it_equals_the_materialised_twin(rank, batches, model, batch):
+def test_estimate_equals_the_materialised_twin(rank, batches, model, batch):
     rule = grlu.EvolutionStrategy(8, 0.1, rank=rank, shaping="none", batches=batches)
     directions, rewards = members(rule, model, batch)
     slopes = (rewards[:, 0] - rewards[:, 1]) / (2 * 0.1)
@@ -83,7 +83,7 @@ def test_it_equals_the_materialised_twin(rank, batches, model, batch):
     close(ascent(rule, model, batch), expected)
 
 
-def test_the_factors_of_the_twin_are_of_the_rank_asked_for(model, batch):
+def test_factors_have_the_requested_rank(model, batch):
     objective, params, rest = pure(model)
     drawn = ParameterNoise(objective, params, rest, batch, 2).draw(jax.random.key(0))
     kernels = [np.asarray(e) for e in whole(drawn) if e.ndim == 2]
@@ -102,7 +102,7 @@ def test_the_factors_of_the_twin_are_of_the_rank_asked_for(model, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 1])
 def test_the_cosine_rises_with_the_population_as_theory_says(rank, model, batch):
-    """cos² is about n / (n + d + 1) for n pairs and d parameters."""
+    """Check that cos² is about n / (n + d + 1) for n pairs and d parameters."""
     objective, params, rest = pure(model)
     exact = ascent(grlu.Backprop(), model, batch)
     exact = np.concatenate([g.ravel() for g in jax.tree.leaves(exact)])
@@ -135,7 +135,7 @@ def test_the_chunk_does_not_change_the_estimate(chunk, rank, model, batch):
 def weights(rewards, **options):
     rewards = jnp.array(rewards)
     rule = grlu.EvolutionStrategy(2 * len(rewards), 0.5, **options)
-    return np.asarray(rule.weights(rewards))  # (f₊ - f₋) / pairs, as 2σ is 1
+    return np.asarray(rule.weights(rewards))  # (f₊ - f₋) / pairs, because 2σ is 1
 
 
 def test_ranks_are_centred_over_the_whole_population_and_ties_share_theirs():
@@ -154,7 +154,7 @@ def test_zscores_and_raw_rewards():
 
 
 @pytest.mark.parametrize("shaping", ["centered_rank", "zscore", "none"])
-def test_a_constant_reward_is_no_signal(shaping, model, batch):
+def test_constant_reward_gives_zero_gradient(shaping, model, batch):
     rule = grlu.EvolutionStrategy(6, 0.1, shaping=shaping)
     found = ascent(rule, model, batch, reward_fn=lambda m, b: 0.0 * m(b[0])[:, 0] + 0.1)
     assert all(not g.any() for g in jax.tree.leaves(found))
@@ -172,8 +172,8 @@ def test_a_member_that_is_not_finite_stops_or_is_dropped_with_its_twin(shaping, 
 
 
 @pytest.mark.parametrize("nan", ["stop", "drop"])
-def test_a_run_in_which_noise_overflows_stops_or_goes_on(nan, tmp_path):
-    """Noise of 1e36 takes some members' rewards beyond the floats; the clean pass stays finite."""
+def test_run_with_overflowing_noise_stops_or_continues(nan, tmp_path):
+    """Use noise of 1e36, which makes some members' rewards infinite, but not the clean pass."""
     config = {
         "dataset": {"name": "digits", "subset": 100},
         "model": {"name": "mlp", "hidden": (), "layer_norm": False},
@@ -212,7 +212,7 @@ def kernels_of(model, reward_fn, batch):
     return {network.names[i] for i in dense_kernels(network)}
 
 
-def test_only_a_kernel_of_dense_layers_alone_gets_low_rank_noise(model, batch):
+def test_only_kernels_used_in_dense_layers_get_low_rank_noise(model, batch):
     square = nnx.Linear(12, 12, rngs=nnx.Rngs(0))
     for reward_fn, expected in {
         lambda m, b: jnp.tanh(m(b[0])).sum(-1): {"kernel"},
@@ -221,7 +221,7 @@ def test_only_a_kernel_of_dense_layers_alone_gets_low_rank_noise(model, batch):
         lambda m, b: m(jnp.tanh(m(b[0]))).sum(-1): {"kernel"},  # called twice
         lambda m, b: (jnp.tanh(m(b[0])) @ m.kernel[...].T).sum(-1): set(),
         lambda m, b: m(b[0]).sum(-1) - (m.kernel[...] ** 2).sum(): set(),
-        # Uses that no gradient would see.
+        # Uses outside dense layers.
         lambda m, b: m(b[0]).sum(-1) - (m.kernel[...] > 0).sum().astype(jnp.float32): set(),
         lambda m, b: m(b[0]).sum(-1) * jax.lax.stop_gradient(m.kernel[...]).sum(): set(),
         lambda m, b: (b[0] @ jnp.exp(m.kernel[...])).sum(-1): set(),
@@ -232,7 +232,7 @@ def test_only_a_kernel_of_dense_layers_alone_gets_low_rank_noise(model, batch):
 
 
 @pytest.mark.parametrize("rank", [None, 1])
-def test_what_the_reward_does_not_depend_on_stays(rank, batch):
+def test_unused_parameters_do_not_change(rank, batch):
     model = nnx.Dict(
         used=nnx.Linear(12, 5, rngs=nnx.Rngs(0)), unused=nnx.Linear(12, 5, rngs=nnx.Rngs(1))
     )
@@ -277,8 +277,8 @@ def test_layers_that_only_report_get_no_noise(low_rank_noise):
     assert "used.kernel" in low_rank_noise(Model(nnx.Rngs(0)), lambda m, x: m(x), x)
 
 
-def test_low_rank_noise_moves_layers_in_loops_as_whole_matrices_do(low_rank_noise):
-    """A kernel that all steps share, and stacked kernels of which each step has its own."""
+def test_low_rank_noise_in_loops_equals_materialised_matrices(low_rank_noise):
+    """Check a kernel that all steps share, and stacked kernels, one per step."""
 
     class Model(nnx.Module):
         def __init__(self, rngs):
@@ -312,8 +312,8 @@ def test_nothing_is_differentiated(rank, model, batch, monkeypatch):
     assert jax.tree.leaves(ascent(grlu.EvolutionStrategy(4, rank=rank), model, batch))[0].any()
 
 
-def test_all_members_of_a_shared_batch_see_the_same_draw(batch):
-    """With noise of no size, only another draw of the dropout could make rewards differ."""
+def test_members_of_a_shared_batch_share_dropout_masks(batch):
+    """Check with tiny noise, so that only different dropout masks could make rewards differ."""
     model = nnx.Sequential(
         nnx.Linear(12, 5, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1))
     )
@@ -321,7 +321,7 @@ def test_all_members_of_a_shared_batch_see_the_same_draw(batch):
     assert all(not g.any() for g in jax.tree.leaves(found))
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(model, batch):
+def test_indivisible_batch_is_refused(model, batch):
     with pytest.raises(grlu.UserError, match="must be a multiple of 3, got 8"):
         ascent(grlu.EvolutionStrategy(6, batches="own"), model, batch)
 

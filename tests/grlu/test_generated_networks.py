@@ -1,4 +1,4 @@
-"""Random networks: traced rewards are the model's own, and exact credit is the gradient."""
+"""Random networks: traced rewards equal the model's, and exact credit equals the gradient."""
 
 import collections
 
@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 from hypothesis.strategies import DrawFn, composite
 
-from grlu.rule import pure_objective
+from grlu.rules.rule import pure_objective
 from tests.grlu.networks import recipes
 from tests.grlu.networks.grammar import build, recipe
 from tests.grlu.networks.interpreter import evaluate
@@ -22,8 +22,8 @@ def drawn(draw: DrawFn) -> recipes.Recipe:
     return recipe(lambda n: draw(strategies.integers(0, n - 1)))
 
 
-def test_random_networks_are_traced_as_they_are_or_refused():
-    """`python -m tests.grlu.networks --count 10000` looks at more of them."""
+def test_random_networks_are_traced_exactly_or_refused():
+    """Check a few; `python -m tests.grlu.networks --count 10000` checks more."""
     kinds: collections.Counter[str] = collections.Counter()
 
     @settings(
@@ -45,7 +45,7 @@ def test_random_networks_are_traced_as_they_are_or_refused():
 
 
 @pytest.mark.parametrize("number", [1, 7, 12, 20])
-def test_the_interpreter_computes_what_a_compiled_program_does(number):
+def test_interpreter_equals_the_compiled_program(number):
     model, reward_fn, batch = build(recipe_of(0, number))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     own = gradient_by_jax(pure_objective(graphdef, reward_fn, has_aux=True), False)
@@ -55,6 +55,6 @@ def test_the_interpreter_computes_what_a_compiled_program_does(number):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_recipe_prints_as_the_code_that_makes_it():
+def test_recipe_repr_is_its_code():
     made = recipe_of(0, 3)
     assert eval(repr(made), vars(recipes)) == made

@@ -1,4 +1,4 @@
-"""The table of sites, and the check of a rule against the model."""
+"""Table of sites, and check of a rule against the model."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 import grlu
-from grlu import inspection
-from grlu.rule import pure_objective
+from grlu.inspection import checks as inspection
+from grlu.rules.rule import pure_objective
 
 
 class Everything(nnx.Module):
-    """A layer, a loop, a layer after batch normalisation, and a parameter that nothing uses."""
+    """Model of a layer, a loop, a layer after batch normalisation, and an unused parameter."""
 
     def __init__(self, rngs):
         self.first = nnx.Linear(4, 3, rngs=rngs)
@@ -36,13 +36,13 @@ def x():
     return jax.random.normal(jax.random.key(0), (4, 4))
 
 
-def test_the_table_says_what_each_site_is(x):
+def test_table_describes_each_site(x):
     table = grlu.sites(penalised, Everything(nnx.Rngs(0)), x)
     rows = {row.name: row for row in table}
     assert list(rows)[:2] == ["first", "loop"]
     assert (rows["first"].kind, rows["first"].first, rows["first"].loops) == ("dense", True, 0)
     assert (rows["loop"].shape, rows["loop"].loops) == ((2, 4, 3), 1)
-    assert rows["loop"].examples == 4  # Batch normalisation lets all rewards depend on it.
+    assert rows["loop"].examples == 4  # Through batch normalisation, all rewards depend on it.
     assert (rows["last"].output, rows["last"].examples) == (True, 1)
     assert [row.kind for row in table].count("penalty") == 1
     printed = str(table).splitlines()
@@ -51,7 +51,7 @@ def test_the_table_says_what_each_site_is(x):
     assert "one, along axis 0" in next(line for line in printed if line.startswith("last"))
 
 
-def test_the_check_finds_the_network_sound_and_names_what_is_special(x):
+def test_check_is_sound_and_lists_unused_and_shared(x):
     rule = grlu.NodePerturbation(256, 1e-2, noise="orthogonal")
     found = grlu.check(rule, penalised, Everything(nnx.Rngs(0)), x, jax.random.key(1))
     assert found.sound

@@ -1,4 +1,4 @@
-"""Divergences by hand, and their warm-up."""
+"""Divergences against values computed by hand, and the warm-up of their coefficient."""
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,13 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("name", ["exact", "k1", "k2", "k3"])
-def test_a_policy_is_at_no_distance_from_itself(name):
+def test_divergence_of_a_policy_from_itself_is_zero(name):
     log_p = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (4, 5, 7)))
     tokens = jnp.zeros((4, 5), jnp.int32)
     np.testing.assert_array_equal(kl.divergence(name, log_p, log_p, tokens), 0)
 
 
-def test_what_cannot_work_is_refused():
+def test_unsound_estimators_are_refused():
     for name in ("exact", "k1"):
         kl.require_sound(name, "reward")
     for name in ("exact", "k2", "k3"):
@@ -38,7 +38,7 @@ def test_what_cannot_work_is_refused():
             kl.require_sound(name, "reward")
 
 
-def test_the_coefficient_rises_from_zero():
+def test_coefficient_warms_up_from_zero():
     seen = jnp.array([0.0, 50.0, 100.0, 1000.0])
     np.testing.assert_allclose(kl.coefficient(0.2, seen, 100), [0, 0.1, 0.2, 0.2], rtol=1e-6)
     assert kl.coefficient(0.2, jnp.float32(0), 0) == pytest.approx(0.2)

@@ -1,4 +1,4 @@
-"""Learned feedback: unbiased whatever its weights are, less noisy when they have learned."""
+"""Learned feedback: unbiased for any weights, less noisy with trained weights."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def rule(samples, **options):
 
 
 def hidden_cosine(rule, model, batch, keys=20):
-    """Mean cosine of the first layer's estimate to the exact gradient."""
+    """Return the mean cosine between the first layer's estimate and the exact gradient."""
     found = [
         grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(i)).parameters
         for i in range(keys)
@@ -57,7 +57,7 @@ def test_wrong_feedback_leaves_the_mean_of_the_estimate(site, batch):
         {"samples": 8, "output": "perturb", "layers": "apart", "noise": "orthogonal"},
     ],
 )
-def test_feedback_learns_to_foretell_the_credit(options, batch):
+def test_feedback_learns_to_predict_the_credit(options, batch):
     model, one = classifier(), rule(**options)
     before = hidden_cosine(one, model, batch)
     estimate = one(log_likelihood)
@@ -87,7 +87,7 @@ def test_feedback_weights_are_zero_at_first_and_change_nothing(batch):
         )
 
 
-def test_layers_that_are_not_dense_go_without(batch):
+def test_layers_that_are_not_dense_get_no_feedback(batch):
     class Convolutional(nnx.Module):
         def __init__(self, rngs):
             self.conv = nnx.Conv(1, 4, (3,), rngs=rngs)
@@ -106,7 +106,7 @@ def test_layers_that_are_not_dense_go_without(batch):
     assert not jnp.any(grads["out"]["feedback"][...])
 
 
-def test_a_layer_on_which_the_reward_does_not_depend_stays_as_it_is(batch):
+def test_unused_layer_does_not_change(batch):
     class Idle(nnx.Module):
         def __init__(self, rngs):
             self.hidden, self.idle = nnx.Linear(12, 8, rngs=rngs), nnx.Linear(12, 8, rngs=rngs)

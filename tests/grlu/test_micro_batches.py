@@ -1,4 +1,4 @@
-"""Micro-batches: splitting a batch changes nothing but rounding, under every rule."""
+"""Micro-batches: splitting a batch changes only rounding, under every rule."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 import grlu
 import models
 from grlu.micro_batches import in_parts
-from grlu.rule import pure_objective
+from grlu.rules.rule import pure_objective
 
 RULES = {
     "backprop": grlu.Backprop(),
@@ -42,14 +42,14 @@ def log_likelihood(model, batch):
     logits = nnx.log_softmax(model(batch["x"]))
     rewards = jnp.take_along_axis(logits, batch["y"][:, None], axis=1)[:, 0]
     decay = sum(jnp.sum(p**2) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    # A mean with as many entries as a part of three has examples.
+    # A mean with as many entries as one of three parts has examples.
     means = {"mean": rewards.mean(), "of_units": logits[:, :4].mean(0)}
     return rewards - 1e-3 * decay, {"logits": logits, **means}
 
 
 @pytest.fixture(scope="module")
 def parted():
-    """The estimates of a rule by whole batches and by parts."""
+    """Return the estimates of a rule by full batches and by parts."""
     model = models.MLP((12,), 5, hidden=(8, 8), rngs=nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     objective = pure_objective(graphdef, log_likelihood, has_aux=True)
@@ -66,7 +66,7 @@ def parted():
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_parts_change_nothing(rule, parted):
+def test_parts_equal_the_full_batch(rule, parted):
     whole, split = parted(rule, 1), parted(rule, 3)
     np.testing.assert_allclose(whole[0], split[0], rtol=1e-5)
     np.testing.assert_allclose(whole[1][0]["logits"], split[1][0]["logits"], rtol=1e-5, atol=1e-6)
@@ -97,7 +97,7 @@ def test_parts_save_memory(rule):
     assert temporary(8) < 0.8 * temporary(1)
 
 
-def test_each_part_draws_its_own_dropout():
+def test_each_part_samples_its_own_dropout():
     model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     objective = pure_objective(graphdef, lambda m, x: m(x).sum(-1))
@@ -108,7 +108,10 @@ def test_each_part_draws_its_own_dropout():
 def test_batches_and_models_that_cannot_be_split_are_refused():
     linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     norm = nnx.Sequential(linear, nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
-    for model, rows, sentence in [(linear, 5, "no multiple of 2"), (norm, 4, "batch statistics")]:
+    for model, rows, sentence in [
+        (linear, 5, "not a multiple of 2"),
+        (norm, 4, "batch statistics"),
+    ]:
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         objective = pure_objective(graphdef, lambda m, x: m(x).sum(-1))
         with pytest.raises(grlu.UserError, match=sentence):

@@ -1,4 +1,4 @@
-"""The neighbours of node perturbation: each against what it should equal or approach."""
+"""Rules related to node perturbation, each against its oracle or limit."""
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,14 @@ def grads_of(rule, model, batch, key=2):
         grlu.EvolutionStrategy(40_000, 1e-2, shaping="none", rank=2),
     ],
 )
-def test_they_approach_the_gradient(rule, model, batch):
+def test_rules_approach_the_gradient(rule, model, batch):
     found = grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(3))
     assert found.cosine > 0.97, str(found)
     assert abs(found.norm_ratio - 1) < 0.1, str(found)
 
 
-def test_activities_are_node_perturbation_without_its_curvature(model, batch):
-    """At a small sigma, along the same directions."""
+def test_activity_gradient_is_node_perturbation_without_curvature(model, batch):
+    """Compare both at a small sigma, along the same directions."""
     forward = grads_of(grlu.ForwardGradient(8), model, batch)
     perturbed = grads_of(grlu.NodePerturbation(8, 1e-2), model, batch)
     for a, b in zip(jax.tree.leaves(forward), jax.tree.leaves(perturbed), strict=True):
@@ -54,7 +54,7 @@ def test_activities_are_node_perturbation_without_its_curvature(model, batch):
 
 
 def oracle_feedback(model, batch, seed, direct):
-    """Feedback alignment of a tanh network without layer norm, layer by layer, by hand."""
+    """Compute feedback alignment of a tanh network without layer norm, layer by layer."""
     layers = [(np.asarray(m.kernel[...]), np.asarray(m.bias[...])) for m in model.layers]
     hs, h = [], np.asarray(batch[0])
     for i, (w, b) in enumerate(layers):

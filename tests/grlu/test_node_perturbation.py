@@ -1,4 +1,4 @@
-"""Node perturbation against oracles written here: brute force, theory, the published step."""
+"""Node perturbation against independent oracles: brute force, theory, the published step."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from flax import nnx
 
 import grlu
 import models
-from grlu.noise import directions
-from grlu.tracing.rows import Rows, every_example
+from grlu.influence.rows import Rows, every_example
+from grlu.noise.directions import directions
 
 
 def log_likelihood(model, batch):
@@ -24,7 +24,7 @@ def published_reward(model, batch):
 
 
 def oracle_step(weights, x, label, noises, activation):
-    """One published update of one example, as the specification states it, in plain numpy.
+    """Compute the published update for one example in plain NumPy, following the specification.
 
     `noises[layer][n]` is the noise of pair n, of standard deviation sigma; returns the ΔW, Δb that
     are added at rate 1.
@@ -65,7 +65,7 @@ def keep_top(k):
     ],
 )
 def test_one_step_equals_the_published_algorithm(options, activation):
-    """On fixed weights and fixed noise; over a batch, the sum over its examples."""
+    """Compare on fixed weights and noise; a batch is the sum over its examples."""
     model = models.MLP((12,), 4, hidden=(10, 10), rngs=nnx.Rngs(0), **options)
     x = jax.random.normal(jax.random.key(1), (3, 12))
     y = jnp.array([0, 2, 3])
@@ -99,7 +99,7 @@ def test_one_step_equals_the_published_algorithm(options, activation):
 
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian", "orthogonal"])
 def test_credit_equals_brute_force_over_the_same_noise(noise):
-    """ĉ = mean ξ (r₊ - r₋) / 2σ, unit by unit and pair by pair, for a linear layer."""
+    """Compare with ĉ = mean ξ (r₊ - r₋) / 2σ, by unit and pair, for a linear layer."""
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     x, key, sigma, pairs = jnp.array([[1.0, -2.0, 0.5]]), jax.random.key(0), 0.1, 4
 
@@ -120,7 +120,7 @@ def test_credit_equals_brute_force_over_the_same_noise(noise):
 
 
 def test_cosine_follows_theory_and_orthogonal_directions_beat_independent_ones():
-    """cos² is N/(N+d+1) for independent noise, N/d for orthogonal noise while N <= d."""
+    """Check that cos² is N/(N+d+1) for independent noise, N/d for orthogonal noise if N <= d."""
     d, n = 64, 16
     model = nnx.Linear(1, d, rngs=nnx.Rngs(0))
     slope = jax.random.normal(jax.random.key(5), (d,))
@@ -151,8 +151,8 @@ def test_orthogonal_noise_is_exact_with_as_many_samples_as_units():
     assert abs(found.norm_ratio - 1) < 1e-3
 
 
-def test_the_pair_shares_the_models_own_draw():
-    """Without sharing, the difference of a pair would hold a dropout mask's variance / σ."""
+def test_pair_shares_the_models_randomness():
+    """Check via the variance: unshared dropout masks would add theirs / σ to the difference."""
     model = nnx.Sequential(
         nnx.Linear(4, 64, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)), lambda h: h
     )
@@ -175,8 +175,8 @@ def test_statistics_are_written_back_only_on_request():
     np.testing.assert_allclose(model.mean[...], 0.01 * x.mean(0), rtol=1e-4)
 
 
-def test_batch_of_several_examples_is_the_mean_of_each():
-    """With exact directions, the batch's gradient is the mean of its examples' gradients."""
+def test_batch_gradient_is_the_mean_of_its_examples():
+    """Check with exact directions that the batch's gradient is the mean over its examples."""
     model = nnx.Sequential(nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.tanh)
     x = jax.random.normal(jax.random.key(0), (4, 3))
     rule = grlu.NodePerturbation(64, 0.01, noise="orthogonal")
@@ -220,7 +220,7 @@ def classifier(samples, **options):
     return grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(2))
 
 
-def test_the_delta_makes_the_output_layer_exact_and_spares_the_hidden_layer_its_noise():
+def test_delta_makes_the_output_layer_exact_and_reduces_hidden_noise():
     found = classifier(32, site="active", noise="orthogonal", output="delta")
     assert found.parameters["layers.1.kernel"][0] > 1 - 1e-5
     assert abs(found.parameters["layers.1.kernel"][1] - 1) < 1e-4
@@ -232,7 +232,7 @@ def test_one_sided_differences_find_the_same_gradient():
     assert abs(classifier(4096, antithetic=False).norm_ratio - 1) < 0.05
 
 
-def test_the_output_rate_scales_the_output_layer_alone():
+def test_output_rate_scales_only_the_output_layer():
     one, five = (
         classifier(64, noise="orthogonal"),
         classifier(64, noise="orthogonal", output_rate=5.0),
@@ -243,13 +243,13 @@ def test_the_output_rate_scales_the_output_layer_alone():
         np.testing.assert_allclose(5 * one.parameters[name][1], five.parameters[name][1], rtol=1e-5)
 
 
-def test_layers_apart_do_not_drown_each_other():
-    """With as many orthogonal pairs as a layer has units, each layer's credit is exact."""
+def test_layers_apart_do_not_interfere():
+    """Check that credit is exact with as many orthogonal pairs as a layer has units."""
     assert classifier(32, noise="orthogonal").cosine < 0.99
     assert classifier(32, noise="orthogonal", layers="apart").cosine > 0.999
 
 
-def test_least_squares_is_exact_where_directions_are_many_and_better_where_few():
+def test_least_squares_is_exact_with_many_directions_and_better_with_few():
     many = classifier(128, noise="gaussian"), classifier(128, noise="gaussian", ridge=1e-4)
     assert many[0].cosine < 0.95 < 0.999 < many[1].cosine
     assert abs(many[1].norm_ratio - 1) < 0.02
@@ -282,7 +282,7 @@ def test_softmax_noise_scales_the_outputs_credit_by_its_uncertainty():
 
 @pytest.mark.parametrize("options", [{}, {"site": "active"}, {"layers": "apart"}])
 def test_credit_does_not_pass_a_stop_gradient(options):
-    """As for backprop: a block's noise moves its own head's reward alone."""
+    """Check that a block's noise affects only its own head's reward, as in backprop."""
     model = models.LocalMLP((12,), 5, width=16, depth=3, rngs=nnx.Rngs(0))
     batch = (jax.random.normal(jax.random.key(1), (4, 12)), jnp.array([0, 1, 2, 3]))
 
@@ -296,8 +296,8 @@ def test_credit_does_not_pass_a_stop_gradient(options):
     assert abs(found.norm_ratio - 1) < 0.02
 
 
-def test_what_is_stopped_is_the_clean_value():
-    """Noise before a stop_gradient does not reach the reward, inside a jitted part either."""
+def test_stopped_values_are_those_of_the_clean_pass():
+    """Check that noise before a stop_gradient does not reach the reward, also under jit."""
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
 
     def reward(model, x):
@@ -339,7 +339,7 @@ def test_chunks_of_other_noise_estimate_the_same(options):
 
 
 @pytest.mark.parametrize("options", [{"noise": "orthogonal"}, {"site": "active"}])
-def test_memory_grows_with_the_chunk_and_not_with_the_samples(options):
+def test_memory_grows_with_the_chunk_only(options):
     graphdef, params = nnx.split(models.MLP((784,), 10, hidden=(256,), rngs=nnx.Rngs(0)))
     batch = (jnp.ones((128, 784)), jnp.zeros(128, jnp.int32))
 
@@ -366,7 +366,7 @@ def test_wrong_chunks_are_refused(options, sentence):
 
 
 def test_one_step_of_a_loop_at_a_time_needs_fewer_pairs():
-    """Ten units over five steps: two columns are enough for one step's two units."""
+    """Check ten units over five steps: two columns are enough for one step's two units."""
     model = nnx.RNN(nnx.SimpleCell(3, 2, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(1), (4, 5, 3))
 
@@ -382,7 +382,7 @@ def test_one_step_of_a_loop_at_a_time_needs_fewer_pairs():
     assert abs(found("steps").norm_ratio - 1) < 0.01
 
 
-def test_the_published_rule_refuses_a_stop_gradient_that_is_not_a_softmaxs():
+def test_published_rule_refuses_a_stop_gradient_outside_softmax():
     model = models.MLP((12,), 5, hidden=(8,), rngs=nnx.Rngs(0))
     batch = (jnp.ones((1, 12)), jnp.array([2]))
     rule = grlu.NodePerturbation.published(2, 0.1)
@@ -401,7 +401,7 @@ def test_the_published_rule_refuses_a_stop_gradient_that_is_not_a_softmaxs():
 
 
 def test_a_site_without_elements_takes_no_column():
-    """Such as a layer that sees no rows."""
+    """Check a layer with an empty input."""
     model = models.MLP((12,), 5, hidden=(8,), rngs=nnx.Rngs(0))
     batch = (jax.random.normal(jax.random.key(1), (4, 12)), jnp.array([0, 1, 2, 3]))
 

@@ -1,4 +1,4 @@
-"""Directions: zero mean, unit variance, uncorrelated, and no column for a silent unit."""
+"""Directions: zero mean, unit variance, uncorrelated, and no column for silent units."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import grlu
-from grlu.noise import Part, directions, hadamard, signs
-from grlu.tracing.rows import Digit, Rows
+from grlu.influence.rows import Digit, Rows
+from grlu.noise.directions import Part, directions, hadamard, signs
 
 
 def rows(*shape):
-    """A site of shape (batch, units)."""
+    """Return the rows of a site of shape (batch, units)."""
     return Rows(shape, frozenset({Digit(1, shape[0], 0, 1)} if shape[0] > 1 else ()), shape[0])
 
 
@@ -30,7 +30,7 @@ def test_hadamard_rows_are_orthogonal():
 
 
 @pytest.mark.parametrize("samples", [1, 2, 16, 128])
-def test_columns_chosen_by_the_active_units_are_those_of_the_matrix(samples):
+def test_computed_entries_equal_the_matrix(samples):
     units = 2 * samples + 1
     active = jnp.arange(2 * units).reshape(2, units) % 3 != 0
     (known,) = directions(jax.random.key(0), "orthogonal", samples, [rows(2, units)])
@@ -52,7 +52,7 @@ def test_directions_are_uncorrelated_over_sites_and_examples(noise):
     np.testing.assert_allclose(drawn.mean(0), 0, atol=0.05)
 
 
-def test_orthogonal_units_of_an_example_do_not_interfere_while_there_are_columns():
+def test_orthogonal_units_do_not_interfere_with_enough_columns():
     first, second = directions(jax.random.key(0), "orthogonal", 8, [rows(3, 5), rows(3, 3)])
     for example in range(3):
         both = np.concatenate([first[:, example], second[:, example]], axis=1)
@@ -69,15 +69,15 @@ def test_silent_units_take_no_column():
 
 
 @pytest.mark.parametrize("active", [None, [jnp.arange(15).reshape(3, 5) % 3 != 0]])
-def test_parts_of_orthogonal_directions_are_those_of_the_whole(active):
+def test_parts_of_orthogonal_directions_equal_the_full_matrix(active):
     key, site = jax.random.key(0), [rows(3, 5)]
     (whole,) = directions(key, "orthogonal", 8, site, active)
     parts = [directions(key, "orthogonal", 8, site, active, Part(i, 2))[0] for i in range(4)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_columns_are_dealt_over_sites_whose_units_move_several_rewards():
-    """Two examples with units of their own, and units that both share."""
+def test_columns_are_assigned_across_sites_with_shared_rewards():
+    """Check two examples with separate units, and units that both share."""
     shared = Rows((3,), frozenset(), 2)
     active = [jnp.array([[True, True, False], [True, False, False]]), jnp.ones(3, bool)]
     first, both = directions(jax.random.key(0), "orthogonal", 8, [rows(2, 3), shared], active)

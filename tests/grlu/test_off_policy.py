@@ -24,7 +24,7 @@ SAMPLER, CURRENT, REFERENCE = jax.random.normal(jax.random.key(0), (3, 13, V))
 
 
 def log_policy(logits):
-    """Log-probabilities before each token of all completions, (27, H, V)."""
+    """Return log-probabilities before each token of all completions, (27, H, V)."""
     return jax.nn.log_softmax(logits)[STATES]
 
 
@@ -33,18 +33,18 @@ def chosen(logits):
 
 
 def masked(ends):
-    """1 up to and including the first token 2, or everywhere."""
+    """Return 1 up to and including the first token 2, or everywhere."""
     before = np.cumsum(ALL == 2, 1) - (ALL == 2)
     return jnp.asarray(before == 0 if ends else np.ones_like(ALL), jnp.float32)
 
 
 def visited(ends):
-    """Probability of each completion under the sampling policy, at its tokens, (27, H)."""
+    """Return each completion's probability under the sampling policy, at its tokens, (27, H)."""
     return jnp.exp(chosen(SAMPLER).sum(1))[:, None] * masked(ends)
 
 
 def estimate(name, logits, ends):
-    """The KL term of the loss, per token of each completion, (27, H)."""
+    """Return the KL term of the loss, per token of each completion, (27, H)."""
     ratio = ratios(chosen(logits), chosen(SAMPLER), masked(ends))
     p, q = log_policy(logits), log_policy(REFERENCE)
     return kl.divergence(name, p, q, jnp.asarray(ALL), ratio)
@@ -53,7 +53,7 @@ def estimate(name, logits, ends):
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("name", ["exact", "k2", "k3"])
 def test_the_gradient_in_the_loss_is_unbiased(name, ends):
-    """`exact` and `k2` have the gradient of KL(p || q), and `k3` that of KL(q || p)."""
+    """Check that `exact` and `k2` have the gradient of KL(p || q), and `k3` that of KL(q || p)."""
 
     def expected(logits):
         pair = (log_policy(logits), log_policy(REFERENCE))
@@ -71,7 +71,7 @@ def test_the_value_is_unbiased(name):
 
 
 def surrogate(name, logits, to_come, ends):
-    """PPO's loss without a clip, with the KL term that `exact` adds in the loss."""
+    """Return PPO's loss without clipping, with the KL term that `exact` adds."""
     ratio = ratios(chosen(logits), chosen(SAMPLER), masked(ends))
     loss = clipped(ratio, to_come, np.inf, np.inf)[0]
     if kl.in_loss(name, "reward"):
@@ -80,8 +80,8 @@ def surrogate(name, logits, to_come, ends):
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_exact_and_k1_in_the_reward_agree_but_for_the_distance_from_the_sampler(ends):
-    """At the visited states; what follows them is worth the same to both."""
+def test_exact_and_k1_in_the_reward_differ_by_the_kl_from_the_sampler(ends):
+    """Compare at the visited states; later rewards are the same for both."""
     log_q, tokens = log_policy(REFERENCE), jnp.asarray(ALL)
     gradients = {}
     for name in ("exact", "k1"):
@@ -99,7 +99,7 @@ def test_exact_and_k1_in_the_reward_agree_but_for_the_distance_from_the_sampler(
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_exact_in_the_reward_is_unbiased_at_every_step(ends):
-    """One token by the current policy, those after it by the sampler, from each visited state."""
+    """Sample one token by the current policy and the rest by the sampler, from each state."""
     p, q = (np.asarray(log_policy(x), np.float64) for x in (SAMPLER, REFERENCE))
     local = (np.exp(p) * (p - q)).sum(-1) * np.asarray(masked(ends))
     weight = np.asarray(visited(ends), np.float64)

@@ -1,4 +1,4 @@
-"""Losses by hand, and that parts of a batch sum to the whole."""
+"""Policy losses against values computed by hand; parts of a batch sum to the full loss."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_weights_by_hand():
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-def test_no_tokens_weigh_nothing(aggregation):
+def test_empty_mask_has_zero_weights(aggregation):
     np.testing.assert_array_equal(token_weights(0 * MASK, aggregation), 0)
 
 
@@ -36,13 +36,13 @@ def test_no_tokens_weigh_nothing(aggregation):
     [
         (1.0, 2.0, -2.0, -2.0, False),
         (1.1, 2.0, -2.2, -2.0, False),
-        (1.4, 2.0, -2.6, 0.0, True),  # gains no more above 1 + .3
+        (1.4, 2.0, -2.6, 0.0, True),  # no gain above 1 + .3
         (0.5, 2.0, -1.0, -2.0, False),
-        (0.5, -2.0, 1.6, 0.0, True),  # nor below 1 - .2
+        (0.5, -2.0, 1.6, 0.0, True),  # no gain below 1 - .2
         (1.4, -2.0, 2.8, 2.0, False),
     ],
 )
-def test_the_clip_by_hand(ratio, advantage, loss, slope, held):
+def test_clip_by_hand(ratio, advantage, loss, slope, held):
     def of(ratio):
         return clipped(ratio, jnp.float32(advantage), 0.2, 0.3)
 
@@ -52,7 +52,7 @@ def test_the_clip_by_hand(ratio, advantage, loss, slope, held):
     assert was_held == held
 
 
-def test_at_the_old_policy_the_ratio_is_one_and_the_gradient_reinforces():
+def test_old_policy_has_ratio_one_and_the_gradient_of_reinforce():
     new, advantages = jax.random.normal(jax.random.key(0), (2, 2, 4))
     for level in ("token", "sequence"):
         np.testing.assert_array_equal(ratios(new, new, MASK, level), 1)
@@ -66,7 +66,7 @@ def test_at_the_old_policy_the_ratio_is_one_and_the_gradient_reinforces():
     np.testing.assert_allclose(jax.grad(ppo)(new), jax.grad(simple)(new), rtol=1e-6)
 
 
-def test_the_ratio_of_a_sequence_is_a_geometric_mean():
+def test_sequence_ratio_is_a_geometric_mean():
     old = jnp.zeros((2, 4))
     new = jnp.log(jnp.array([[2.0, 8.0, 1.0, 1.0], [3.0, 9.0, 9.0, 9.0]]))
     found = ratios(new, old, MASK, "sequence")
@@ -74,7 +74,7 @@ def test_the_ratio_of_a_sequence_is_a_geometric_mean():
     np.testing.assert_allclose(ratios(new, old, MASK)[1], [3, 1, 1, 1], rtol=1e-6)
 
 
-def test_the_value_loss_by_hand():
+def test_value_loss_by_hand():
     new, old, target = jnp.array([3.0, 1.1]), jnp.array([1.0, 1.0]), jnp.array([3.0, 2.0])
     np.testing.assert_allclose(clipped_value(new, old, target, None), [0, 0.405], rtol=1e-5)
     # Within .5 of the old value: 1.5 instead of 3, an error of 1.5.

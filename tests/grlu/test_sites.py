@@ -1,4 +1,4 @@
-"""Where sites are found, what they are called, and what cannot be one."""
+"""Detection and naming of sites, and models that are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import grlu
-from grlu.tracing.network import trace
+from grlu.network import trace
 
 
 def sites_of(model, reward_fn, batch):
@@ -49,7 +49,7 @@ def test_the_site_of_a_normalisation_is_its_output():
     assert [s.shape for s in found] == [(5, 4)]
 
 
-def test_a_position_without_batch_becomes_a_site_only_where_it_meets_the_data():
+def test_position_embedding_becomes_a_site_where_it_meets_the_data():
     class Model(nnx.Module):
         def __init__(self, rngs):
             self.words = nnx.Embed(9, 3, rngs=rngs)
@@ -58,12 +58,12 @@ def test_a_position_without_batch_becomes_a_site_only_where_it_meets_the_data():
         def __call__(self, ids):
             return self.words(ids) + self.places(jnp.arange(5))[None]
 
-    # Five positions and five examples: only the growth of the batch tells the axes apart.
+    # Five positions and five examples: sizes do not distinguish the axes.
     found = sites_of(Model(nnx.Rngs(0)), total, jnp.zeros((5, 5), jnp.int32))
     assert [(s.shape, s.axis) for s in found] == [((5, 5, 3), 0)]
 
 
-def test_the_batch_axis_is_found_where_time_comes_first():
+def test_batch_axis_is_found_in_time_major_layout():
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 
     def reward(model, x):
@@ -75,7 +75,7 @@ def test_the_batch_axis_is_found_where_time_comes_first():
     assert grlu.alignment(rule, reward, model, x, jax.random.key(1)).cosine > 0.99
 
 
-def test_a_layer_that_sees_only_the_mean_of_the_batch_is_credited_by_all_rewards():
+def test_layer_on_the_batch_mean_is_credited_by_all_rewards():
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 
     def reward(model, x):
@@ -89,7 +89,7 @@ def test_a_layer_that_sees_only_the_mean_of_the_batch_is_credited_by_all_rewards
     assert abs(found.norm_ratio - 1) < 0.05
 
 
-def test_a_layer_on_which_the_reward_does_not_depend_gets_exactly_zero():
+def test_unused_layer_gets_exactly_zero():
     class Model(nnx.Module):
         def __init__(self, rngs):
             self.used, self.aside = nnx.Linear(4, 2, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
@@ -135,7 +135,7 @@ def test_a_layer_inside_a_loop_has_a_site_per_step():
     assert grlu.alignment(rule, reward, model, x, jax.random.key(1)).cosine > 0.999
 
 
-def test_examples_folded_into_another_axis_are_told_apart():
+def test_examples_folded_into_another_axis_are_distinguished():
     model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
 
     def reward(model, x):
@@ -148,8 +148,8 @@ def test_examples_folded_into_another_axis_are_told_apart():
     assert grlu.alignment(rule, reward, model, x, jax.random.key(1)).cosine > 0.999
 
 
-def test_an_output_flattened_after_its_layer_is_fine():
-    """As the logits of a language model are, before the loss."""
+def test_flattened_output_is_supported():
+    """Check flattening before the loss, as for the logits of a language model."""
     model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
 
     def reward(model, x):
@@ -195,7 +195,7 @@ def test_integer_parameters_are_refused():
 
 
 def test_a_parameter_in_a_while_loop_or_shard_map_is_perturbed_itself():
-    """No layer can be told apart there: the credit of the weights is the sum of all rewards."""
+    """Check that the weights, without an identifiable layer, are credited by all rewards."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
 
@@ -256,8 +256,8 @@ def test_a_parameter_in_a_while_loop_or_shard_map_is_perturbed_itself():
         (lambda z: jnp.roll(z.sum(-1), 1), 1),
     ],
 )
-def test_whose_rewards_a_unit_moves(reward, groups):
-    """Compared with the Jacobian: a unit of a group moves the rewards of that group alone."""
+def test_affected_rewards_of_a_unit_match_the_jacobian(reward, groups):
+    """Check with the Jacobian that a unit of a group affects only the rewards of that group."""
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (6, 3))
     (site,) = sites_of(model, lambda m, x: reward(jnp.tanh(m(x))), x)

@@ -1,6 +1,6 @@
-"""The traced network is the model: constructs that once gave another network or another gradient.
+"""Soundness of tracing, on constructs that once gave a wrong network or a wrong gradient.
 
-Each test names a construct. Exact credit must equal backprop, traced rewards the model's own, and
+Each test names a construct. Exact credit must equal backprop, traced rewards the model's, and
 perturbation must converge to the gradient.
 """
 
@@ -16,8 +16,8 @@ from flax import nnx
 
 import grlu
 import models
-from grlu.rule import pure_objective
-from grlu.tracing.network import trace
+from grlu.network import trace
+from grlu.rules.rule import pure_objective
 
 B = 6
 
@@ -26,7 +26,7 @@ ORTHOGONAL = grlu.NodePerturbation(samples=1024, sigma=0.01, noise="orthogonal")
 
 
 class Net(nnx.Module):
-    """Three dense layers, 4 -> 8 -> 8 -> 5, joined by a function of the model and its input."""
+    """Model of three dense layers, 4 -> 8 -> 8 -> 5, joined by a function of model and input."""
 
     def __init__(self, forward: Callable[["Net", jax.Array], jax.Array], dtype: Any = None):
         rngs = nnx.Rngs(0)
@@ -51,7 +51,7 @@ def batch() -> dict[str, jax.Array]:
 
 @pytest.fixture
 def steps() -> dict[str, jax.Array]:
-    """Sequences of 8 steps with 3 features."""
+    """Return sequences of 8 steps with 3 features."""
     x = jax.random.normal(jax.random.key(1), (4, 8, 3))
     return {"x": x, "y": jnp.arange(4)}
 
@@ -62,7 +62,7 @@ def log_likelihood(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
 
 
 def own_and_traced(model: nnx.Module, reward_fn: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the rewards of the model itself and those of its traced network."""
+    """Return the rewards of the model itself and of its traced network."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     objective = pure_objective(graphdef, reward_fn)
 
@@ -75,7 +75,7 @@ def own_and_traced(model: nnx.Module, reward_fn: Any, batch: Any) -> tuple[jax.A
 
 
 def assert_sound(model: nnx.Module, reward_fn: Any, batch: Any, tolerance: float = 1e-5) -> None:
-    """Checks that the traced network is the model, and that its exact credit is the gradient."""
+    """Check that the traced network equals the model and its exact credit the gradient."""
     own, traced = own_and_traced(model, reward_fn, batch)
     np.testing.assert_allclose(traced, own, rtol=tolerance, atol=tolerance)
     found = grlu.alignment(grlu.ExactCredit(), reward_fn, model, batch, jax.random.key(2))
@@ -154,7 +154,7 @@ def test_evolution_moves_a_preactivation_read_inside_and_outside_a_call(
 
 
 class PreActivationResidual(nnx.Module):
-    """Convolutions with the activation before each, every block rematerialised."""
+    """Model of pre-activation convolutions, with every block rematerialised."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.stem = nnx.Conv(1, 3, (3, 3), rngs=rngs)
@@ -179,7 +179,7 @@ def test_evolution_moves_preactivation_residuals_under_remat(batch, low_rank_noi
     assert "head.kernel" in low_rank_noise(model, log_likelihood, batch)
 
 
-# Examples that leave their row.
+# Examples that change their row.
 
 
 def sorted_rows(m: Net, x: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def sorted_rows(m: Net, x: jax.Array) -> jax.Array:
 
 
 def balanced_experts(m: Net, x: jax.Array) -> jax.Array:
-    """Half of the rows go through one layer, the other half through two."""
+    """Model that sends half of the rows through one layer, the other half through two."""
     order = jnp.argsort(x[:, 0])
     h = nnx.tanh(m.a(x))[order]
     one, other = h[: B // 2], h[B // 2 :]
@@ -227,7 +227,7 @@ def penalised(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
     return log_likelihood(model, batch) - DECAY * penalty
 
 
-def test_the_logits_stay_the_output_beside_a_penalty_on_the_weights(batch):
+def test_logits_stay_the_output_next_to_a_weight_penalty(batch):
     model = Net(plain)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     network = trace(pure_objective(graphdef, penalised), params, rest, batch)
@@ -235,7 +235,7 @@ def test_the_logits_stay_the_output_beside_a_penalty_on_the_weights(batch):
     assert_sound(model, penalised, batch)
 
 
-def test_the_logits_keep_their_exact_delta_beside_a_penalty_on_the_weights(batch):
+def test_logits_keep_their_exact_delta_next_to_a_weight_penalty(batch):
     model = Net(plain)
     rule = grlu.NodePerturbation(samples=1, sigma=0.01, output="delta")
     found = grlu.alignment(rule, penalised, model, batch, jax.random.key(3))
@@ -260,7 +260,7 @@ def group_relative(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
 
 
 def ranked(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Pairwise comparisons with all others: a smooth rank within the batch."""
+    """Return a smooth rank within the batch, by pairwise comparisons."""
     r = log_likelihood(model, batch)
     return jnp.tanh(3 * (r[:, None] - r[None])).sum(1) * (1 + jnp.arange(B) / B)
 
@@ -293,7 +293,7 @@ def test_batch_normalisation_in_training_is_credited_through_all_rewards(batch):
 
 
 def bf16_and_fp32() -> tuple[Net, Net]:
-    """Two networks of the same weights, which compute in bfloat16 and in float32."""
+    """Return two networks with the same weights, in bfloat16 and in float32."""
     return Net(plain, jnp.bfloat16), Net(plain)
 
 
@@ -323,12 +323,12 @@ def test_a_dense_layer_in_bfloat16_moves_along_low_rank_noise(batch, low_rank_no
     assert low == {"a.kernel", "b.kernel", "c.kernel"}
 
 
-# Derivatives of the model's own.
+# Custom derivatives.
 
 
 @jax.custom_vjp
 def quantised(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A product rounded to quarters, with the gradient of the product."""
+    """Return a product rounded to quarters, with the gradient of the product."""
     return jnp.round(4 * (x @ kernel)) / 4
 
 
@@ -362,7 +362,7 @@ def test_a_custom_derivative_of_a_layer_is_kept(layer, batch):
 
 
 def discounted(model: Any, batch: dict[str, jax.Array], unroll: bool = False) -> jax.Array:
-    """Squared errors of values that bootstrap from the next step's, summed over the steps."""
+    """Return squared errors of values that bootstrap from the next step, summed over steps."""
     values = model(batch["x"])  # (B, T)
 
     def step(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -389,7 +389,7 @@ def test_no_credit_passes_a_stop_gradient_in_a_scan(unroll, batch):
     assert_finds_the_gradient(model, reward_fn, batch)
 
 
-# Models and rewards that a tracer must not be surprised by.
+# Models and rewards with host effects and static checks.
 
 
 def prints(m: Net, x: jax.Array) -> jax.Array:
@@ -412,7 +412,7 @@ def asserts_the_batch(m: Net, x: jax.Array) -> jax.Array:
 
 def fixes_the_shape(m: Net, x: jax.Array) -> jax.Array:
     if x.shape != (B, 4):
-        raise RuntimeError(f"cannot rearrange {x.shape}")  # As einops does.
+        raise RuntimeError(f"cannot rearrange {x.shape}")  # Like einops.
     h = m.b(nnx.tanh(m.a(x)))
     return m.c(jnp.swapaxes(nnx.tanh(h).reshape(B, 2, 4), 1, 2).reshape(B, 8))
 
@@ -499,7 +499,7 @@ class Recurrent(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A transformer's block: attention, then two dense layers, each normalised before."""
+    """Transformer block: attention, then two dense layers, with pre-norm."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.norm_1, self.norm_2 = nnx.LayerNorm(4, rngs=rngs), nnx.LayerNorm(4, rngs=rngs)
@@ -531,7 +531,7 @@ class ScannedTransformer(nnx.Module):
 
 
 class StateSpace(nnx.Module):
-    """A diagonal linear recurrence, h' = λh + Bx and y = Ch + Dx, by an associative scan."""
+    """Diagonal linear recurrence, h' = λh + Bx and y = Ch + Dx, by an associative scan."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.log_decay = nnx.Param(jnp.linspace(-2.0, 0.0, 4))
@@ -550,7 +550,7 @@ class StateSpace(nnx.Module):
 
 
 class Steps(nnx.Module):
-    """Two small matrices and a vector, joined by a function of the model and its input."""
+    """Model of two small matrices and a vector, joined by a function of model and input."""
 
     def __init__(self, forward: Callable[["Steps", jax.Array], jax.Array]):
         rngs = nnx.Rngs(0)
@@ -612,7 +612,7 @@ def learned_start(m: Steps, x: jax.Array) -> jax.Array:
 
 
 def nested(m: Steps, x: jax.Array) -> jax.Array:
-    """A scan over pairs of steps, and inside it over the two."""
+    """Scan over pairs of steps, and inside it over the two."""
     u, w = m.u[...], m.w[...]
 
     def outer(h: jax.Array, xs: jax.Array) -> tuple[jax.Array, None]:
@@ -636,7 +636,7 @@ def backwards(m: Steps, x: jax.Array) -> jax.Array:
 
 
 def carried_weights(m: Steps, x: jax.Array) -> jax.Array:
-    """The matrix is part of the carry, and shrinks from step to step."""
+    """Scan with the matrix in the carry, which shrinks from step to step."""
 
     def step(carry: Any, x: jax.Array) -> tuple[Any, None]:
         h, u = carry
@@ -685,7 +685,7 @@ def test_perturbation_finds_the_gradient_in_small_loops_and_branches(name, steps
 
 
 def test_perturbation_finds_the_gradient_where_backprop_cannot(steps):
-    """JAX does not differentiate a while loop in reverse: its unrolled twin is the oracle."""
+    """Compare a while loop, which has no reverse-mode derivative, with its unrolled twin."""
     looping, unrolled = Steps(while_loop), Steps(counted_thrice)
     own, traced = own_and_traced(looping, log_likelihood, steps)
     np.testing.assert_allclose(traced, own, rtol=1e-5)
@@ -700,6 +700,49 @@ def counted_thrice(m: Steps, x: jax.Array) -> jax.Array:
     for _ in range(3):
         h = jnp.tanh(h @ m.u[...])
     return h
+
+
+def normalized_by_a_loop(m: Steps, x: jax.Array) -> jax.Array:
+    """Run a while loop over a parameter alone, before it meets the data."""
+
+    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, u = state
+        return i + 1, 0.9 * u
+
+    _, u = jax.lax.while_loop(lambda s: s[0] < 3, step, (0, m.u[...]))
+    return jnp.tanh(x[:, 0] @ m.w[...]) @ u
+
+
+def normalized_at_once(m: Steps, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x[:, 0] @ m.w[...]) @ (0.9**3 * m.u[...])
+
+
+def test_perturbation_finds_the_gradient_of_a_parameter_in_a_while_loop(steps):
+    looping, unrolled = Steps(normalized_by_a_loop), Steps(normalized_at_once)
+    _, found = nnx.jit(ORTHOGONAL(log_likelihood))(looping, steps, jax.random.key(0))
+    _, exact = nnx.jit(grlu.Backprop()(log_likelihood))(unrolled, steps, jax.random.key(0))
+    a, b = (jnp.concatenate([g.ravel() for g in jax.tree.leaves(t)]) for t in (found, exact))
+    assert a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)) > 0.99
+
+
+def test_exact_credit_behind_a_while_loop_is_refused(steps):
+    def reward(model, batch):
+        return jax.lax.while_loop(lambda r: (r < 0).any(), lambda r: r + 1, model(batch["x"])[:, 0])
+
+    rule = grlu.NodePerturbation(8, 0.01, output="delta")
+    with pytest.raises(grlu.UserError, match="a while loop between a layer and the reward"):
+        rule(reward)(Steps(normalized_at_once), steps, jax.random.key(0))
+
+
+def test_a_perturbed_pass_subtracts_its_own_maximum():
+    """Check large logits, which would overflow with the clean pass's maximum."""
+
+    def reward(model, x):
+        return nnx.log_softmax(1e5 * model(x))[:, 0]
+
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    _, grads = ORTHOGONAL(reward)(model, jnp.eye(4), jax.random.key(0))
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 FLAGSHIPS = {

@@ -15,7 +15,7 @@ from input_pipeline import load, prepare
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache or data."""
+    """Keep tests away from the user's cache and data."""
     monkeypatch.setenv("GRLU_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -24,7 +24,7 @@ def own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def mnist_cache(tmp_path_factory):
-    """The cache in which the real MNIST is decoded once."""
+    """Return the shared cache of the decoded real MNIST."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -62,7 +62,7 @@ def make_idx():
 
 @pytest.fixture
 def idx(tmp_path):
-    """A folder with small IDX files, the test's own to break."""
+    """Return a folder with small IDX files that the test may break."""
     write_idx(tmp_path / "idx")
     return tmp_path / "idx"
 
@@ -77,7 +77,7 @@ def prepared_once(tmp_path_factory):
 
 @pytest.fixture
 def data_dir(prepared_once, tmp_path):
-    """A data folder with a small mnist (50 + 20), the test's own to break."""
+    """Return a data folder with a small mnist (50 + 20) that the test may break."""
     return Path(shutil.copytree(prepared_once, tmp_path / "data"))
 
 
@@ -97,7 +97,7 @@ def write_set():
             config=config,
             file_format="array_record",
         )
-        # The builder's own version of this asks TensorFlow for the type of each split.
+        # The builder's own method needs TensorFlow for the type of each split.
         builder._split_generators = lambda downloads: {
             split: enumerate(examples) for split, examples in splits.items()
         }

@@ -5,13 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.cache import cache_dir, cached
+from input_pipeline.storage.cache import cache_dir, cached
 
 ARRAYS = {"image": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "label": np.array([3, 1])}
 
 
 class Build:
-    """Counts how often the arrays were built."""
+    """Builder that counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -28,7 +28,7 @@ def build():
 
 @pytest.fixture
 def stored(build, tmp_path):
-    """The file of an entry already in the cache."""
+    """Return the file of an existing cache entry."""
     cached("set", "print", build)
     build.calls = 0
     return tmp_path / "cache" / "datasets" / "set.cache"
@@ -41,13 +41,13 @@ def assert_right(arrays):
         assert array.dtype == ARRAYS[key].dtype
 
 
-def test_the_second_time_it_is_read(build, stored):
+def test_second_call_reads_the_cache(build, stored):
     assert_right(cached("set", "print", build))
     assert build.calls == 0
     assert [path.name for path in stored.parent.iterdir()] == ["set.cache"]
 
 
-def test_a_file_cut_short_anywhere_is_rebuilt(build, stored):
+def test_truncated_file_is_rebuilt(build, stored):
     whole = stored.read_bytes()
     for length in range(len(whole)):
         stored.write_bytes(whole[:length])
@@ -56,7 +56,7 @@ def test_a_file_cut_short_anywhere_is_rebuilt(build, stored):
         assert stored.read_bytes() == whole
 
 
-def test_a_file_with_any_byte_damaged_is_rebuilt(build, stored):
+def test_file_with_any_damaged_byte_is_rebuilt(build, stored):
     whole = stored.read_bytes()
     for position in range(len(whole)):
         damaged = bytearray(whole)
@@ -67,7 +67,7 @@ def test_a_file_with_any_byte_damaged_is_rebuilt(build, stored):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, bytes(32)])
-def test_something_else_under_its_name_is_rebuilt(build, stored, content, caplog):
+def test_foreign_file_under_the_name_is_rebuilt(build, stored, content, caplog):
     stored.write_bytes(content)
     assert_right(cached("set", "print", build))
     assert build.calls == 1
@@ -81,16 +81,14 @@ def test_arrays_of_another_source_are_rebuilt(build, stored):
     assert build.calls == 1
 
 
-def test_a_folder_in_its_place_is_no_cache(build, stored):
+def test_folder_at_the_files_path_disables_the_cache(build, stored):
     stored.unlink()
     stored.mkdir()
     assert_right(cached("set", "print", build))
     assert build.calls == 1
 
 
-def test_a_folder_that_cannot_be_made_means_no_cache_and_one_line(
-    build, tmp_path, monkeypatch, caplog
-):
+def test_uncreatable_folder_means_no_cache_and_one_warning(build, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("GRLU_CACHE", str(tmp_path / "file" / "cache"))
     with caplog.at_level(logging.WARNING):
@@ -98,27 +96,27 @@ def test_a_folder_that_cannot_be_made_means_no_cache_and_one_line(
             assert_right(cached(key, "print", build))
     assert build.calls == 3
     assert len(caplog.records) == 1
-    assert "GRLU_CACHE can name another folder" in caplog.text
+    assert "set GRLU_CACHE to another folder" in caplog.text
 
 
-def test_a_full_disk_means_no_cache_and_leaves_nothing(tmp_path):
+def test_full_disk_means_no_cache_and_no_leftovers(tmp_path):
     code = """
 import resource, numpy as np
-from input_pipeline.cache import cached
+from input_pipeline.storage.cache import cached
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 arrays = cached("set", "print", lambda: {"image": np.ones(200_000, np.uint8)})
 assert len(arrays["image"]) == 200_000
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "cannot be kept" in done.stderr
+    assert "cannot be stored" in done.stderr
     assert list((tmp_path / "cache" / "datasets").iterdir()) == []
 
 
-def test_processes_that_write_at_once_never_see_half_a_file(tmp_path):
-    """A file seen half written would be complained of."""
+def test_concurrent_writers_never_see_an_incomplete_file(tmp_path):
+    """Check that no process warns about an incomplete file."""
     code = """
 import numpy as np
-from input_pipeline.cache import cached
+from input_pipeline.storage.cache import cached
 for i in range(100):
     image = cached(f"set{i}", "print", lambda: {"image": np.full(200_000, i)})["image"]
     assert (image == i).all() and len(image) == 200_000
@@ -131,7 +129,7 @@ for i in range(100):
     assert names == {f"set{i}.cache" for i in range(100)}
 
 
-def test_where_it_lies(tmp_path, monkeypatch):
+def test_cache_folder_by_precedence(tmp_path, monkeypatch):
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("GRLU_CACHE")
     assert cache_dir() == tmp_path / "home" / ".cache" / "grlu"

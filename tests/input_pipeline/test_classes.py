@@ -1,4 +1,4 @@
-"""Some classes, few examples of each: the same options for every set of images."""
+"""Options to select classes and a number of examples per class, for all image sets."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_renumbered_labels_follow_the_order_of_the_classes():
         )
 
 
-def test_few_examples_are_nested_and_drawn_by_the_seed():
+def test_few_examples_are_nested_and_depend_on_the_seed():
     few, more, other = (
         {image.tobytes() for image in data.train["image"]}
         for data in (
@@ -57,6 +57,6 @@ def test_few_examples_are_nested_and_drawn_by_the_seed():
         ({"per_class": 10_000}, "more than the .* training examples of class 0"),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_invalid_classes_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         input_pipeline.load("digits", **options)

@@ -26,18 +26,18 @@ def test_shapes_and_types(data):
 
 
 def test_the_splits_share_no_image(data):
-    """All 1,797 images differ from one another."""
+    """Check overlaps by content: all 1,797 images are different."""
     assert len(images(data.train, data.validation, data.test)) == 1797
 
 
-def test_each_digit_has_its_share_of_the_test_set(data):
+def test_test_set_is_stratified(data):
     counts = np.bincount(data.test["label"])
     everything = counts + np.bincount(data.train["label"]) + np.bincount(data.validation["label"])
     assert abs(counts / everything - 360 / 1797).max() < 0.005
 
 
 def test_the_test_set_is_fixed(data):
-    """Published accuracies refer to these 360 images: no seed and no library moves them."""
+    """Check that no seed or library version changes the 360 images of published accuracies."""
     digest = hashlib.sha256(data.test["image"].tobytes() + data.test["label"].tobytes())
     assert digest.hexdigest()[:16] == "2ca38fd9ac209a6a"
     other = load("digits", split_seed=1, validation=0, subset=10)
@@ -45,7 +45,7 @@ def test_the_test_set_is_fixed(data):
     assert images(other.train) <= images(data.train, data.validation)
 
 
-def test_images_as_they_are():
+def test_unflattened_images_keep_their_shape():
     data = load("digits", flatten=False, normalize="unit")
     batch = data.preprocess(data.train)
     assert batch["image"].shape == (1257, 8, 8, 1)

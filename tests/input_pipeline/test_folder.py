@@ -1,4 +1,4 @@
-"""Folders of images: mixed sizes, hashed splits, what is unreadable, and training from disk."""
+"""Folders of images: mixed sizes, hashed splits, unreadable files, and training from disk."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ from PIL import Image
 import input_pipeline
 import trainers
 from grlu.errors import UserError
-from input_pipeline.on_disk import OnDisk
+from input_pipeline.storage.on_disk import OnDisk
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def load(folder, **options):
     return input_pipeline.load(f"folder:{folder}", size=16, **options)
 
 
-def test_any_size_becomes_one_and_subfolders_are_classes(folder):
+def test_images_are_resized_and_subfolders_are_classes(folder):
     data = load(folder)
     assert data.example_shape == (16, 16, 3)
     assert data.num_classes == 2
@@ -49,7 +49,7 @@ def test_any_size_becomes_one_and_subfolders_are_classes(folder):
     assert grey.preprocess(grey.test)["image"].shape[1:] == grey.example_shape == (256,)
 
 
-def test_a_new_image_moves_no_other(folder):
+def test_new_image_leaves_the_splits_of_others(folder):
     before = load(folder)
     Image.new("RGB", (20, 20)).save(folder / "dark" / "new.png")
     after = load(folder)
@@ -59,8 +59,8 @@ def test_a_new_image_moves_no_other(folder):
     assert abs(len(after.test["label"]) - len(before.test["label"])) <= 1
 
 
-def test_processes_that_decode_at_once_share_one_copy(folder, tmp_path, monkeypatch):
-    """Three have decoded the images before the first of them renames its folder."""
+def test_concurrent_processes_share_one_decoded_copy(folder, tmp_path, monkeypatch):
+    """Let three processes decode the images before the first renames its folder."""
     barrier, replace = threading.Barrier(3), os.replace
 
     def together(source, target):
@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match=r"cannot be kept in .*folders \(No space left"):
+    with pytest.raises(UserError, match=r"cannot be stored in .*folders \(No space left"):
         load(folder)
 
 
@@ -100,7 +100,7 @@ def test_unreadable_images_are_named_and_counted(folder, caplog):
     [
         ({"size": 0}, "dataset.size must be"),
         ({"colour": "blue"}, "dataset.colour must be rgb or grey"),
-        ({"validation": 0.6, "test": 0.5}, "must be shares of the images"),
+        ({"validation": 0.6, "test": 0.5}, "must be fractions of the images"),
     ],
 )
 def test_wrong_options_are_refused(folder, options, sentence):
@@ -109,13 +109,13 @@ def test_wrong_options_are_refused(folder, options, sentence):
 
 
 def test_folders_without_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         load(tmp_path / "missing")
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="hold no images"):
         load(tmp_path)
 
 
-def test_a_file_cut_short_is_told(tmp_path):
+def test_truncated_file_is_reported(tmp_path):
     path = tmp_path / "image.raw"
     path.write_bytes(bytes(24))
     rows = OnDisk(path, (2, 3))
@@ -126,12 +126,12 @@ def test_a_file_cut_short_is_told(tmp_path):
         OnDisk(path, (2, 3))
 
 
-def test_evaluation_and_standardisation_take_the_data_in_parts(folder, tmp_path, monkeypatch):
+def test_evaluation_and_standardisation_read_the_data_in_parts(folder, tmp_path, monkeypatch):
     read = []
     whole = OnDisk.__getitem__
     monkeypatch.setattr(OnDisk, "__getitem__", lambda *a: read.append(out := whole(*a)) or out)
-    monkeypatch.setattr("trainers.experiment._FEATURES", 5 * 16 * 16 * 3)
-    monkeypatch.setattr("trainers.loop._STREAMED", 10 * 16 * 16 * 3)
+    monkeypatch.setattr("trainers.build._FEATURES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr("trainers.loop.loop._STREAMED", 10 * 16 * 16 * 3)
     config = {
         "dataset": {"name": f"folder:{folder}", "size": 16, "flatten": True},
         "model": {"name": "mlp", "hidden": (), "layer_norm": False},
@@ -140,12 +140,12 @@ def test_evaluation_and_standardisation_take_the_data_in_parts(folder, tmp_path,
     }
     result = trainers.train(config, tmp_path / "run", progress=False)
     assert max(len(rows) for rows in read if rows.ndim == 4) <= 10
-    monkeypatch.setattr("trainers.experiment._FEATURES", 10**9)
+    monkeypatch.setattr("trainers.build._FEATURES", 10**9)
     at_once = trainers.evaluate(tmp_path / "run")
     assert at_once["test_reward"] == pytest.approx(result.metrics["test_reward"], rel=1e-5)
 
 
-def test_training_from_disk_is_training_from_memory(folder, tmp_path, monkeypatch):
+def test_training_from_disk_equals_training_from_memory(folder, tmp_path, monkeypatch):
     config = {
         "dataset": {"name": f"folder:{folder}", "size": 16},
         "model": {
@@ -167,7 +167,7 @@ def test_training_from_disk_is_training_from_memory(folder, tmp_path, monkeypatc
     for section in ({"run": {"seeds": 2}}, {"mesh": {"data": 2}}):
         with pytest.raises(UserError, match=r"run\.seeds, .* must be 1"):
             trainers.train(config | section, tmp_path / "two", progress=False)
-    monkeypatch.setattr(input_pipeline.folder, "OnDisk", lambda *given: OnDisk(*given)[:])
+    monkeypatch.setattr(input_pipeline.images.folder, "OnDisk", lambda *given: OnDisk(*given)[:])
     whole = trainers.train(config, tmp_path / "whole", progress=False)
     assert streamed.metrics == whole.metrics
     assert streamed.step == whole.step

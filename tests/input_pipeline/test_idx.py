@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grlu.errors import UserError
-from input_pipeline.idx import read_idx, read_labelled_images
+from input_pipeline.images.idx import read_idx, read_labelled_images
 
 IMAGES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
@@ -30,12 +30,12 @@ def test_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "begins with nothing"),
-        (b"\x00\x00\x08", "begins with 000008 where 00000803 is right"),
-        (idx(IMAGES[0]), "begins with 00000802 where 00000803 is right"),
-        (b"\x00\x00\x0d\x03" + idx(IMAGES)[4:], "begins with 00000d03"),
+        (b"", "must begin with .*, not nothing"),
+        (b"\x00\x00\x08", "must begin with 00000803, not 000008"),
+        (idx(IMAGES[0]), "must begin with 00000803, not 00000802"),
+        (b"\x00\x00\x0d\x03" + idx(IMAGES)[4:], "must begin with .*, not 00000d03"),
         (idx(IMAGES)[:10], "holds 0 bytes of data"),
-        (idx(IMAGES)[:-1], r"holds 23 bytes .* of shape \(2, 3, 4\), promises 24"),
+        (idx(IMAGES)[:-1], r"holds 23 bytes .* announces 24, of shape \(2, 3, 4\)"),
         (idx(IMAGES) + b"x", "holds 25 bytes"),
     ],
 )
@@ -76,12 +76,12 @@ def test_a_gzip_file_cut_short_or_damaged_anywhere(tmp_path):
     ("images", "labels", "message"),
     [
         (IMAGES, [1, 2, 3], r"labels\.gz holds 3 labels for the 2 images"),
-        (IMAGES, [1, 10], r"labels\.gz holds the label 10 where the 10 classes .* from 0 to 9"),
-        (IMAGES[:, :2], [1, 2], r"images\.gz holds images of \(2, 4\) pixels where \(3, 4\)"),
+        (IMAGES, [1, 10], r"labels\.gz holds the label 10, but the 10 classes .* from 0 to 9"),
+        (IMAGES[:, :2], [1, 2], r"images\.gz must hold images of \(3, 4\) pixels, not \(2, 4\)"),
         (IMAGES[:0], [], r"images\.gz holds no image"),
     ],
 )
-def test_files_that_do_not_fit(tmp_path, images, labels, message):
+def test_mismatched_files_are_refused(tmp_path, images, labels, message):
     images_path = write(tmp_path / "images.gz", idx(images))
     labels_path = write(tmp_path / "labels.gz", idx(np.array(labels, np.uint8)))
     with pytest.raises(UserError, match=message):

@@ -31,7 +31,7 @@ def test_every_loader_has_the_common_options_with_types_and_defaults(name):
 
 
 @pytest.mark.parametrize("name", [*DATASETS, "tfds:cifar100"])
-def test_every_loader_says_what_it_is(name):
+def test_every_loader_has_a_description(name):
     assert loader(name).__doc__
 
 
@@ -60,15 +60,15 @@ def test_an_unknown_option(name):
         load(name, valdiation=3)
 
 
-def test_wrong_options_reach_the_user():
-    """Each is tested where it is checked; here, that the loaders hand them on."""
+def test_wrong_options_are_reported():
+    """Check that loaders pass options on; other tests check the options themselves."""
     for options in ({"validation": -1}, {"subset": 0}, {"normalize": "no"}, {"flatten": "no"}):
         with pytest.raises(UserError, match=next(iter(options))):
             load("digits", **options)
 
 
 def test_importing_is_cheap():
-    """The command line's help must not wait for libraries that only a run needs."""
+    """Check that the command line's help does not wait for libraries that only runs need."""
     code = """
 import sys, input_pipeline
 heavy = {"tensorflow_datasets", "sklearn", "jax", "PIL", "rich", "array_record"}

@@ -1,4 +1,4 @@
-"""Remote paths are refused, before anything is written to a local folder of that name."""
+"""Refusal of remote paths, before anything is written to a local folder of that name."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import pytest
 
 import input_pipeline
 from grlu.errors import UserError
-from input_pipeline.local import local
+from input_pipeline.storage.local import local
 
 
 @pytest.mark.parametrize("place", ["gs://bucket/x", pathlib.Path("gs://bucket/x"), "hf+s3://b/x"])
@@ -56,5 +56,5 @@ def test_remote_folders_of_the_environment_are_refused_where_they_are_used(tmp_p
     assert input_pipeline.load("sonnets").num_classes
     monkeypatch.setenv("GRLU_CACHE", "gs://bucket/x")
     with pytest.raises(UserError, match="GRLU_CACHE gs://bucket/x is not a local path"):
-        input_pipeline.cache.cached("key", "", dict)
+        input_pipeline.storage.cache.cached("key", "", dict)
     assert not list(tmp_path.iterdir())

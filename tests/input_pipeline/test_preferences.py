@@ -1,4 +1,4 @@
-"""Recorded preferences: how they are read, and what is said of a line that is none."""
+"""Recorded preference pairs: reading, and errors for invalid lines."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_pairs_become_rows_of_tokens_and_masks(tmp_path):
     assert "baa" in whole
 
 
-def test_pairs_are_read_by_the_tokens_of_a_text(tmp_path):
+def test_pairs_use_the_tokenizer_of_a_text(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abc.xyz" * 1000)
     name = written(tmp_path / "pairs.jsonl", *4 * [PAIR])
@@ -62,12 +62,12 @@ def test_pairs_are_read_by_the_tokens_of_a_text(tmp_path):
         (["", PAIR | {"rejected": "c"}], {}, "line 2: chosen and rejected are the same"),
         ([""], {}, "holds no preferences"),
         ([PAIR], {"length": 4}, "line 1: .* are 5 tokens, more than dataset.length=4"),
-        ([PAIR], {"like": "digits"}, "dataset.like must be a data set of text, and digits is none"),
+        ([PAIR], {"like": "digits"}, "dataset.like must be a data set of text, and digits is not"),
         ([PAIR | {"chosen": "é"}], {"like": "sonnets"}, "line 1: the character 'é' at position 0"),
         ([PAIR], {"test": 1}, "leaves nothing to train on"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(rows, options, said, tmp_path):
+def test_errors_name_the_line(rows, options, said, tmp_path):
     name = written(tmp_path / "pairs.jsonl", *rows)
     with pytest.raises(UserError, match=said):
         input_pipeline.load(name, **options)

@@ -12,11 +12,11 @@ import pytest
 
 from grlu.errors import UserError
 from input_pipeline import load, prepare
-from input_pipeline.prepared import find
+from input_pipeline.storage.prepared import find
 
 
 def in_tfds_order(split, arrays):
-    """TFDS stores examples by the hash of their number, salted with the name of the split."""
+    """Sort like TFDS: by the hash of an example's number, salted with the split's name."""
     from tensorflow_datasets.core.hashing import Hasher
 
     order = sorted(range(len(arrays[1])), key=Hasher(split).hash_key)
@@ -24,7 +24,7 @@ def in_tfds_order(split, arrays):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
-def test_idx_files_come_back_from_load(name, tmp_path, make_idx):
+def test_idx_files_survive_prepare_and_load(name, tmp_path, make_idx):
     arrays = make_idx(tmp_path / "idx")
     folder, written = prepare(name, tmp_path / "idx", tmp_path / "data")
     assert written
@@ -36,8 +36,8 @@ def test_idx_files_come_back_from_load(name, tmp_path, make_idx):
         np.testing.assert_array_equal(examples["label"], labels)
 
 
-def test_the_real_mnist_lies_in_the_order_that_is_built(mnist):
-    """Put back by that order, TFDS's own test set begins as the published files do."""
+def test_real_mnist_has_the_order_of_a_local_build(mnist):
+    """Check that TFDS's test set in the original order begins like the published files."""
     stored = mnist(validation=0).test["label"]
     _, places = in_tfds_order("test", (np.arange(10_000), np.arange(10_000)))
     published = np.empty_like(stored)
@@ -64,7 +64,7 @@ def test_tfds_itself_reads_what_was_built(data_dir):
     assert [path.name for path in data_dir.iterdir()] == ["mnist"]
 
 
-def test_what_is_there_is_not_written_again(data_dir, idx):
+def test_existing_set_is_not_written_again(data_dir, idx):
     before = {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")}
     folder, written = prepare("mnist", idx, data_dir)
     assert not written
@@ -72,7 +72,7 @@ def test_what_is_there_is_not_written_again(data_dir, idx):
     assert {path: path.stat().st_mtime_ns for path in data_dir.rglob("*")} == before
 
 
-def test_the_folder_of_the_environment(tmp_path, idx, monkeypatch):
+def test_environment_variable_sets_the_folder(tmp_path, idx, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     assert prepare("tfds:mnist", str(idx)).folder == tmp_path / "data" / "mnist" / "3.0.1"
     assert len(load("mnist", validation=0).train["label"]) == 50
@@ -99,7 +99,7 @@ def test_a_broken_source_is_named_and_nothing_is_written(name, fault, idx, tmp_p
     assert not (tmp_path / "data").exists()
 
 
-def test_killed_while_writing_it_leaves_no_set_and_can_be_run_again(tmp_path, make_idx):
+def test_kill_while_writing_leaves_no_set_and_can_be_repeated(tmp_path, make_idx):
     make_idx(tmp_path / "idx", train=20_000)
     arguments = f"'mnist', {str(tmp_path / 'idx')!r}, {str(tmp_path / 'data')!r}"
     process = subprocess.Popen(
@@ -118,7 +118,7 @@ def test_killed_while_writing_it_leaves_no_set_and_can_be_run_again(tmp_path, ma
     assert prepare("mnist", tmp_path / "idx", tmp_path / "data").written
 
 
-def test_two_processes_at_once_make_one_set(tmp_path, make_idx):
+def test_concurrent_processes_write_one_set(tmp_path, make_idx):
     make_idx(tmp_path / "idx", train=2000)
     code = f"""
 from input_pipeline import prepare
@@ -134,7 +134,7 @@ print(prepare("mnist", {str(tmp_path / "idx")!r}, {str(tmp_path / "data")!r}).wr
     assert [path.name for path in (tmp_path / "data" / "mnist").iterdir()] == ["3.0.1"]
 
 
-def test_what_another_process_wrote_since_we_looked_is_left_alone(tmp_path, idx, monkeypatch):
+def test_set_written_by_another_process_in_the_meantime_is_kept(tmp_path, idx, monkeypatch):
     def files():
         paths = sorted((tmp_path / "data").rglob("*"))
         return [(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written(idx, tmp_path):
         prepare("mnist", idx, tmp_path / "file" / "data")
 
 
-def test_a_disk_that_fills_up_leaves_no_set(tmp_path, make_idx):
+def test_full_disk_leaves_no_set(tmp_path, make_idx):
     make_idx(tmp_path / "idx", train=500)
     code = f"""
 import resource
@@ -172,13 +172,13 @@ else:
     assert list((tmp_path / "data" / "mnist").iterdir()) == []
 
 
-def test_a_folder_that_is_no_set_in_the_place_of_one(idx, tmp_path):
+def test_folder_without_a_set_at_its_path_is_refused(idx, tmp_path):
     (tmp_path / "data" / "mnist" / "3.0.1").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"mnist/3\.0\.1 is not a whole data set: remove it"):
+    with pytest.raises(UserError, match=r"mnist/3\.0\.1 is not a complete data set: remove it"):
         prepare("mnist", idx, tmp_path / "data")
 
 
-def test_a_set_in_another_format_is_left_alone(data_dir, idx):
+def test_set_in_another_format_is_kept(data_dir, idx):
     for path in data_dir.rglob("*.array_record-*"):
         path.rename(str(path).replace("array_record", "tfrecord"))
     with pytest.raises(UserError, match="stored in another format than array_record"):
@@ -187,7 +187,7 @@ def test_a_set_in_another_format_is_left_alone(data_dir, idx):
 
 @pytest.fixture
 def server(idx, monkeypatch):
-    """A web server on this machine with the IDX files, which TFDS takes for MNIST's own."""
+    """Serve the IDX files locally, in place of MNIST's own server."""
     from tensorflow_datasets.image_classification.mnist import MNIST
 
     class Quiet(http.server.SimpleHTTPRequestHandler):

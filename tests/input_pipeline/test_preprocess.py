@@ -9,7 +9,7 @@ from input_pipeline.preprocess import channel_moments, preprocess_for
 IMAGES = np.random.default_rng(0).integers(0, 256, (2500, 4, 3, 3), np.uint8)
 
 
-def test_moments_are_those_of_the_whole_array():
+def test_moments_match_the_full_array():
     mean, std = channel_moments(IMAGES, 255.0)
     scaled = IMAGES.astype(np.float64) / 255
     np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-12)
@@ -68,7 +68,7 @@ def test_the_same_under_jit_without_promotion_of_ranks():
 
 
 def test_equal_options_make_equal_functions():
-    """`jit` compiles once for two of them."""
+    """Check that `jit` compiles a single time for two equal functions."""
     first, second = (preprocess_for(IMAGES, normalize="unit", flatten=True) for _ in range(2))
     assert first == second
     assert hash(first) == hash(second)

@@ -14,7 +14,7 @@ def split(validation=20, split_seed=0, subset=None):
     return carve(EXAMPLES, validation=validation, split_seed=split_seed, subset=subset)
 
 
-def test_the_splits_are_disjoint_and_whole():
+def test_splits_are_disjoint_and_complete():
     train, validation = split()
     assert len(train["label"]) == 80
     assert len(validation["label"]) == 20
@@ -24,18 +24,18 @@ def test_the_splits_are_disjoint_and_whole():
         assert part["image"].dtype == np.uint8
 
 
-def test_the_seed_decides():
+def test_seed_determines_the_split():
     np.testing.assert_array_equal(split()[1]["label"], split()[1]["label"])
     assert set(split()[1]["label"]) != set(split(split_seed=1)[1]["label"])
 
 
-def test_it_is_not_the_first_or_last_examples_that_are_held_out():
+def test_held_out_examples_are_spread_over_the_data():
     held_out = split()[1]["label"]
     assert held_out.min() < 40
     assert held_out.max() > 60
 
 
-def test_no_validation_leaves_everything_as_it_is():
+def test_no_validation_returns_the_arrays_unchanged():
     train, validation = split(validation=0)
     assert validation is None
     assert train["image"] is EXAMPLES["image"]
@@ -48,7 +48,7 @@ def test_fractions_and_counts(validation, size):
     assert (0 if held_out is None else len(held_out["label"])) == size
 
 
-def test_subsets_are_nested_and_spare_the_validation_set():
+def test_subsets_are_nested_and_exclude_the_validation_set():
     small, validation = split(subset=10)
     large, same = split(subset=50)
     assert len(small["label"]) == 10
@@ -63,7 +63,7 @@ def test_a_subset_without_validation():
     assert len(set(train["label"])) == 10
 
 
-def test_a_subset_of_all_that_is_left_is_all_that_is_left():
+def test_subset_of_the_full_remainder_is_the_remainder():
     np.testing.assert_array_equal(split(subset=80)[0]["label"], split()[0]["label"])
 
 
@@ -78,9 +78,9 @@ def test_a_subset_of_all_that_is_left_is_all_that_is_left():
         ({"validation": "5000"}, "not '5000'"),
         ({"validation": True}, "not True"),
         ({"validation": None}, "not None"),
-        ({"validation": 100}, "leaves nothing to train on: the training set has 100"),
+        ({"validation": 100}, "leaves nothing to train on: it must be smaller than the 100"),
         ({"validation": 0.999}, "leaves nothing to train on"),
-        ({"validation": 0.001}, "none at all"),
+        ({"validation": 0.001}, "selects none"),
         ({"subset": 0}, "at least 1"),
         ({"subset": -3}, "not -3"),
         ({"subset": 81}, "more than the 80"),

@@ -1,11 +1,11 @@
-"""Generated tasks: right answers, of questions that no other split has."""
+"""Generated tasks: correct answers, and splits without common questions."""
 
 import numpy as np
 import pytest
 
 import grlu
 import input_pipeline
-from input_pipeline.tasks import TASKS
+from input_pipeline.text.tasks import TASKS
 
 ANSWERS = {
     "addition": lambda q: str(sum(map(int, q.split("+")))).zfill(3),
@@ -21,7 +21,7 @@ def texts(data, split):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_answers_are_right_and_the_splits_are_disjoint(name):
+def test_answers_are_correct_and_splits_are_disjoint(name):
     data = input_pipeline.load(name)
     seen = []
     for split in ("train", "validation", "test"):
@@ -46,7 +46,7 @@ def test_the_test_set_is_the_same_for_every_seed_and_size():
     assert first == texts(input_pipeline.load("sort", split_seed=1, subset=100), "test")
 
 
-def test_longer_questions_are_drawn_from_all_there_are():
+def test_longer_questions_are_sampled_from_all_questions():
     data = input_pipeline.load("addition", digits=6, examples=500)
     questions = {text.split("=")[0] for text in texts(data, "train")}
     assert len(questions) == len(data.train["tokens"]) == data.examples
@@ -57,7 +57,7 @@ def test_longer_questions_are_drawn_from_all_there_are():
     ("options", "sentence"),
     [
         ({"digits": 0}, "dataset.digits must be at least 1"),
-        ({"digits": 40}, "makes questions too many to number"),
+        ({"digits": 40}, "is too large: questions exceed 62 bits"),
         ({"test": 0}, "dataset.test must leave some examples"),
         ({"test": -1}, "dataset.test must be a number of examples"),
     ],

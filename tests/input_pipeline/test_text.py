@@ -1,4 +1,4 @@
-"""Text: its rows, its split by position, and where it is read from."""
+"""Text: rows, split by position, and sources."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def file(tmp_path):
 
 
 def read(data, split):
-    """A split's text, put together again from rows that begin where the one before ends."""
+    """Return a split's text, joined from consecutive rows."""
     rows = getattr(data, split)["tokens"]
     return data.tokenizer.decode([*rows[:, :-1].reshape(-1), rows[-1, -1]])
 
@@ -27,13 +27,13 @@ def test_a_text_is_split_by_position(file):
     assert TEXT[:700].startswith(read(data, "train"))
     assert TEXT[700:800].startswith(read(data, "validation"))
     assert TEXT[800:].startswith(read(data, "test"))
-    assert data.train["tokens"].shape == (69, 11)  # The last one would lack what follows.
+    assert data.train["tokens"].shape == (69, 11)  # The last row would lack its next token.
     assert data.examples == 69
     assert data.example_shape == (10,)
     assert data.num_classes == len(set(TEXT))
 
 
-def test_examples_overlap_by_the_stride_in_training_alone(file):
+def test_examples_overlap_by_the_stride_only_in_training(file):
     data = input_pipeline.load(f"text:{file}", length=10, stride=3)
     rows = data.train["tokens"]
     np.testing.assert_array_equal(rows[0, 3:], rows[1, :-3])
@@ -69,10 +69,10 @@ def test_no_validation(file):
         ({"stride": 0}, "dataset.stride must be a number of tokens"),
         ({"length": 100}, "the validation split has 50 tokens, too few"),
         ({"validation": 0.5, "test": 0.5}, "leave nothing to train on"),
-        ({"validation": 2}, r"dataset.validation must be a share of the text in \[0, 1\)"),
+        ({"validation": 2}, r"dataset.validation must be a fraction of the text in \[0, 1\)"),
         ({"test": 0}, "dataset.test must leave some text"),
         ({"tokenizer": "words"}, "dataset.tokenizer must be one of char, byte, gpt2"),
-        ({"tokenizer": "gpt2"}, "vocab.bpe is missing: give dataset.bpe the folder"),
+        ({"tokenizer": "gpt2"}, "vocab.bpe is missing: set dataset.bpe to the folder"),
     ],
 )
 def test_wrong_options_are_refused(options, sentence, file, tmp_path):
@@ -80,18 +80,18 @@ def test_wrong_options_are_refused(options, sentence, file, tmp_path):
         input_pipeline.load(f"text:{file}", data_dir=str(tmp_path), **{"length": 10} | options)
 
 
-def test_a_file_that_is_missing_empty_or_no_text(tmp_path):
+def test_missing_empty_or_binary_file_is_refused(tmp_path):
     with pytest.raises(grlu.UserError, match=r"none.txt can't be read: No such file"):
         input_pipeline.load(f"text:{tmp_path}/none.txt")
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(grlu.UserError, match="is an empty text"):
+    with pytest.raises(grlu.UserError, match="is empty"):
         input_pipeline.load(f"text:{tmp_path}/empty.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(grlu.UserError, match="is not a text in UTF-8"):
         input_pipeline.load(f"text:{tmp_path}/binary.txt")
 
 
-def test_shakespeare_is_prepared_from_a_folder_and_then_found(tmp_path):
+def test_shakespeare_is_prepared_from_a_folder_and_found(tmp_path):
     root, source = tmp_path / "sets", tmp_path / "source"
     source.mkdir()
     with pytest.raises(grlu.UserError, match="run `grlu data prepare shakespeare`"):

@@ -50,7 +50,7 @@ def test_real_mnist_is_read_from_the_cache_the_second_time(mnist, mnist_cache):
 
 
 def test_reading_does_not_import_tensorflow(data_dir, tmp_path):
-    """Not even where it is installed: here, one that ends the process that imports it."""
+    """Check with a fake TensorFlow that ends the process on import."""
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("import os; os._exit(7)")
     code = f"""
@@ -78,7 +78,7 @@ assert "tensorflow_datasets" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_folder_may_be_read_only(data_dir):
+def test_read_only_folder_is_supported(data_dir):
     paths = [data_dir, *data_dir.rglob("*")]
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -99,8 +99,8 @@ def test_without_a_cache_folder(data_dir, tmp_path, monkeypatch):
     assert len(load("mnist", data_dir=str(data_dir), validation=0).train["label"]) == 50
 
 
-def test_a_set_prepared_anew_is_not_read_from_the_old_cache(data_dir, tmp_path, make_idx):
-    """Here only the labels differ: the files have the same names and sizes."""
+def test_set_prepared_again_is_not_read_from_the_old_cache(data_dir, tmp_path, make_idx):
+    """Change only the labels, so that the files have the same names and sizes."""
     first = load("mnist", data_dir=str(data_dir), validation=0)
     make_idx(tmp_path / "idx")
     labels = tmp_path / "idx" / "train-labels-idx1-ubyte.gz"
@@ -117,7 +117,7 @@ def test_a_set_prepared_anew_is_not_read_from_the_old_cache(data_dir, tmp_path, 
     assert (first.train["label"] != second.train["label"]).any()
 
 
-def test_where_the_data_are_sought(data_dir, monkeypatch, tmp_path):
+def test_data_folder_by_precedence(data_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     assert load("mnist", validation=0).name == "mnist"
     with pytest.raises(UserError, match=r"is not in .*elsewhere"):
@@ -193,7 +193,7 @@ def features():
     }
 
 
-def test_any_other_set(tmp_path, write_set, png, features):
+def test_any_tfds_image_set_loads(tmp_path, write_set, png, features):
     train, test = photographs(png, 30), photographs(png, 9)
     write_set(tmp_path, "photos", features, {"train": train, "test": test})
     data = load("tfds:photos", data_dir=str(tmp_path), flatten=False)
@@ -220,7 +220,7 @@ def test_parts_of_a_split(tmp_path, write_set, png, features):
 
 
 @pytest.mark.parametrize("split", ["", "train[", "train[:200%]", "train[:0]", "train[5:3]", 3])
-def test_a_split_that_is_none(split, data_dir):
+def test_unknown_split_is_refused(split, data_dir):
     with pytest.raises(UserError, match="split"):
         load("mnist", data_dir=str(data_dir), train_split=split)
 
@@ -261,7 +261,7 @@ def test_images_of_many_sizes(tmp_path, write_set, png, features):
 def test_an_image_of_another_size_than_announced(tmp_path, write_set, png, features):
     splits = {"train": photographs(png, 3, (5, 6, 3))}
     write_set(tmp_path, "photos", features, splits)
-    with pytest.raises(UserError, match=r"\(5, 6, 3\) where \(6, 5, 3\) is announced"):
+    with pytest.raises(UserError, match=r"expected an image of shape \(6, 5, 3\), got \(5, 6, 3\)"):
         load("tfds:photos", data_dir=str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers give back what they were given."""
+"""Tokenizers: decoding inverts encoding."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from input_pipeline.tokenizers import GPT2, Bytes, Characters
 @pytest.mark.parametrize(
     "make", [lambda text: Characters("".join(sorted(set(text)))), lambda _: Bytes()]
 )
-def test_text_comes_back(make):
+def test_decode_inverts_encode(make):
     text = "First Citizen:\nBefore we proceed — naïvely — any further"
     tokenizer = make(text)
     tokens = tokenizer.encode(text)
@@ -28,11 +28,11 @@ def test_an_unknown_character_is_named():
         Characters("acf").encode("cafécaf")
 
 
-def test_bytes_that_are_no_text_are_replaced():
+def test_invalid_utf8_is_replaced():
     assert Bytes().decode([65, 255, 66]) == "A�B"
 
 
-def test_gpt_2s_tokens_are_the_published_ones():
+def test_gpt_2_tokens_match_the_published_ones():
     pytest.importorskip("tiktoken", reason="GPT-2's tokens need tiktoken")
     root = os.environ.get("GRLU_TEST_DATA")
     if not root or not (pathlib.Path(root) / "gpt2_bpe").is_dir():
@@ -46,12 +46,12 @@ def test_gpt_2s_tokens_are_the_published_ones():
     assert 50256 not in tokenizer.encode(text)
 
 
-def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
+def test_mismatched_files_are_refused(tmp_path):
     pytest.importorskip("tiktoken", reason="GPT-2's tokens need tiktoken")
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nh e\n")
     (tmp_path / "encoder.json").write_text('{"h": 0}')
-    with pytest.raises(grlu.UserError, match="are not GPT-2's: they don't fit each other"):
+    with pytest.raises(grlu.UserError, match="are not GPT-2's: they do not match each other"):
         GPT2(tmp_path)
     (tmp_path / "encoder.json").write_text("{")
-    with pytest.raises(grlu.UserError, match="are not GPT-2's: they don't fit each other"):
+    with pytest.raises(grlu.UserError, match="are not GPT-2's: they do not match each other"):
         GPT2(tmp_path)

@@ -1,4 +1,4 @@
-"""Autoencoders: shapes, codes, tied weights, corruption, and that any rule trains them."""
+"""Autoencoders: shapes, codes, tied weights, corruption, and training by any rule."""
 
 import itertools
 
@@ -11,12 +11,12 @@ from flax import nnx
 
 import grlu
 import models
-from trainers.objectives import Reconstruction
+from trainers.objectives.registry import Reconstruction
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("hidden", [(), (9,), (9, 7)])
-def test_a_dense_one_goes_to_the_code_and_back(hidden, tied):
+def test_dense_autoencoder_encodes_and_decodes(hidden, tied):
     model = models.Autoencoder((12,), 10, hidden=hidden, latent=5, tied=tied, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 12))
     assert model.encode(x).shape == (3, 5)
@@ -28,7 +28,7 @@ def test_a_dense_one_goes_to_the_code_and_back(hidden, tied):
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == expected
 
 
-def test_a_tied_linear_one_is_the_stated_formula():
+def test_tied_linear_autoencoder_matches_its_formula():
     model = models.Autoencoder((12,), 10, hidden=(), latent=5, tied=True, rngs=nnx.Rngs(0))
     model.biases[0][...] = jnp.arange(12.0)
     w, x = np.asarray(model.encoder[0].kernel[...]), np.ones((2, 12), np.float32)
@@ -37,7 +37,7 @@ def test_a_tied_linear_one_is_the_stated_formula():
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (7, 5, 3), (1, 1, 2)])
 @pytest.mark.parametrize("channels", [(), (3,), (3, 4)])
-def test_a_convolutional_one_gives_back_the_images_shape(shape, channels):
+def test_conv_autoencoder_restores_the_image_shape(shape, channels):
     def found(x):
         model = models.ConvAutoencoder(shape, 10, channels=channels, latent=5, rngs=nnx.Rngs(0))
         return model.encode(x).shape, model(x).shape
@@ -64,7 +64,7 @@ def test_codes_are_linear_positive_or_sparse(name, shape):
     np.testing.assert_array_equal(sparse, np.where(sparse != 0, linear, 0))
 
 
-def test_the_input_is_corrupted_in_training_only_and_the_code_never():
+def test_input_is_corrupted_only_in_training_and_the_code_never():
     model = models.Autoencoder((400,), 10, denoise=0.3, rngs=nnx.Rngs(0))
     x = jnp.ones((50, 400))
     masked = model.corrupt(x)
@@ -114,7 +114,7 @@ def test_wrong_sizes_are_refused(name, shape, options, sentence):
     ],
 )
 def test_any_rule_learns_to_reconstruct(rule, name, shape, options):
-    """Bars: one of four rows or columns of a 4 x 4 image is lit."""
+    """Return images of bars: one of four rows or columns of a 4 x 4 image is lit."""
     rows = jnp.eye(4)[:, :, None] * jnp.ones((1, 1, 4))
     bars = jnp.concatenate([rows, rows.swapaxes(1, 2)]).reshape(8, *shape)
     model = models.MODELS[name](shape, 8, latent=6, rngs=nnx.Rngs(0), **options)
@@ -129,5 +129,5 @@ def test_any_rule_learns_to_reconstruct(rule, name, shape, options):
 
     found = np.array([step(model, optimizer, jax.random.key(i)) for i in range(100)])
     (first, first_mse), (last, last_mse) = found[:3].mean(0), found[-3:].mean(0)
-    assert last > first + 3  # of 16 pixels' summed nats
+    assert last > first + 3  # nats, summed over 16 pixels
     assert last_mse < 0.8 * first_mse

@@ -1,4 +1,4 @@
-"""GPT-2's architecture, both attentions, and what a cache promises."""
+"""GPT-2's architecture, both kinds of attention, and the guarantees of a cache."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ def make(attention="multi_head", **options):
 
 
 def sharpened(model):
-    """The model with larger weights: at the initial ones all logits are nearly the same."""
+    """Return the model with larger weights: initially all logits are nearly equal."""
     params = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda p: 8 * p if p.ndim > 1 else p + 0.1, params))
     return model
@@ -46,7 +46,7 @@ def test_changing_a_token_leaves_the_logits_before_it_untouched(attention):
 
 
 @ATTENTIONS
-def test_a_model_that_is_not_causal_sees_everything(attention):
+def test_noncausal_model_attends_to_all_positions(attention):
     model, given = sharpened(make(attention, causal=False)), tokens()
     after = passed(model, given.at[:, 11].set((given[:, 11] + 1) % 7))
     assert jnp.abs(passed(model, given) - after).max(axis=(0, 2)).min() > 1e-5
@@ -54,7 +54,7 @@ def test_a_model_that_is_not_causal_sees_everything(attention):
 
 @ATTENTIONS
 @pytest.mark.parametrize("parts", [(12,), (1,) * 12, (5, 1, 1, 3, 2)])
-def test_the_cache_gives_the_logits_of_the_whole_pass(attention, parts):
+def test_cache_gives_the_logits_of_a_full_pass(attention, parts):
     model, given = sharpened(make(attention)), tokens()
     cache, found = model.empty_cache(3, 12), []
     ends = list(itertools.accumulate(parts))
@@ -78,7 +78,7 @@ def test_a_repeated_cache_continues_each_copy(attention):
 
 
 @ATTENTIONS
-def test_tokens_past_the_block_are_refused_where_their_position_is_known(attention):
+def test_tokens_past_the_block_are_refused_if_the_position_is_static(attention):
     model, given = make(attention), tokens()
     _, cache = model.cached(given, model.empty_cache(3, 12))
     with pytest.raises(
@@ -88,15 +88,17 @@ def test_tokens_past_the_block_are_refused_where_their_position_is_known(attenti
     with pytest.raises(grlu.UserError, match=r"13 tokens are more.*raise model\.block"):
         model.cached(tokens(length=13), model.empty_cache(3, 12))
     _, cache = model.cached(given[:, :4], model.empty_cache(3, 5))
-    with pytest.raises(grlu.UserError, match=r"positions, 5: make it by empty_cache.*length=6"):
+    with pytest.raises(
+        grlu.UserError, match=r"positions of the cache: create it with empty_cache.*length=6"
+    ):
         model.cached(given[:, 4:6], cache)
-    with pytest.raises(grlu.UserError, match="6 tokens are more than the cache has positions, 5"):
+    with pytest.raises(grlu.UserError, match="6 tokens are more than the 5 positions of the cache"):
         cached(model, given[:, :6], model.empty_cache(3, 5))
 
 
 @ATTENTIONS
 @pytest.mark.parametrize("length", [12, 5])
-def test_logits_past_the_block_are_nan_where_their_position_is_traced(attention, length):
+def test_logits_past_the_block_are_nan_if_the_position_is_traced(attention, length):
     model, given = make(attention), tokens()
     logits, cache = cached(model, given[:, : length - 1], model.empty_cache(3, length))
     beyond, past = cached(model, given[:, :2], cache)
@@ -108,7 +110,7 @@ def test_logits_past_the_block_are_nan_where_their_position_is_traced(attention,
     assert jnp.isnan(cached(model, given[:, :1], cache)[0]).all()
 
 
-def test_the_latent_is_all_that_its_cache_holds():
+def test_latent_cache_holds_only_the_latent():
     def size(attention):
         cache = make(attention).empty_cache(3, 12)
         return sum(leaf.size for leaf in jax.tree.leaves(cache.layers))
@@ -117,7 +119,7 @@ def test_the_latent_is_all_that_its_cache_holds():
     assert size("latent") == size("multi_head") / 4
 
 
-def test_the_initial_weights_are_gpt_2s():
+def test_initial_weights_match_gpt_2():
     model = models.GPT((32,), 500, layers=8, heads=4, width=128, rngs=nnx.Rngs(0))
     for kernel, std in [
         (model.tokens.embedding, 0.02),
@@ -130,13 +132,13 @@ def test_the_initial_weights_are_gpt_2s():
         assert abs(float(kernel[...].std()) / std - 1) < 0.05
     assert not model.layers[0].up.bias[...].any()
     assert model.block == 32
-    # No head of its own: 12 width² a layer and the embeddings, but for biases and norms.
+    # Tied head: 12 width² per layer and the embeddings, except for biases and norms.
     count = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert count == 8 * (12 * 128**2 + 13 * 128) + (500 + 32) * 128 + 2 * 128
 
 
 @ATTENTIONS
-def test_logits_from_a_position_on_are_the_last_of_all(attention):
+def test_logits_from_start_equal_the_last_logits(attention):
     model, given = make(attention, value_head=True), tokens()
     logits, values = model.with_values(given)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -149,21 +151,21 @@ def test_logits_from_a_position_on_are_the_last_of_all(attention):
 
 
 @ATTENTIONS
-def test_a_new_model_does_not_just_repeat_its_input(attention):
-    """With a tied embedding of N(0, 1), as was once tried, it would with probability 1."""
+def test_new_model_does_not_repeat_its_input(attention):
+    """Check the scale of the tied embedding: with N(0, 1) it would repeat its input."""
     sizes = {"layers": 4, "heads": 4, "width": 128, "block": 32}
     model = models.GPT((32,), 65, attention=attention, rngs=nnx.Rngs(0), **sizes)
     p = nnx.softmax(passed(model, jax.random.randint(jax.random.key(0), (4, 32), 0, 65)))
     assert p.max() < 0.2
 
 
-def test_the_mask_is_read_and_not_predicted():
+def test_mask_token_is_read_but_not_predicted():
     model = make(causal=False)
     assert model(jnp.full((2, 12), 7)).shape == (2, 12, 7)
     assert make().tokens.embedding.shape[0] == 7
 
 
-def test_the_value_head_sees_what_the_logits_see():
+def test_value_head_reads_the_features_of_the_logits():
     model = make(value_head=True)
     logits, values = model.with_values(tokens())
     np.testing.assert_array_equal(logits, model(tokens()))
@@ -173,7 +175,7 @@ def test_the_value_head_sees_what_the_logits_see():
 
 
 @ATTENTIONS
-def test_dropout_silences_in_training_alone(attention):
+def test_dropout_acts_only_in_training(attention):
     model = make(attention, dropout=0.5)
     assert jnp.any(model(tokens()) != model(tokens()))
     model.eval()
@@ -195,7 +197,7 @@ def test_wrong_sizes_are_refused(options, sentence):
         make(**options)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_inputs_are_refused():
     with pytest.raises(grlu.UserError, match="13 tokens are more than the 12"):
         make()(tokens(length=13))
     with pytest.raises(grlu.UserError, match="13 tokens are more than the 12"):

@@ -8,9 +8,9 @@ from flax import nnx
 
 import grlu
 import trainers
-from models.gpt2_weights import _LAYER, _WHOLE, gpt2_from_file
-from trainers.features import restored
-from trainers.run_directory import RunDirectory
+from models.gpt2_weights import _GLOBAL, _LAYER, gpt2_from_file
+from trainers.loop.run_dir import RunDirectory
+from trainers.pipelines.open import restored
 
 
 def random_weights(layers=2, width=64, vocabulary=50, block=16):
@@ -42,7 +42,7 @@ def save(tmp_path):
     return save
 
 
-def test_every_weight_goes_to_its_place(save):
+def test_every_weight_is_assigned(save):
     theirs = random_weights()
     model = gpt2_from_file(save({f"transformer.{k}": v for k, v in theirs.items()}), heads=4)
     params = nnx.state(model, nnx.Param)
@@ -51,7 +51,7 @@ def test_every_weight_goes_to_its_place(save):
     np.testing.assert_array_equal(model.layers[1].down.kernel[...], theirs["h.1.mlp.c_proj.weight"])
     assert model.block == 16
     assert model.vocabulary == 50
-    assert len(_WHOLE) + 2 * len(_LAYER) == len(theirs)
+    assert len(_GLOBAL) + 2 * len(_LAYER) == len(theirs)
 
 
 def test_logits_are_those_of_the_transformers_library(save):
@@ -69,7 +69,7 @@ def test_logits_are_those_of_the_transformers_library(save):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_gpt_2_is_refused(save, tmp_path):
+def test_files_without_a_gpt_2_are_refused(save, tmp_path):
     with pytest.raises(grlu.UserError, match="there is no file"):
         gpt2_from_file(tmp_path / "none.safetensors")
     with pytest.raises(grlu.UserError, match=r"holds no GPT-2: it has no 'wte.weight'"):
@@ -84,12 +84,12 @@ def test_what_is_no_gpt_2_is_refused(save, tmp_path):
     with pytest.raises(grlu.UserError, match=r"it has no layers"):
         gpt2_from_file(save(bare))
     (tmp_path / "broken.safetensors").write_bytes(b"12345678")
-    with pytest.raises(grlu.UserError, match="is not a whole safetensors file"):
+    with pytest.raises(grlu.UserError, match="is not a complete safetensors file"):
         gpt2_from_file(tmp_path / "broken.safetensors")
 
 
-def test_a_run_begins_with_them(save, tmp_path):
-    """In a model with fewer places, whose own characters are as many."""
+def test_run_starts_from_gpt_2_weights(save, tmp_path):
+    """Train a model with fewer positions and a vocabulary of the same size."""
     theirs = random_weights(vocabulary=12)
     config = {
         "dataset": {"name": "copy", "digits": 2},

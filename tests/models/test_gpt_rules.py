@@ -1,4 +1,4 @@
-"""The perturbation rules on language models: tied weights and attention through the same door."""
+"""Perturbation rules on language models, with tied weights and attention."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 
 import grlu
 import models
-from grlu.tracing.network import parameter_names
+from grlu.network import parameter_names
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
 
@@ -20,7 +20,7 @@ def make(attention):
 
 
 def sharpened(attention, model=None):
-    """With larger weights: at the initial ones little depends on the attention."""
+    """Return a model with larger weights: initially attention has little effect."""
     model = model or make(attention)
     params = nnx.state(model, nnx.Param)
     nnx.update(model, jax.tree.map(lambda p: 0.2 * p / p.std() if p.ndim > 1 else p + 0.1, params))
@@ -51,7 +51,7 @@ def test_the_local_update_of_exact_credit_is_the_gradient(attention, batch):
 @pytest.mark.slow
 @ATTENTIONS
 def test_orthogonal_perturbation_finds_the_gradient_of_the_tied_embedding(attention, batch):
-    """Of so few units that the directions of all of them can be orthogonal."""
+    """Use few units, so that all their directions can be orthogonal."""
     own = {"latent": 4, "query_latent": 4} if attention == "latent" else {}
     sizes = {"layers": 1, "heads": 2, "width": 4, "attention": attention, "value_head": True}
     model = sharpened(attention, models.GPT((3,), 5, **sizes, **own, rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Every model of the zoo, and what the MLP promises."""
+"""Common properties of all models, and the guarantees of the MLPs."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def test_wrong_sizes_are_refused(shape, options, sentence):
 
 @pytest.mark.parametrize("skip", ["add", "concat", "head"])
 def test_skips_carry_the_first_layers_credit_past_a_dead_middle(skip):
-    """With the later layers' weights at zero, a plain network's first layer would learn nothing."""
+    """Set later weights to zero, so that a plain network's first layer would learn nothing."""
     model = models.SkipMLP((12,), 5, width=8, depth=3, skip=skip, rngs=nnx.Rngs(0))
     for layer in model.layers[1:]:
         layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
@@ -88,7 +88,7 @@ def test_skips_carry_the_first_layers_credit_past_a_dead_middle(skip):
     assert jnp.abs(grads["layers"][0]["kernel"][...]).max() > 1e-3
 
 
-def test_concatenated_layers_see_all_before_them():
+def test_concatenated_layers_read_all_preceding_layers():
     model = models.SkipMLP((12,), 5, width=8, depth=4, skip="concat", rngs=nnx.Rngs(0))
     assert [layer.kernel.shape[0] for layer in model.layers] == [12, 8, 16, 24]
     assert model.head.kernel.shape[0] == 32
@@ -108,7 +108,7 @@ def test_wrong_skips_are_refused(shape, options, sentence):
         models.SkipMLP(shape, 3, rngs=nnx.Rngs(0), **options)
 
 
-def test_a_local_block_learns_from_its_own_head_alone():
+def test_local_block_learns_only_from_its_own_head():
     model = models.LocalMLP((12,), 5, width=8, depth=3, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 12))
     assert model(x).shape == (3, 3, 5)
@@ -126,7 +126,7 @@ def test_wrong_sizes_of_local_blocks_are_refused(option):
         models.LocalMLP((4,), 3, **{option: 0}, rngs=nnx.Rngs(0))
 
 
-def test_dropout_silences_in_training_alone():
+def test_dropout_acts_only_in_training():
     model = models.MLP((4,), 3, hidden=(64,), dropout=0.5, rngs=nnx.Rngs(0))
     x = jnp.array([[1.0, -2.0, 0.5, 3.0]])
     assert jnp.any(model(x) != model(x))

@@ -1,4 +1,4 @@
-"""Variational autoencoders: shapes, likelihoods against their formulas, and what is refused."""
+"""Variational autoencoders: shapes, likelihoods against their formulas, invalid options."""
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def test_an_exploding_log_variance_is_clamped_and_counted():
     assert posterior.log_variance.min() == LOG_VARIANCES[0]
     assert posterior.log_variance.max() == LOG_VARIANCES[1]
     np.testing.assert_array_equal(posterior.clamped, [2, 2])
-    # What pulls it back is not cut off.
+    # The gradient that pulls it back is not cut.
     assert jax.grad(lambda v: jnp.exp(clamp(v)))(500.0) == pytest.approx(np.exp(8), rel=1e-5)
 
 
@@ -131,6 +131,6 @@ def test_an_exploding_log_variance_is_clamped_and_counted():
         ({"encoder_activation": "sine"}, "activation must be one of"),
     ],
 )
-def test_what_does_not_fit_is_refused(options, sentence):
+def test_invalid_inputs_are_refused(options, sentence):
     with pytest.raises(grlu.UserError, match=sentence):
         made(**options)

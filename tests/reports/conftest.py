@@ -16,7 +16,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """A folder with three runs: `two` of two seeds, `one` by backprop, and `rebuilt`."""
+    """Return a folder with three runs: `two` of two seeds, `one` by backprop, and `rebuilt`."""
     folder = tmp_path_factory.mktemp("runs")
     trainers.train(
         {**SMALL, "run": {"rows_per_epoch": 1, "seeds": 2}}, folder / "two", progress=False
@@ -34,13 +34,13 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(runs, tmp_path):
-    """A copy of `two` that the test may change."""
+    """Return a copy of `two` that the test may change."""
     return shutil.copytree(runs / "two", tmp_path / "two")
 
 
 @pytest.fixture
 def pipeline(runs, tmp_path):
-    """A pipeline of two stages without a config of its own; the head was trained first."""
+    """Return a pipeline of two stages without its own config; the head was trained first."""
     for name, stage in (("encoder", "rebuilt"), ("head", "two")):
         shutil.copytree(runs / stage, tmp_path / "line" / "stages" / name)
     return tmp_path / "line"

@@ -1,11 +1,11 @@
-"""Pictures of what a generative model imagines, of a real run."""
+"""Pictures of a real run's generative model."""
 
 import numpy as np
 import pytest
 
 import trainers
-from reports.grids import image_grid
 from reports.learned import learned
+from reports.pictures.grids import image_grid
 from reports.record import read_records
 from reports.report import write_report
 
@@ -31,13 +31,13 @@ def path(tmp_path_factory):
     return folder
 
 
-def test_what_a_model_imagines(path):
+def test_images_of_a_generative_model_are_consistent(path):
     found = learned(read_records([path])[0])
     made = found.imagined
     assert made.samples.shape == (5, 10, 8, 8, 1)
     assert made.traversals.shape == (3, 9, 8, 8, 1)
     assert sorted(made.units) == [0, 1, 2]
-    # A row of a traversal changes; rows agree on nothing but the latents that neither moves.
+    # Images change along a row of a traversal.
     assert (made.traversals[0, 0] != made.traversals[0, -1]).any()
     assert made.lines.shape == (5, 11, 8, 8, 1)
     assert made.films.shape == (5, len(made.moments) + 1, 8, 8, 1)
@@ -46,11 +46,11 @@ def test_what_a_model_imagines(path):
     for images in (made.samples, made.traversals, made.lines, made.films):
         assert images.min() >= 0
         assert images.max() <= 1
-    # Outputs are probabilities and not logits.
+    # Outputs are probabilities, not logits.
     assert 0 <= found.outputs.min() <= found.outputs.max() <= 1
 
 
-def test_a_report_shows_it(path):
+def test_report_shows_generative_pictures(path):
     index = write_report([path])
     names = ("samples", "traversals", "interpolation", "refinement", "corrupted_steps")
     for name in (*names, "corrupted_bars"):

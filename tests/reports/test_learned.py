@@ -1,4 +1,4 @@
-"""What is asked of checkpoints, against the run's own evaluation."""
+"""Evaluation of checkpoints for reports, against the run's own evaluation."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from reports.learned import learned
 from reports.record import read_record
 
 
-def test_the_confusion_is_that_of_the_evaluation(runs):
+def test_confusion_matches_the_evaluation(runs):
     found = learned(read_record(runs / "two"))
     tested = trainers.evaluate(runs / "two")
     assert found.step == tested["step"] == 156
@@ -38,21 +38,21 @@ def test_an_autoencoder_shows_codes_and_reconstructions(runs):
     assert found.fields.shape == (6, 3, 3, 1)
     assert found.codes.shape == (360, 8)
     assert found.inputs.shape == found.outputs.shape == (10, 8, 8, 1)
-    # The means of a Bernoulli, not its logits; and those of the images above them.
+    # Means of a Bernoulli, not logits, that match the images above them.
     assert 0 <= found.outputs.min() < found.outputs.max() <= 1
     own = np.mean((found.inputs - found.outputs) ** 2, (1, 2, 3))
     shifted = np.mean((found.inputs - np.roll(found.outputs, 1, 0)) ** 2, (1, 2, 3))
     assert own.mean() < 0.5 * shifted.mean()
 
 
-def test_a_run_without_checkpoint_says_so_and_stays_as_it_was(run):
+def test_run_without_checkpoint_is_refused_and_unchanged(run):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="has no checkpoint yet"):
         learned(read_record(run))
     assert not (run / "checkpoints").exists()
 
 
-def test_a_config_that_does_not_fit_says_so(run):
+def test_mismatched_config_is_refused(run):
     config = json.loads((run / "config.json").read_text())
     config["model"]["hidden"] = [17]
     (run / "config.json").write_text(json.dumps(config))
@@ -60,7 +60,7 @@ def test_a_config_that_does_not_fit_says_so(run):
         learned(read_record(run))
 
 
-def test_a_stage_is_asked_on_the_features_of_its_seeds(tmp_path):
+def test_stage_is_evaluated_on_the_features_of_its_seeds(tmp_path):
     exact = {"name": "backprop", "epochs": 1, "batch_size": 16, "optimizer": "adam"}
     stages = [
         {"name": "slow", "model": {"name": "mlp", "hidden": [16]}, "trainer": exact},

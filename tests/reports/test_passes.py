@@ -1,4 +1,4 @@
-"""Forward passes per example, by hand."""
+"""Forward passes per example against values computed by hand."""
 
 import dataclasses
 
@@ -26,23 +26,23 @@ GRLU = {"name": "grlu", "samples": 16}
         ({"name": "evolution", "population": 64, "batches": "own"}, 2),
     ],
 )
-def test_passes(trainer, passes):
+def test_passes_by_hand(trainer, passes):
     config = {"trainer": trainer, "model": {"name": "mlp", "hidden": [8, 8]}}
     assert passes_per_example(config)[0] == passes
 
 
-def test_a_block_with_a_reward_of_its_own_costs_no_more_apart():
+def test_local_blocks_cost_no_more_apart():
     config = {"trainer": {**GRLU, "layers": "apart"}, "model": {"name": "local_mlp"}}
     assert passes_per_example(config)[0] == 32
 
 
 @pytest.mark.parametrize("name", trainers.TRAINERS)
-def test_every_trainer_of_the_project_is_known(name):
-    defaults = {f.name: f.default for f in dataclasses.fields(trainers.TRAINERS[name])}
+def test_every_trainer_has_known_passes(name):
+    defaults = {f.name: f.default for f in dataclasses.fields(trainers.TRAINERS[name].settings)}
     assert passes_per_example({"trainer": {**defaults, "name": name}})[0] > 0
 
 
-def test_what_is_not_known_is_none():
+def test_unknown_passes_are_none():
     assert passes_per_example({"trainer": {"name": "mine"}}) is None
     assert passes_per_example({}) is None
     apart = {"trainer": {**GRLU, "layers": "apart"}, "model": {"name": "mine"}}

@@ -1,4 +1,4 @@
-"""The pictures' content where it can be computed, and their two themes."""
+"""Computable content of the pictures, and their two themes."""
 
 import io
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reports.confusion import confusion_matrix
-from reports.continual import accuracy_matrix
-from reports.images import receptive_fields, reconstructions
-from reports.latent import latent_map, principal_components
+from reports.pictures.confusion import confusion_matrix
+from reports.pictures.continual import accuracy_matrix
+from reports.pictures.images import receptive_fields, reconstructions
+from reports.pictures.latent import latent_map, principal_components
+from reports.pictures.timeline import timeline
 from reports.record import Record
 from reports.style import DARK, LIGHT
-from reports.timeline import timeline
 from reports.units import duration, number
 
 
@@ -54,10 +54,10 @@ def test_a_picture_has_both_themes(name):
         assert len(image.getcolors(image.width * image.height)) > 20
 
 
-def test_captions_tell_the_numbers():
+def test_captions_contain_the_numbers():
     counts = np.array([[8, 2], [1, 9]])
     assert confusion_matrix(counts, 2, "ab").caption.startswith(
-        "3 of 20 test answers are wrong, summed"
+        "3 of 20 test predictions are wrong, summed"
     )
     assert "75.0 % on average" in PICTURES["continual"]().caption
     assert "50.0 ± 10.0 points forgotten" in PICTURES["continual"]().caption
@@ -74,7 +74,7 @@ def test_principal_components_of_a_plane():
     np.testing.assert_allclose(*pairs, rtol=1e-9)
 
 
-def test_a_timeline_needs_something_done():
+def test_timeline_of_untrained_stages_is_none():
     assert timeline(record(stage("a", 0, None))) is None
 
 

@@ -1,4 +1,4 @@
-"""What is read from runs' folders."""
+"""Records read from the folders of runs."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_one_seed_has_no_spread(runs):
     np.testing.assert_array_equal(record.series("train", "reward")["sd"], [0])
 
 
-def test_the_time_is_that_of_the_events(run):
+def test_seconds_come_from_the_events(run):
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = run.glob("events.*")
@@ -40,10 +40,10 @@ def test_the_time_is_that_of_the_events(run):
         times.append(Event.FromString(content[at + 12 : at + 12 + length]).wall_time)
         at += 16 + length
     assert read_record(run).seconds == times[-1] - times[0] > 0
-    # A cut file, as a killed run leaves it, tells of the events before.
+    # A truncated file, as a killed run leaves it, still has the preceding events.
     file.write_bytes(content[:-5])
     assert read_record(run).seconds == times[-2] - times[0]
-    # A resumed run has another file: what lies between doesn't count.
+    # A resumed run has a second file: the time in between doesn't count.
     shutil.copy(file, run / "events.out.tfevents.9999999999.x")
     assert read_record(run).seconds == pytest.approx(2 * (times[-2] - times[0]))
     for each in run.glob("events.*"):
@@ -51,14 +51,14 @@ def test_the_time_is_that_of_the_events(run):
     assert read_record(run).seconds is None
 
 
-def test_runs_of_one_name_are_told_apart(run, runs):
+def test_runs_of_one_name_get_unique_labels(run, runs):
     assert [r.label for r in read_records([run, runs / "one"])] == ["two", "one"]
     labels = [r.label for r in read_records([run, runs / "two"])]
     assert labels == [f"{run.parent.name}/two", f"{runs.name}/two"]
     assert [r.label[-3:] for r in read_records([run, run])] == ["(1)", "(2)"]
 
 
-def test_stages_come_as_they_began_or_as_the_config_lists_them(pipeline):
+def test_stages_are_ordered_by_config_or_start_time(pipeline):
     record = read_record(pipeline)
     began = [stage.label for stage in record.stages]
     assert began == ["head", "encoder"]
@@ -71,9 +71,9 @@ def test_stages_come_as_they_began_or_as_the_config_lists_them(pipeline):
         (pipeline / "config.json").write_text(json.dumps({"stages": listed}))
         record = read_record(pipeline)
         assert [stage.label for stage in record.stages] == ["encoder", "head"]
-    assert record.told.label == "head"
+    assert record.shown.label == "head"
     (pipeline / "stages" / "head" / "metrics.csv").unlink()
-    assert read_record(pipeline).told.label == "encoder"
+    assert read_record(pipeline).shown.label == "encoder"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,11 @@ def test_stages_come_as_they_began_or_as_the_config_lists_them(pipeline):
     [
         ("config.json", "{", r"config\.json can't be read: .*line 1"),
         ("config.json", "[]", r"config\.json must hold a JSON object, not a list"),
-        ("metrics.csv", "step,epoch\n1,one\n", r"metrics\.csv holds a cell that is no number.*one"),
+        (
+            "metrics.csv",
+            "step,epoch\n1,one\n",
+            r"metrics\.csv has a cell that is not a number.*one",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(run, name, text, said):
@@ -90,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_named(run, name, text, said):
         read_record(run)
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
+def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{re.escape(str(tmp_path))} holds no run"):
         read_record(tmp_path)
     with pytest.raises(UserError, match=r"there is no folder .*absent"):

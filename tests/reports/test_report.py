@@ -1,4 +1,4 @@
-"""The whole report: files, one page that needs nothing else, and what it says is missing."""
+"""Complete reports: files, a self-contained page, and notes on missing parts."""
 
 import base64
 import html.parser
@@ -14,7 +14,7 @@ from reports import write_report
 
 
 class Page(html.parser.HTMLParser):
-    """What a page shows and loads, and whether its tags are closed in order."""
+    """Parser of a page's content and resources that checks the nesting of its tags."""
 
     def __init__(self, path):
         super().__init__()
@@ -41,7 +41,7 @@ class Page(html.parser.HTMLParser):
             self.titles.append(data)
 
 
-def test_a_remote_place_is_refused(run, tmp_path, monkeypatch):
+def test_remote_folder_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="the run gs://bucket/x is not a local path"):
         write_report(["gs://bucket/x"])
@@ -50,11 +50,11 @@ def test_a_remote_place_is_refused(run, tmp_path, monkeypatch):
     assert not (tmp_path / "gs:").exists()
 
 
-def test_a_run_becomes_one_page_that_needs_nothing_else(run):
+def test_run_becomes_a_self_contained_page(run):
     index = write_report([run])
     assert index == run / "report" / "index.html"
     page = Page(index)
-    assert page.titles == ["Results", "Learning", "What was learned", "Settings"]
+    assert page.titles == ["Results", "Learning", "Learned model", "Settings"]
     assert page.images == [
         "Learning curves · two",
         "Accuracy against forward passes · two",
@@ -62,7 +62,7 @@ def test_a_run_becomes_one_page_that_needs_nothing_else(run):
         "Latent map · two",
         "Receptive fields · two",
     ]
-    # Every picture is in the page, light and dark, as it lies beside it.
+    # The page embeds every picture, light and dark, identical to the files next to it.
     pngs = {path.name: path.read_bytes() for path in index.parent.glob("*.png")}
     names = ("curves", "passes", "confusion", "latent", "fields")
     assert set(pngs) == {f"{name}{end}.png" for name in names for end in ("", "-dark")}
@@ -84,7 +84,7 @@ def test_a_second_report_replaces_the_first(run):
     assert (write_report([run]).parent / "curves.png").read_bytes() == before
 
 
-def test_runs_lie_side_by_side(run, runs, tmp_path):
+def test_runs_are_shown_side_by_side(run, runs, tmp_path):
     index = write_report([run, runs / "one"])
     assert index == tmp_path / "reports-two-one" / "index.html"
     page = Page(index)
@@ -115,7 +115,7 @@ def test_a_pipeline_has_a_timeline_and_a_section_for_each_stage(pipeline):
         assert image in page.images
 
 
-def test_what_is_not_there_yet_is_said(run, caplog):
+def test_missing_parts_are_reported(run, caplog):
     shutil.rmtree(run / "checkpoints")
     with caplog.at_level(logging.WARNING, "grlu"):
         page = Page(write_report([run]))
@@ -128,13 +128,13 @@ def test_what_is_not_there_yet_is_said(run, caplog):
     assert "has no metrics yet" in page.text
 
 
-def test_a_stage_that_has_not_begun_is_said(pipeline):
+def test_stage_that_has_not_started_is_reported(pipeline):
     begun = pipeline / "stages" / "head"
     for left in (begun / "checkpoints", begun / "metrics.csv", *begun.glob("events.*")):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     page = Page(write_report([pipeline]))
     assert "head has no metrics yet" in page.text
-    assert "head shows nothing of what it learned" in page.text
+    assert "head has no pictures of its model" in page.text
 
 
 def test_names_are_text_and_not_html(run):

@@ -1,4 +1,4 @@
-"""What a policy wrote, as a table of a report."""
+"""Table of a policy's samples in a report."""
 
 import json
 
@@ -18,7 +18,7 @@ def sample(step, prompt, reward):
     return {"step": step, **texts, "reward": reward}
 
 
-def test_the_first_the_middle_and_the_last_step_are_shown(tmp_path):
+def test_first_middle_and_last_step_are_shown(tmp_path):
     lines = [sample(step, p, step / 10) for step in (1, 2, 3, 4, 5) for p in ("12", "34")]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "samples.jsonl").write_text(text)
@@ -38,9 +38,9 @@ def test_only_a_line_feed_ends_a_line(character, tmp_path):
     assert f"1{character}2" in written(record(tmp_path))
 
 
-def test_a_run_without_samples_shows_none_and_a_broken_line_is_named(tmp_path):
+def test_missing_samples_show_nothing_and_a_broken_line_is_named(tmp_path):
     assert written(record(tmp_path)) == ""
     for line in ("{", "3", '{"step": 1}'):
         (tmp_path / "samples.jsonl").write_text(json.dumps(sample(1, "12", 0.0)) + f"\n{line}\n")
-        with pytest.raises(UserError, match=r"samples.jsonl, line 2: no sample of a policy"):
+        with pytest.raises(UserError, match=r"samples.jsonl, line 2: not a policy's sample"):
             written(record(tmp_path))

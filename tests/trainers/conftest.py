@@ -1,10 +1,8 @@
-"""A small real run, processes that are killed, and what must be equal in the end."""
+"""Fixtures: a small real run, processes to kill, and comparison of runs."""
 
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -13,9 +11,10 @@ import numpy as np
 import pytest
 
 import trainers
-from trainers.config import to_json
-from trainers.features import restored
-from trainers.run_directory import RunDirectory
+from tests.processes import Commands
+from trainers.config.load import to_json
+from trainers.loop.run_dir import RunDirectory
+from trainers.pipelines.open import restored
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -40,46 +39,45 @@ def config():
 
 @pytest.fixture
 def small():
-    """A config that trains in a second: 1,257 digits, 24 hidden units, 6 epochs."""
+    """Config that trains in a second: 1,257 digits, 24 hidden units, 6 epochs."""
     return config()
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """Its run, trained to the end: to be read, or copied."""
+    """Finished run of `small`, to read or to copy."""
     path = tmp_path_factory.mktemp("small") / "whole"
     trainers.train(config(), path, progress=False)
     return path
 
 
+@pytest.fixture(scope="session")
+def commands():
+    """Server of `grlu` commands."""
+    server = Commands({**os.environ, "PYTHONPATH": str(ROOT)})
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def grlu_command():
-    """Starts the command line in a process of its own."""
+def grlu_command(commands):
+    """Start a `grlu` command in its own process."""
     started = []
 
-    def start(*arguments, **options):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "grlu.cli", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=options.pop("cwd", ROOT),
-            env={**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})},
-            **options,
-        )
+    def start(*arguments, cwd=ROOT, env=None):
+        process = commands.start(arguments, cwd, **(env or {}))
         started.append(process)
         return process
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
 def kill(grlu_command):
-    """Starts the command line and kills it when a table has so many rows; its exit status."""
+    """Start the command line, kill it at a number of rows of a table, and return its status."""
 
     def start(table, rows, *arguments):
         process = grlu_command(*arguments, "--quiet")
@@ -88,7 +86,7 @@ def kill(grlu_command):
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             time.sleep(0.002)
-        assert process.returncode in (-signal.SIGKILL, 0), process.stderr.read()
+        assert process.returncode in (-signal.SIGKILL, 0), process.output("stderr")
         return process.returncode
 
     return start
@@ -96,7 +94,7 @@ def kill(grlu_command):
 
 @pytest.fixture(scope="session")
 def files():
-    """The files of a folder, and when each was last written."""
+    """Map the files of a folder to their modification times."""
 
     def of(folder):
         found = (p for p in folder.rglob("*") if p.is_file())
@@ -106,7 +104,7 @@ def files():
 
 
 def recorded(run):
-    """All that a run or a pipeline recorded, as bytes by name: tables, samples, newest states."""
+    """Return all records of a run or pipeline as bytes: tables, samples, newest states."""
     kept = {"metrics.csv", "samples.jsonl", "summary.json"}
     found = {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.name in kept}
     for own in list((run / "stages").glob("*")) or [run]:
@@ -120,7 +118,7 @@ def recorded(run):
 
 @pytest.fixture(scope="session")
 def same_run():
-    """Checks that two runs, or two pipelines, recorded the same, bit for bit."""
+    """Check that two runs, or two pipelines, are bit-identical."""
 
     def check(one, two):
         a, b = recorded(one), recorded(two)
@@ -132,14 +130,14 @@ def same_run():
 
 @pytest.fixture
 def killed_in_each_stage(tmp_path, grlu_command, kill, files, same_run):
-    """Trains a pipeline as a whole, and killed in each of its stages and resumed: its folder.
+    """Train a pipeline at once, and again killed in each stage and resumed; return the folder.
 
-    Checks that both record the same, and that what is finished is not touched again.
+    Check that both are bit-identical, and that finished stages are not touched again.
     """
 
     def finish(*arguments):
         process = grlu_command(*arguments, "--quiet")
-        assert process.wait() == 0, process.stderr.read()
+        assert process.wait() == 0, process.output("stderr")
 
     def train(pipeline):
         config, whole, killed = tmp_path / "small.json", tmp_path / "whole", tmp_path / "killed"

@@ -1,12 +1,12 @@
-"""A program of one step, called for each, against one that loops over them."""
+"""Programs of one step give the results of a loop over steps."""
 
 import jax
 import numpy as np
 import pytest
 
-from trainers.compiled import compile_chunk
-from trainers.experiment import make_experiment
-from trainers.runs import resolve
+from trainers.api import resolve
+from trainers.build import make_experiment
+from trainers.loop.compiled import compile_chunk
 
 CONV = {"name": "conv_autoencoder", "channels": (2,), "latent": 3}
 
@@ -22,7 +22,7 @@ def experiment(**run):
 
 
 @pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_convolutions_take_their_steps_one_by_one_and_the_same(seeds):
+def test_convolutions_run_step_by_step_with_the_same_result(seeds):
     given = experiment(seeds=seeds)
     assert not given.trainer.looped
     arrays, rows = dict(given.train), given.order(0)[..., :4, :]
@@ -35,7 +35,7 @@ def test_convolutions_take_their_steps_one_by_one_and_the_same(seeds):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_step_with_what_is_not_finite_is_told():
+def test_the_first_non_finite_step_is_reported():
     given = experiment()
     preprocess = given.preprocess
 

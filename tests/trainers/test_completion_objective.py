@@ -1,4 +1,4 @@
-"""Completions rewarded by any rule: rules of the weights draw anew, all others respond to noise."""
+"""Completions rewarded under any rule: moved weights sample anew, other rules respond to noise."""
 
 import functools
 import json
@@ -14,11 +14,11 @@ import grlu
 import input_pipeline
 import trainers
 from grlu.errors import RunError, UserError
-from grlu.parameter_noise import ParameterNoise
-from grlu.rule import pure_objective
+from grlu.noise.parameters import ParameterNoise
+from grlu.rules.rule import pure_objective
 from models import GPT
-from trainers.completion_rewards import COMPLETION_REWARDS
-from trainers.config import build
+from trainers.completions.rewards import COMPLETION_REWARDS
+from trainers.config.load import build
 
 
 @functools.cache
@@ -31,9 +31,9 @@ def gpt(width):
 
 
 def made(trainer, width=8, **options):
-    """A trainer's objective as a pure function, the variables of a model, and a batch."""
+    """Return a trainer's objective as a pure function, a model's variables, and a batch."""
     options = {"objective": "completion_reward", "rewards": ("match",), **options}
-    settings = build(trainers.TRAINERS[trainer], options, "trainer")
+    settings = build(trainers.TRAINERS[trainer].settings, options, "trainer")
     model = gpt(width)
     # At the initial weights all tokens are about as likely.
     nnx.update(model, jax.tree.map(lambda p: 5 * p if p.ndim > 1 else p, nnx.state(model)))
@@ -45,7 +45,7 @@ def made(trainer, width=8, **options):
 
 
 def compiled(function):
-    """Compiled in half the time: what is so small need not be fast."""
+    """Compile in half the time: such small programs need not be fast."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -65,12 +65,12 @@ def cosine(one, two):
     return one @ two / np.linalg.norm(one) / np.linalg.norm(two)
 
 
-def test_the_slope_of_what_was_drawn_is_that_of_the_expected_reward():
+def test_the_mean_slope_is_the_gradient_of_the_expected_reward():
     objective, params, rest, batch = made("backprop", completions=2000, horizon=1)
     graphdef = nnx.graphdef(gpt(8))
 
     def expected(params):
-        """One token, so that all answers can be listed."""
+        """Use one token, so that all answers can be enumerated."""
         model = nnx.merge(graphdef, params, nnx.State({}), copy=True)
         prompts, target = batch["tokens"][:, :4], batch["tokens"][:, 4]
         chosen = nnx.softmax(model(prompts)[:, -1])
@@ -83,8 +83,8 @@ def test_the_slope_of_what_was_drawn_is_that_of_the_expected_reward():
     assert 0.8 < np.linalg.norm(flat(ascent)) / np.linalg.norm(flat(exact)) < 1.2
 
 
-def test_node_perturbation_finds_the_slope_of_what_was_drawn():
-    """Of so few units that the directions of all of them can be orthogonal."""
+def test_node_perturbation_estimates_the_slope_of_the_samples():
+    """The model is so small that the directions of all units can be orthogonal."""
     objective, params, rest, batch = made("grlu", width=4, horizon=1, reward_mode="±1")
     rule = grlu.NodePerturbation(samples=256, sigma=0.01, noise="orthogonal")
     rewards, found = gradient(rule, objective, params, rest, batch)
@@ -95,7 +95,7 @@ def test_node_perturbation_finds_the_slope_of_what_was_drawn():
 
 
 @pytest.mark.parametrize("greedy", [False, True])
-def test_moved_weights_write_what_they_would_by_themselves(greedy):
+def test_moved_weights_sample_like_a_model_with_these_weights(greedy):
     options = {"greedy": greedy, "completions": 1 if greedy else 2}
     low = made("evolution", rank=1, **options)
     plain, params, rest, batch = made("evolution", **options)
@@ -136,7 +136,9 @@ def test_a_run_learns_from_reward_alone(name, options, tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | options}
     result = trainers.train(config, tmp_path / "run", progress=False)
     assert result.metrics["test_reward"] > 0.4  # 1 / 6 by chance
-    assert {"test_pass_k", "test_greedy_exact", "test_nll"} <= set(result.metrics)
+    assert "test_nll" in result.metrics
+    # The reward does not compare with the target.
+    assert not {"test_pass_k", "test_greedy_exact"} & set(result.metrics)
     assert trainers.evaluate(tmp_path / "run")["test_reward"] == result.metrics["test_reward"]
     shown = (tmp_path / "run" / "samples.jsonl").read_text().split("\n")[:-1]
     assert {"step", "prompt", "completion", "target", "reward"} == set(json.loads(shown[-1]))
@@ -151,7 +153,7 @@ def test_a_run_learns_from_reward_alone(name, options, tmp_path):
         ({"horizon": 3}, "too few for a trainer.prompt of 4 and a trainer.horizon of 3"),
     ],
 )
-def test_a_mistake_is_said_at_once(change, said, tmp_path):
+def test_wrong_settings_are_refused(change, said, tmp_path):
     trainer = CONFIG["trainer"] | {"name": "evolution"} | change
     with pytest.raises(UserError, match=said):
         trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
@@ -160,9 +162,7 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "traced"), [("weight_perturbation", False), ("grlu", True)])
-def test_a_reward_that_is_not_finite_is_named_with_its_completion(
-    name, traced, monkeypatch, tmp_path
-):
+def test_a_non_finite_reward_is_named_with_its_completion(name, traced, monkeypatch, tmp_path):
 
     def no_sevens(prompts, completions, **columns):
         return jnp.where(completions[:, 0] == 9, jnp.nan, 1.0)
@@ -182,7 +182,7 @@ def test_a_reward_that_is_not_finite_is_named_with_its_completion(
 
 
 @pytest.mark.slow
-def test_a_reward_of_ones_own_needs_no_slope(monkeypatch, tmp_path):
+def test_a_user_reward_needs_no_slope(monkeypatch, tmp_path):
     brief = trainers.in_python(lambda prompts, completions, **columns: completions[:, 0] * 1.0)
     monkeypatch.setitem(COMPLETION_REWARDS, "brief", brief)
     options = {"name": "evolution", "population": 4, "rewards": ["brief"], "epochs": 1}

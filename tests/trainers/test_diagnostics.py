@@ -1,4 +1,4 @@
-"""What is said of a policy's first steps, and what it wrote."""
+"""Checks of a policy's metrics, and its samples."""
 
 import json
 
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 import trainers
-from trainers.completion_rewards import COMPLETION_REWARDS
-from trainers.diagnostics import checklist
-from trainers.samples import write_samples
+from trainers.completions.rewards import COMPLETION_REWARDS
+from trainers.loop.samples import write_samples
+from trainers.policies.diagnostics import checklist
 
 FINE = {
     "p_error": 1e-7,
@@ -28,7 +28,7 @@ FINE = {
 }
 
 
-def test_a_policy_without_a_fault():
+def test_a_sound_policy_passes_all_checks():
     found = checklist(FINE, off_policy=True)
     assert all(holds for holds, _ in found)
     assert len(found) == 11
@@ -41,19 +41,19 @@ def test_a_policy_without_a_fault():
     ("change", "said"),
     [
         ({"p_error": 0.1}, "logits are not finite"),
-        ({"mismatch": 0.1}, "the cache of the model"),
+        ({"mismatch": 0.1}, "cached pass and its full pass differ"),
         ({"ratio": 1.1}, "it must be 1"),
         ({"zero_std": 1.0}, "no signal; is the reward the same"),
         ({"gradient": 0.0}, "no signal: the weights do not move"),
         ({"entropy": 0.001}, "a higher trainer.temperature"),
-        ({"repetition": 0.95}, "over and over"),
+        ({"repetition": 0.95}, "the model repeats itself"),
         ({"clip_fraction": 0.7}, "70% of the tokens are clipped: a lower"),
         ({"kl": 100.0}, "it explodes"),
-        ({"kl": 30.0}, "costs more than is earned"),
+        ({"kl": 30.0}, "its penalty exceeds the reward"),
         ({"cut_off": 1.0}, "100% of the completions are cut off .*: a longer trainer.horizon"),
     ],
 )
-def test_a_fault_is_said(change, said):
+def test_a_failed_check_names_its_cause(change, said):
     wrong = [
         text for holds, text in checklist(FINE | change, off_policy=True, beta=0.1) if not holds
     ]
@@ -88,7 +88,7 @@ def test_a_sample_may_hold_any_character(tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_rewards_everywhere_are_said_to_be_no_signal(tmp_path, monkeypatch):
+def test_equal_rewards_everywhere_are_reported_as_no_signal(tmp_path, monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "same", lambda p, c, **columns: jnp.ones(len(c)))
     config = {
         "dataset": {"name": "copy", "digits": 2},
@@ -98,7 +98,7 @@ def test_equal_rewards_everywhere_are_said_to_be_no_signal(tmp_path, monkeypatch
     }
     trainers.train(config, tmp_path / "run", progress=False)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "100% of the prompts have samples that are all paid alike: no signal" in log
+    assert "100% of the prompts have samples with equal rewards only: no signal" in log
     assert "the ratio before the first update is 1.0000" in log
     rows = (tmp_path / "run" / "samples.jsonl").read_text().split("\n")[:-1]
     assert len(rows) == 4  # The validation set has four questions.

@@ -1,4 +1,4 @@
-"""Runs that end early, and runs that begin with another's weights."""
+"""Early stopping, and runs that start from another run's weights."""
 
 import logging
 
@@ -7,12 +7,12 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.early_stopping import exhausted, latest_is_best
-from trainers.protocol import RunSettings
-from trainers.run_directory import read_metrics
+from trainers.loop.early_stopping import exhausted, latest_is_best
+from trainers.loop.experiment import RunSettings
+from trainers.loop.run_dir import read_metrics
 
 
-def test_the_best_must_not_be_too_long_ago():
+def test_patience_is_exhausted_by_epochs_since_the_best():
     values = [0.1, 0.5, 0.3, 0.5, 0.4]
     assert exhausted(values, "max", 3)  # The first of two equals is the best.
     assert not exhausted(values, "max", 4)
@@ -22,15 +22,15 @@ def test_the_best_must_not_be_too_long_ago():
     assert not exhausted([], "max", 1)
 
 
-def test_of_equals_the_latest_is_the_best():
+def test_the_latest_of_equal_values_is_the_best():
     assert latest_is_best([0.5, 0.1, 0.5], "max")
     assert not latest_is_best([0.5, 0.1], "max")
     assert latest_is_best([0.5, 0.1], "min")
 
 
 @pytest.mark.slow
-def test_a_run_with_patience_comes_to_its_best_state(small, tmp_path):
-    # Steps so large that some epoch is worse than the one before.
+def test_a_run_with_patience_is_tested_at_its_best_state(small, tmp_path):
+    # Steps so large that some epoch is worse than the preceding one.
     small["trainer"] = {
         "name": "backprop",
         "epochs": 40,
@@ -54,21 +54,21 @@ def test_a_run_with_patience_comes_to_its_best_state(small, tmp_path):
     assert evaluated["test_reward"] == result.metrics["test_reward"]
 
 
-def test_patience_needs_the_best_to_be_kept():
+def test_patience_requires_keep_best():
     with pytest.raises(UserError, match=r"run\.keep_best must be at least 1"):
         RunSettings(patience=3, keep_best=0)
 
 
 @pytest.fixture
 def stalled(small):
-    """With a rate of almost nothing, no epoch is better than the first."""
+    """Config with a rate near zero: no epoch is better than the first."""
     small["trainer"] |= {"learning_rate": 1e-12, "average": None}
     small["run"]["patience"] = 2
     return small
 
 
 @pytest.mark.slow
-def test_a_run_ends_early_is_tested_and_stays_ended(stalled, tmp_path):
+def test_a_run_that_ends_early_is_tested_and_stays_ended(stalled, tmp_path):
     result = trainers.train(stalled, tmp_path / "run", progress=False)
     assert result.step == 3 * (1257 // 8)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
@@ -82,28 +82,28 @@ def test_a_run_ends_early_is_tested_and_stays_ended(stalled, tmp_path):
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
 
 
-def test_early_stopping_needs_a_validation_split(stalled, tmp_path):
+def test_early_stopping_requires_a_validation_split(stalled, tmp_path):
     stalled["dataset"]["validation"] = 0
     with pytest.raises(UserError, match=r"run\.patience needs a validation split"):
         trainers.train(stalled, tmp_path / "run", progress=False)
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_the_weights_that_fit(small, tmp_path, caplog):
+def test_a_run_starts_from_the_weights_that_fit(small, tmp_path, caplog):
     small["trainer"]["epochs"] = 1
     first = trainers.train(small, tmp_path / "first", progress=False)
     again = small | {"run": {**small["run"], "init_from": str(tmp_path / "first")}}
     again["trainer"] = small["trainer"] | {"epochs": 0}
     with caplog.at_level(logging.INFO, "grlu"):
         same = trainers.train(again, tmp_path / "same", progress=False)
-        assert "4 of 4 arrays begin as in" in caplog.text
+        assert "4 of 4 arrays start from" in caplog.text
         # The best is the only checkpoint; evaluation of both is by the running average or weights.
         assert same.metrics["test_accuracy"] == pytest.approx(
             first.metrics["test_accuracy"], abs=0.05
         )
         deeper = again | {"model": small["model"] | {"hidden": (24, 9)}}
         trainers.train(deeper, tmp_path / "deeper", progress=False)
-        assert "2 of 6 arrays begin as in" in caplog.text
+        assert "2 of 6 arrays start from" in caplog.text
     assert np.isfinite(same.metrics["test_reward"])
     with pytest.raises(UserError, match="none of the 6 arrays of this model"):
         trainers.train(

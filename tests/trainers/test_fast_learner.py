@@ -1,4 +1,4 @@
-"""The reward of a fast learner: what it pays for, and that evolution can follow it."""
+"""The reward of a fast learner, and evolution on it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.fast_learner import FastLearner
-from trainers.objectives import log_likelihood, objective_named
+from trainers.objectives.fast_learner import FastLearner
+from trainers.objectives.registry import log_likelihood, objective_named
 
 
 class Features:
@@ -24,27 +24,27 @@ def batch(size=40):
     return {"image": jnp.eye(4)[labels] * 4.0, "label": jnp.asarray(labels)}
 
 
-def test_features_that_tell_the_classes_apart_are_rewarded():
+def test_features_that_separate_the_classes_are_rewarded():
     objective = FastLearner(log_likelihood, 4, learning_rate=0.1)
     clear, values = objective(Features(jnp.eye(4)), batch())
     blurred, _ = objective(Features(jnp.ones((4, 4)) + 0.2 * jnp.eye(4)[::-1]), batch())
     none, _ = objective(Features(jnp.zeros((4, 4))), batch())
     assert clear.shape == (40,)
-    assert clear[0] == pytest.approx(-np.log(4))  # before anything was learned
+    assert clear[0] == pytest.approx(-np.log(4))  # before learning
     assert clear[20:].mean() > clear[:20].mean() > none.mean()
     assert values["accuracy"][20:].mean() == 1
     assert set(values) == set(objective.metrics)
-    np.testing.assert_allclose(blurred, clear, rtol=1e-2, atol=1e-2)  # The norm takes that out.
+    np.testing.assert_allclose(blurred, clear, rtol=1e-2, atol=1e-2)  # The norm removes it.
     np.testing.assert_array_equal(clear, objective(Features(jnp.eye(4)), batch())[0])
 
 
-def test_without_learning_nothing_is_better_than_chance():
+def test_without_learning_the_head_is_at_chance():
     objective = FastLearner(log_likelihood, 4, learning_rate=0.0)
     rewards, _ = objective(Features(jnp.eye(4)), batch())
     np.testing.assert_allclose(rewards, -np.log(4), rtol=1e-6)
 
 
-def test_only_the_support_teaches():
+def test_the_head_learns_only_from_the_support():
     objective = FastLearner(log_likelihood, 4, learning_rate=0.1)
     given = batch()
     changed = given | {"label": given["label"].at[39].set((given["label"][39] + 1) % 4)}
@@ -72,16 +72,16 @@ def test_evolution_grows_features_on_which_a_head_learns_faster(tmp_path):
         "run": {"rows_per_epoch": 1},
     }
     trainers.train(config, tmp_path / "run", progress=False)
-    rows = trainers.run_directory.read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = trainers.loop.run_dir.read_metrics(tmp_path / "run" / "metrics.csv")
     assert float(rows[-1]["train_reward"]) > float(rows[0]["train_reward"]) + 0.05
 
 
-def test_an_objective_that_is_unknown_is_refused():
+def test_an_unknown_objective_is_refused():
     with pytest.raises(UserError, match=r"must be one of classification, .*fast_learner"):
         objective_named("classificatoin")
 
 
-def test_batches_of_any_size_are_shared_out():
+def test_batches_of_any_size_are_split():
     objective = FastLearner(log_likelihood, 4)
     for size in (1, 2, 3):
         rewards, _ = jax.jit(lambda b: objective(Features(jnp.eye(4)), b))(batch(size))

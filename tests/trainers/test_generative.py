@@ -1,4 +1,4 @@
-"""The evaluation of generative models, on models whose answers are known."""
+"""Evaluation of generative models, on models with known answers."""
 
 import json
 import logging
@@ -14,15 +14,15 @@ from flax import nnx
 import models
 import trainers
 from grlu.errors import UserError
-from trainers import generative
-from trainers.corruptions import CORRUPTIONS
-from trainers.generative import Effort
-from trainers.refinement import Refinement
+from trainers.evaluation import generative
+from trainers.evaluation.corruptions import CORRUPTIONS
+from trainers.evaluation.generative import Effort
+from trainers.objectives.refinement import Refinement
 
 
 @pytest.fixture
 def linear():
-    """x = W z + noise, whose marginal is known, and an encoder that guesses badly."""
+    """Model x = W z + noise with a known marginal, and a poor encoder."""
     model = models.MODELS["vae_mlp"](
         (6,),
         0,
@@ -41,15 +41,15 @@ def linear():
     return model, jnp.asarray(x, jnp.float32), marginal.logpdf(x), posterior
 
 
-def test_the_bound_is_the_marginal_whatever_the_chunks(linear):
+def test_the_bound_converges_to_the_marginal_for_any_chunks(linear):
     model, x, exact, _ = linear
     np.testing.assert_allclose(generative.bound(model, x, 5000).mean(), exact.mean(), atol=0.02)
-    # 7 samples, of a chunk of 50, are 7 and no more.
+    # Only 7 samples of a chunk of 50 count.
     few = generative.bound(model, x, 7).mean()
     assert generative.bound(model, x, 1).mean() < few < exact.mean()
 
 
-def test_the_bound_is_tighter_with_samples_of_a_refined_posterior(linear):
+def test_a_refined_posterior_tightens_the_bound(linear):
     model, x, exact, _ = linear
     refined = generative.bound(model, x, 7, generative.LONG).mean()
     assert generative.bound(model, x, 7).mean() + 0.05 < refined < exact.mean()
@@ -68,7 +68,7 @@ def test_refinement_closes_the_gap_up_to_the_factorised_posterior(linear):
     assert generative.amortisation_gap(model, x) == pytest.approx(best - elbo, abs=0.05)
 
 
-def test_active_units_and_the_probe():
+def test_active_units_and_the_probe_match_known_codes():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 600)
     codes = np.stack([labels * 1.0, 0.05 * generator.normal(size=600), np.ones(600)], 1)
@@ -89,7 +89,7 @@ def test_corruptions_keep_the_shape_and_the_range(name):
     np.testing.assert_array_equal(made, again)
 
 
-def test_corruptions_are_what_their_names_say():
+def test_corruptions_change_the_expected_pixels():
     images = jnp.full((200, 10, 10, 1), 0.5).at[0, 0, 0].set(0.0).at[0, 0, 1].set(1.0)
 
     def of(name):
@@ -109,7 +109,7 @@ def test_corruptions_are_what_their_names_say():
     )
 
 
-def test_inference_on_corrupted_images_is_told_on_one_estimator(linear):
+def test_inference_on_corrupted_images_uses_one_estimator(linear):
     model, x, *_ = linear
     x = jnp.abs(x) / 4
     refine = Refinement(20, 0.1, natural=True, draws=8)
@@ -144,11 +144,11 @@ def run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_evaluated(run):
+def test_evaluation_reports_every_metric(run):
     svi = {"name": "svi", "svi_steps": 3, "svi_learning_rate": 0.1, "svi_natural": True}
     path = run(**svi, learning_rate=5e-3)
     found = trainers.evaluate(path, effort=Effort(samples=60, images=150))
-    # The trainer's own refinement is asked, whatever is wished for.
+    # The trainer's own refinement is used, whatever the effort.
     assert found == trainers.evaluate(path, effort=Effort(samples=60, images=150, refined=True))
     assert -found["test_nll"] > found["test_elbo"]
     assert found["test_active_units"] == 4
@@ -160,7 +160,7 @@ def test_a_run_is_evaluated(run):
 
 
 @pytest.mark.slow
-def test_a_collapsed_posterior_and_a_loop_that_diverges_are_told(run, caplog):
+def test_a_collapsed_posterior_and_a_diverging_loop_are_reported(run, caplog):
     path = run(name="svi", beta=1000.0, svi_steps=2, svi_learning_rate=100.0, svi_clip=10.0)
     with caplog.at_level(logging.WARNING, "grlu"):
         trainers.evaluate(path, effort=Effort(samples=5, images=20))
@@ -173,7 +173,7 @@ FEW = {"samples": 5, "images": 20}
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """mnist_iwae on digits, narrow, an epoch a stage: its folder, and what training returned."""
+    """Narrow mnist_iwae on digits, one epoch per stage: folder and result."""
     path = tmp_path_factory.mktemp("pipeline") / "run"
     small = ["name=digits", "validation=200", "binarize=static", "subset=600"]
     small = [f"dataset.{change}" for change in small]
@@ -189,7 +189,7 @@ def evaluated(pipeline):
     return trainers.evaluate(path, effort=Effort(**FEW))
 
 
-def test_a_pipeline_is_evaluated_as_its_last_stage(pipeline, evaluated):
+def test_evaluating_a_pipeline_evaluates_its_last_stage(pipeline, evaluated):
     path, result = pipeline
     own = trainers.evaluate(path / "stages" / "iwae", effort=Effort(**FEW))
     assert evaluated == own | {"run": str(path)}
@@ -203,14 +203,14 @@ def test_a_pipeline_is_evaluated_as_its_last_stage(pipeline, evaluated):
 def test_refined_posteriors_tighten_the_bound_and_change_nothing_else(pipeline, evaluated):
     path, _ = pipeline
     refined = trainers.evaluate(path, effort=Effort(**FEW, refined=True))
-    # A model of so few steps guesses badly, so that the gain is nearly the whole gap.
+    # The encoder is poor after so few steps: the gain is nearly the whole gap.
     gain = evaluated["test_nll"] - refined["test_nll"]
     assert 0.1 < gain < 1.5 * evaluated["test_amortisation_gap"]
     assert refined | {"test_nll": evaluated["test_nll"]} == evaluated
 
 
 @pytest.mark.slow
-def test_the_command_line_says_how_much_is_asked(pipeline, grlu_command):
+def test_the_command_line_sets_the_effort(pipeline, grlu_command):
     path, _ = pipeline
     asked = ("--samples", "5", "--images", "20", "--refined", "--json")
     out, errors = grlu_command("evaluate", path, *asked).communicate()
@@ -228,7 +228,7 @@ def test_the_command_line_says_how_much_is_asked(pipeline, grlu_command):
     ],
     ids=["before_the_last_stage", "before_its_first_checkpoint"],
 )
-def test_a_pipeline_that_is_not_finished_is_refused(missing, sentence, pipeline, tmp_path):
+def test_an_unfinished_pipeline_is_refused(missing, sentence, pipeline, tmp_path):
     path, _ = pipeline
     run = shutil.copytree(path, tmp_path / "run")
     shutil.rmtree(run / missing)

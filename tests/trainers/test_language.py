@@ -1,4 +1,4 @@
-"""Language models and denoisers: what is rewarded, how masks are drawn, and whole runs."""
+"""Language models and denoisers: rewards, masks and whole runs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from flax import nnx
 import grlu
 import models
 import trainers
-from trainers.language import Denoising, LanguageModelling, mask, unmask
-from trainers.measure import gather, means
+from trainers.loop.metrics import gather, means
+from trainers.objectives.language import Denoising, LanguageModelling, mask, unmask
 
 
 def gpt(causal=True, **options):
@@ -38,7 +38,7 @@ def test_the_reward_is_the_mean_log_probability_of_the_scored_tokens(batch):
     assert set(values) == set(LanguageModelling().metrics)
 
 
-def test_a_perplexity_of_a_split_is_exp_of_its_mean_nll():
+def test_the_perplexity_of_a_split_is_exp_of_its_mean_nll():
     nll = jnp.array([0.5, 1.0, 3.0, 9.0])
     values = {"nll": nll, "perplexity": jnp.exp(nll)}
     collection = means(values).empty()
@@ -49,7 +49,7 @@ def test_a_perplexity_of_a_split_is_exp_of_its_mean_nll():
     np.testing.assert_allclose(found["perplexity"], np.exp(1.5), rtol=1e-6)
 
 
-def test_masks_are_evenly_many_and_on_scored_tokens_alone():
+def test_masks_are_stratified_and_cover_only_scored_tokens():
     scored = jnp.ones((4000, 6), jnp.int32).at[:, :2].set(0)
     masked = mask(jax.random.key(0), scored)
     assert not masked[:, :2].any()
@@ -61,9 +61,9 @@ def test_masks_are_evenly_many_and_on_scored_tokens_alone():
     assert (mask(jax.random.key(1), scored) != masked).any()
 
 
-def test_denoising_rewards_masked_tokens_alone_and_does_not_see_them(batch):
+def test_denoising_rewards_only_masked_tokens_and_hides_them(batch):
     class Told:
-        """Gives away what it sees; of a mask it knows nothing."""
+        """Model that repeats visible tokens, and is uniform on masks."""
 
         vocabulary = 5
 
@@ -78,7 +78,7 @@ def test_denoising_rewards_masked_tokens_alone_and_does_not_see_them(batch):
     np.testing.assert_allclose(values["nll"], np.log(5), rtol=1e-5)
 
 
-def test_evaluation_draws_the_same_masks_each_time_and_training_new_ones(batch):
+def test_evaluation_repeats_its_masks_and_training_samples_new_ones(batch):
     model = gpt(causal=False)
     graphdef, state = nnx.split(model)
     one, two = (Denoising()(nnx.merge(graphdef, state, copy=True), batch)[0] for _ in range(2))
@@ -89,9 +89,9 @@ def test_evaluation_draws_the_same_masks_each_time_and_training_new_ones(batch):
     assert first != second
 
 
-def test_unmasking_keeps_what_is_given_and_fills_in_the_surest_first():
+def test_unmasking_keeps_given_tokens_and_fills_the_most_confident_first():
     class Sure:
-        """Knows the token at place t, and the surer the smaller t is; and counts its passes."""
+        """Model with known tokens, more confident at smaller positions; counts its passes."""
 
         vocabulary, causal = 5, False
 
@@ -113,7 +113,7 @@ def test_unmasking_keeps_what_is_given_and_fills_in_the_surest_first():
 
 
 @pytest.mark.parametrize("steps", [1, 4, 6])
-def test_no_mask_is_left_and_none_is_drawn(steps):
+def test_no_mask_is_left_or_sampled(steps):
     model = gpt(causal=False)
     found = unmask(model, jnp.full((50, 6), 5), steps=steps, key=jax.random.key(0))
     assert found.max() < 5
@@ -143,7 +143,7 @@ def small():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["lm", "denoising"])
-def test_a_run_learns_a_text_and_prints_some(objective, small, tmp_path):
+def test_a_run_learns_a_text_and_generates(objective, small, tmp_path):
     small["trainer"]["objective"] = objective
     small["model"]["causal"] = objective == "lm"
     result = trainers.train(small, tmp_path / "run", progress=False)
@@ -162,7 +162,7 @@ def test_a_run_learns_a_text_and_prints_some(objective, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_text_longer_than_the_block_goes_on(small, tmp_path):
+def test_a_text_may_be_longer_than_the_block(small, tmp_path):
     small["trainer"]["epochs"] = 1
     trainers.train(small, tmp_path / "run", progress=False)
     (text,) = trainers.generate(tmp_path / "run", "Shall I", tokens=60)
@@ -196,14 +196,14 @@ def test_rules_without_gradients_train_language_models(name, options, small, tmp
     [
         ({"trainer": {"objective": "classification"}}, "does not go with sonnets, which is text"),
         ({"dataset": {"name": "digits"}}, "does not go with digits, which is images"),
-        ({"model": {"name": "mlp"}}, "such as gpt, and mlp gives one of shape"),
-        ({"model": {"causal": False}}, "needs a model that sees only what comes before"),
+        ({"model": {"name": "mlp"}}, "such as gpt; mlp returns"),
+        ({"model": {"causal": False}}, "needs a model that sees only preceding tokens"),
         ({"trainer": {"objective": "denoising"}}, "needs a model that sees the whole text"),
         ({"model": {"block": 8}}, "16 tokens are more than the 8 of the model's block"),
         ({"trainer": {"batch_size": 1000}}, "has only 552 training examples"),
     ],
 )
-def test_what_does_not_go_together_is_refused(change, sentence, small, tmp_path):
+def test_a_model_that_does_not_fit_is_refused(change, sentence, small, tmp_path):
     for section, values in change.items():
         replaced = "name" in values and section != "trainer"
         small[section] = values if replaced else small[section] | values
@@ -215,7 +215,7 @@ def test_what_does_not_go_together_is_refused(change, sentence, small, tmp_path)
             trainers.train(small, tmp_path / "run", progress=False)
 
 
-def test_a_run_on_images_has_no_text(small, tmp_path):
+def test_a_classifier_generates_no_text(small, tmp_path):
     small |= {"dataset": {"name": "digits", "subset": 50}, "model": {"name": "mlp"}}
     small["trainer"] = {"name": "backprop", "epochs": 1, "batch_size": 50}
     trainers.train(small, tmp_path / "run", progress=False)
@@ -230,7 +230,7 @@ def test_a_run_on_images_has_no_text(small, tmp_path):
         ({"name": "autoencoder"}, "reconstruction", "an autoencoder of digits: 'grlu report "),
     ],
 )
-def test_what_draws_images_writes_no_text(model, objective, said, tmp_path):
+def test_an_autoencoder_generates_no_text(model, objective, said, tmp_path):
     config = {
         "dataset": {"name": "digits", "subset": 50, "normalize": "unit"},
         "model": model,
@@ -238,6 +238,6 @@ def test_what_draws_images_writes_no_text(model, objective, said, tmp_path):
     }
     path = tmp_path / "run"
     path.mkdir()
-    (path / "config.json").write_text(trainers.config.to_json(trainers.resolve(config)))
+    (path / "config.json").write_text(trainers.config.load.to_json(trainers.resolve(config)))
     with pytest.raises(grlu.UserError, match=f"writes no text, it is {said}"):
         trainers.generate(path)

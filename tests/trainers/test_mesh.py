@@ -1,4 +1,4 @@
-"""One run on several devices is the run on one: the same updates, but for rounding."""
+"""One run on several devices: the updates of one device, up to rounding."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.features import restored
-from trainers.run_directory import RunDirectory, latest_metrics
+from trainers.loop.run_dir import RunDirectory, latest_metrics
+from trainers.pipelines.open import restored
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -23,8 +23,8 @@ STEPS = """
 import json, sys
 import jax, numpy as np
 import trainers
-from trainers.compiled import compile_chunk
-from trainers.devices import placed
+from trainers.loop.compiled import compile_chunk
+from trainers.devices.mesh import placed
 
 def trained(config, mesh):
     experiment = trainers.make_experiment(trainers.resolve({**config, "mesh": mesh}))
@@ -36,7 +36,7 @@ def trained(config, mesh):
         state, arrays, experiment.order(0)[:2], 2)
     assert int(broken) == -1 and int(state.step) == 2
     if mesh.get("fully_sharded"):
-        # The optimizer's state, and what a policy has besides: its reference, its critic.
+        # The optimizer's state, and a policy's reference and critic.
         kept = [getattr(state, name, None) for name in ("opt_state", "critic", "critic_opt",
                                                         "reference", "drawn_from")]
         for part in filter(None, kept):
@@ -78,7 +78,7 @@ TEXT = {
 
 
 def case(trainer, *meshes, dataset=None, model=None, **more):
-    """A config, and the meshes on which it is trained."""
+    """Return a config and its meshes."""
     trainer = PLAIN["trainer"] | {"name": trainer} | more
     dataset = {k: v for k, v in (PLAIN["dataset"] | (dataset or {})).items() if v is not None}
     return PLAIN | {
@@ -140,17 +140,17 @@ def test_eight_devices_give_the_update_of_one(devices):
     run(STEPS, devices(8), json.dumps(CASES))
 
 
-def test_every_kind_of_trainer_is_tried_on_a_mesh():
+def test_every_kind_of_trainer_is_tested_on_a_mesh():
     def kind(name):
-        settings = trainers.TRAINERS[name]
-        return settings.build, getattr(settings, "rule_class", None)
+        entry = trainers.TRAINERS[name]
+        return entry.trainer, getattr(entry.settings, "rule_class", None)
 
     tried = {kind(config["trainer"]["name"]) for config, _ in CASES}
     assert tried == {kind(name) for name in trainers.TRAINERS}
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_mesh(small, tmp_path, devices):
+def test_a_run_resumes_on_another_mesh(small, tmp_path, devices):
     small["trainer"] |= {"batch_size": 64, "epochs": 2}
     on_one, on_eight = tmp_path / "one", tmp_path / "eight"
     trainers.train(small, on_one, progress=False)
@@ -174,12 +174,12 @@ trainers.resume(old, overrides=changes, progress=False)
 
 
 def unfinished(run):
-    """Takes a run of two epochs back to the end of the first."""
+    """Reset a run of two epochs to the end of the first."""
     shutil.rmtree(max((run / "checkpoints").iterdir(), key=lambda path: int(path.name)))
 
 
 def same(one, two):
-    """Two runs have the same weights and metrics, whatever devices read them."""
+    """Check that two runs have the same weights and metrics."""
     states = [restored(RunDirectory(run), best=False).state for run in (one, two)]
     assert int(states[0].step) == int(states[1].step)
     pairs = zip(*(jax.tree.leaves(state.params) for state in states), strict=True)
@@ -193,24 +193,27 @@ def same(one, two):
     ("changes", "sentence"),
     [
         (["mesh.data=64", "trainer.batch_size=64"], "needs 64 devices, and there are"),
-        (["mesh.data=3"], "trainer.batch_size is 8, and mesh.data 3 doesn't divide it"),
-        (["mesh.population=3"], "trainer.samples is 4, which can't be dealt .* a multiple of 3"),
+        (["mesh.data=3"], r"mesh.data must divide trainer.batch_size \(8\), got 3"),
+        (
+            ["mesh.population=3"],
+            "trainer.samples must be a multiple of 3 for mesh.population=3, got 4",
+        ),
         (
             ["trainer.name=evolution", "trainer.population=12", "mesh.population=4"],
-            "trainer.population is 12, .* groups of 2 .* a multiple of 8",
+            "trainer.population must be a multiple of 8 .* got 12",
         ),
         (["trainer.name=backprop", "mesh.population=2"], "has no noisy passes"),
-        (["run.seeds=2", "mesh.data=2"], "several seeds .* run.seeds 1"),
+        (["run.seeds=2", "mesh.data=2"], "each seed runs on one device, .* run.seeds 1"),
         (["mesh.data=0"], "mesh.data must be at least 1"),
         (["mesh.rows=2"], "mesh has no key 'rows'"),
     ],
 )
-def test_what_a_mesh_cannot_do(changes, sentence, small, tmp_path):
+def test_a_mesh_that_does_not_fit_is_refused(changes, sentence, small, tmp_path):
     with pytest.raises(UserError, match=sentence):
         trainers.train(small, tmp_path / "run", overrides=changes, progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_only_the_mesh_of_a_run_may_change(tmp_path):
+def test_only_the_mesh_may_change_on_resume(tmp_path):
     with pytest.raises(UserError, match="only the mesh may change"):
         trainers.resume(tmp_path, overrides=["trainer.samples=8"])

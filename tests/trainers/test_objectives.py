@@ -1,4 +1,4 @@
-"""Objectives against their formulas, and the keys that they bring to a config."""
+"""Objectives against their formulas, and their keys in a config."""
 
 import dataclasses
 import logging
@@ -10,8 +10,8 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.objectives import OBJECTIVES, Reconstruction, log_likelihood
-from trainers.schema import schema
+from trainers.config.schema import schema
+from trainers.objectives.registry import OBJECTIVES, Reconstruction, log_likelihood
 
 TARGET = np.array([[[0.0], [1.0]], [[0.25], [1.0]]], np.float32)
 OUT = np.array([[[-3.0], [0.5]], [[2.0], [100.0]]], np.float32)
@@ -24,7 +24,7 @@ def reward(objective):
     return rewards, values["mse"]
 
 
-def test_bernoulli_is_the_cross_entropy_in_summed_nats():
+def test_bernoulli_reward_is_the_summed_cross_entropy():
     p = 1 / (1 + np.exp(-OUT.astype(np.float64)))
     with np.errstate(divide="ignore", invalid="ignore"):
         nats = TARGET * np.log(p) + np.where(TARGET < 1, (1 - TARGET) * np.log(1 - p), 0)
@@ -34,7 +34,7 @@ def test_bernoulli_is_the_cross_entropy_in_summed_nats():
 
 
 @pytest.mark.parametrize("sd", [1.0, 0.5])
-def test_gaussian_is_the_log_of_its_normal_law(sd):
+def test_gaussian_reward_is_the_log_of_the_normal_density(sd):
     nats = -0.5 * ((TARGET - OUT) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
     rewards, mse = reward(Reconstruction("gaussian", sd))
     np.testing.assert_allclose(rewards, nats.sum((1, 2)), rtol=1e-5)
@@ -62,7 +62,7 @@ OF_OBJECTIVES = {key for factory in OBJECTIVES.values() for key in schema(factor
         ("copy_es", set(schema(OBJECTIVES["completion_reward"]))),
     ],
 )
-def test_a_config_has_the_keys_of_its_own_objective_alone(name, own):
+def test_a_config_has_only_the_keys_of_its_own_objective(name, own):
     assert OF_OBJECTIVES & set(trainers.resolve(name).trainer) == own
 
 
@@ -99,7 +99,7 @@ def test_another_objective_drops_the_keys_of_the_file(caplog):
 
 
 def test_a_saved_config_may_have_the_defaults_of_other_objectives(caplog):
-    """As those of older runs do, of which each lists the keys of all objectives."""
+    """Configs of older runs list the keys of all objectives."""
     caplog.set_level(logging.WARNING, "grlu")
     config = trainers.resolve("digits_grlu")
     old = config.to_dict()
@@ -110,7 +110,7 @@ def test_a_saved_config_may_have_the_defaults_of_other_objectives(caplog):
 
 @dataclasses.dataclass(frozen=True)
 class Margin(trainers.Objective):
-    """How far the right answer is above the best wrong one, up to a margin."""
+    """Lead of the right answer over the best wrong one, up to a margin."""
 
     margin: float = 1.0
     metrics: ClassVar = ("reward", "accuracy")
@@ -124,7 +124,7 @@ class Margin(trainers.Objective):
         return reward, {"reward": reward, "accuracy": (reward > 0).astype(jnp.float32)}
 
 
-def test_an_objective_of_ones_own_brings_its_keys(small, tmp_path, monkeypatch):
+def test_a_user_objective_adds_its_keys(small, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "margin", Margin)
     small["trainer"] |= {"objective": "margin", "epochs": 2, "average": None}
     with pytest.raises(UserError, match=r"trainer.margin must be a number, got 'a'"):
@@ -139,7 +139,7 @@ def test_an_objective_of_ones_own_brings_its_keys(small, tmp_path, monkeypatch):
 
 @dataclasses.dataclass(frozen=True)
 class LastToken(trainers.Objective):
-    """The last token of a text alone."""
+    """Log-likelihood of the last token of a text."""
 
     metrics: ClassVar = ("reward",)
     better: ClassVar = ("reward", "max")
@@ -150,7 +150,7 @@ class LastToken(trainers.Objective):
         return rewards, {"reward": rewards}
 
 
-def test_an_objective_of_ones_own_may_learn_from_text(tmp_path, monkeypatch):
+def test_a_user_objective_may_learn_from_text(tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "last", LastToken)
     config = {
         "dataset": {"name": "parity"},
@@ -165,7 +165,7 @@ def test_an_objective_of_ones_own_may_learn_from_text(tmp_path, monkeypatch):
         trainers.train(config, tmp_path / "other", progress=False)
 
 
-def test_what_is_no_objective_is_said(small, tmp_path, monkeypatch):
+def test_a_factory_of_something_else_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mine", lambda: log_likelihood)
     small["trainer"]["objective"] = "mine"
     with pytest.raises(UserError, match=r"'mine' must be a trainers\.Objective, .* a function"):
@@ -173,7 +173,7 @@ def test_what_is_no_objective_is_said(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["samples", "learning_rate", "rule"])
-def test_an_objective_may_not_call_its_key_as_the_trainer_does(key, small, monkeypatch):
+def test_an_objective_may_not_reuse_a_key_of_the_trainer(key, small, monkeypatch):
     fields = [(key, float, dataclasses.field(default=1.0))]
     mine = dataclasses.make_dataclass("Mine", fields, frozen=True)
     monkeypatch.setitem(OBJECTIVES, "mine", mine)

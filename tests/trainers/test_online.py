@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import trainers
-from grlu.online import first_layers
-from grlu.tracing.network import trace
-from trainers.compiled import compile_chunk
+from grlu.network import trace
+from grlu.rules.online import first_layers
+from trainers.loop.compiled import compile_chunk
 
 
 def trained(overrides, examples=1000):
@@ -61,7 +61,7 @@ def test_only_plain_sgd_is_chunked():
         assert (trainers.make_experiment(config).trainer.block > 1) == chunked
 
 
-def test_a_kernel_used_twice_is_no_first_layer():
+def test_a_kernel_used_twice_is_not_a_first_layer():
     import jax.numpy as jnp
     from flax import nnx
 

@@ -1,4 +1,4 @@
-"""What a config names on the disk is found from any folder."""
+"""Paths in a config are found from any folder."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 import trainers
 from grlu.errors import UserError
-from trainers.paths import absolute
+from trainers.config.paths import absolute
 
 SETTINGS = {"batch_size": 8, "samples": 2, "epochs": 1}
 CONFIG = {
@@ -18,7 +18,7 @@ CONFIG = {
 }
 
 
-def test_what_is_there_is_named_by_its_whole_path(tmp_path, monkeypatch):
+def test_existing_files_get_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("mine.py", "text.txt", "run"):
         (tmp_path / name).touch()
@@ -96,7 +96,7 @@ def test_a_run_is_evaluated_from_another_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_may_begin_with_others_and_be_paid_by_one(tmp_path, monkeypatch):
+def test_a_run_may_start_from_one_run_and_be_judged_by_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = {"name": "backprop", "objective": "lm", "batch_size": 8, "epochs": 1}
     trainers.train(CONFIG | {"trainer": first}, "first", progress=False)
@@ -115,14 +115,14 @@ def test_a_run_may_begin_with_others_and_be_paid_by_one(tmp_path, monkeypatch):
     )
     assert found.metrics["test_reward"] == trainers.evaluate("rule")["test_reward"] != 0
     wrong = CONFIG | {"trainer": first, "judge": "judge"}
-    with pytest.raises(UserError, match="judge: a reward model pays what a model writes: use"):
+    with pytest.raises(UserError, match="judge: a reward model scores completions: use"):
         trainers.train(wrong, "none", progress=False)
     with pytest.raises(UserError, match="nowhere holds no run"):
         trainers.train(judge | {"start": "nowhere"}, "none", progress=False)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_mistake_that_shows_in_tracing_leaves_no_folder(tmp_path):
+def test_a_mistake_found_in_tracing_leaves_no_folder(tmp_path):
     trainer = {"name": "feedback_alignment", "objective": "lm", "batch_size": 8}
     with pytest.raises(UserError):
         trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)

@@ -1,4 +1,4 @@
-"""Image summaries: what of a variational autoencoder is in TensorBoard, and when."""
+"""Image summaries of a variational autoencoder in TensorBoard."""
 
 import io
 
@@ -28,7 +28,7 @@ def config():
 
 
 def images(run):
-    """Images by tag and step."""
+    """Return images by tag and step."""
     (path,) = run.glob("events.out.tfevents.*")
     found, data, at = {}, path.read_bytes(), 0
     while at < len(data):
@@ -56,7 +56,7 @@ def test_reconstructions_and_samples_are_shown_ten_times_at_most(config, tmp_pat
     assert (found["samples", 48] != found["samples", 8]).any()
 
 
-def test_a_classifier_shows_none(config, tmp_path):
+def test_a_classifier_shows_no_pictures(config, tmp_path):
     config["model"] = {"name": "mlp", "hidden": (8,)}
     config["trainer"] |= {"objective": "classification", "epochs": 1}
     trainers.train(config, tmp_path / "run", progress=False)

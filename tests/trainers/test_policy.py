@@ -1,4 +1,4 @@
-"""The policy trainer: its invariants, its negative controls, and its faults."""
+"""Policy trainer: invariants, negative controls and errors."""
 
 import functools
 import shutil
@@ -12,11 +12,11 @@ import input_pipeline
 import trainers
 from grlu.errors import RunError, UserError
 from models import GPT
-from trainers.completion_rewards import COMPLETION_REWARDS
-from trainers.policy import PolicyTrainer
-from trainers.policy_evaluation import key_of
-from trainers.policy_settings import GRPO, PPO, PolicySettings, Reinforce
-from trainers.references import bigram_table
+from trainers.completions.evaluation import key_from
+from trainers.completions.rewards import COMPLETION_REWARDS
+from trainers.policies.policy import PolicyTrainer
+from trainers.policies.reference import bigram_table
+from trainers.policies.settings import GRPO, PPO, PolicySettings, Reinforce
 
 KINDS = {"reinforce": Reinforce, "ppo": PPO, "grpo": GRPO}
 DIGITS = 2
@@ -24,13 +24,13 @@ DIGITS = 2
 
 @functools.cache
 def copying():
-    """Prompts such as "\\n21=", to be answered by the two digits."""
+    """Return prompts such as "\\n21=", whose targets are the two digits."""
     return input_pipeline.load("copy", digits=DIGITS, test=0.2)
 
 
 @functools.cache
 def made(kind="grpo", attention="multi_head", value_head=False, **changes):
-    """A trainer of a small model, its compiled step, and a state."""
+    """Return a trainer of a small model, its compiled step, and a state."""
     settings = {"rewards": ("match",), "batch_size": 8, "samples": 4, "optimizer": "adam"}
     settings |= {"learning_rate": 3e-3, **changes}
 
@@ -65,7 +65,7 @@ def run(step, state, count, start=0):
     ("kind", "attention"), [("grpo", "multi_head"), ("grpo", "latent"), ("ppo", "latent")]
 )
 def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
-    _, step, state = made(kind, attention)
+    _, step, state = made(kind, attention, reference="start")
     for i in range(2):
         state, values = step(state, batch(i))
         assert values["mismatch"].max() < 1e-5
@@ -77,8 +77,8 @@ def test_the_first_update_is_at_the_policy_that_was_sampled(kind, attention):
     assert values["kl"].mean() > 0
 
 
-def test_samples_are_alike_that_are_paid_alike_for_each_token(monkeypatch):
-    def sums(prompts, completions, **columns):  # All of them are paid 1 in all.
+def test_zero_std_counts_groups_with_equal_rewards_per_token(monkeypatch):
+    def sums(prompts, completions, **columns):  # The total reward is 1 for each.
         first = (completions[:, :1] % 2) * 1.0
         return jnp.concatenate([first, 1 - first], axis=1)
 
@@ -92,9 +92,9 @@ def test_samples_are_alike_that_are_paid_alike_for_each_token(monkeypatch):
     assert "zero_std" not in trainer.metrics
 
 
-def test_evaluation_draws_anew_for_other_prompts_and_not_in_another_pass():
+def test_evaluation_samples_depend_on_the_prompts_alone():
     prompts = jnp.array([[1, 2], [3, 4]])
-    keys = [key_of(p) for p in (prompts, prompts, prompts[::-1], prompts.at[1, 1].set(5))]
+    keys = [key_from(p) for p in (prompts, prompts, prompts[::-1], prompts.at[1, 1].set(5))]
     found = [jax.random.key_data(key).tolist() for key in keys]
     assert found[0] == found[1]
     assert len({tuple(key) for key in found}) == 3
@@ -117,7 +117,7 @@ def test_micro_batches_change_nothing(end, kind, aggregation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_from_reward_alone(kind):
+def test_every_policy_learns_from_reward_alone(kind):
     trainer, step, state = made(kind, discount=0.0, samples=8, rewards=("token:5",))
     assert evaluated(trainer, state)["reward"].mean() < 0.5  # 1/6 by chance, of 2
     state, _ = run(step, state, 60)
@@ -125,7 +125,7 @@ def test_it_learns_from_reward_alone(kind):
 
 
 def rolled(prompts, completions, **columns):
-    """What the prompt's next sample deserves."""
+    """Return the rewards of the next prompt's samples."""
     earned = (completions == 5).astype(jnp.float32)
     return jnp.roll(earned.reshape(-1, 8, DIGITS), 1, axis=1).reshape(earned.shape)
 
@@ -166,7 +166,7 @@ def test_a_large_beta_pulls_to_the_reference(estimator, place):
 
 
 @pytest.mark.slow
-def test_the_divergence_warms_up_over_the_tokens_that_were_drawn():
+def test_the_kl_penalty_warms_up_over_the_sampled_tokens():
     options = {"beta_kl": 1.0, "reference": "random", "optimizer": "sgd", "learning_rate": 0.1}
     per_step = 8 * 4 * DIGITS
     _, warm, state = made(kl_warmup_tokens=4 * per_step, rewards=("exact",), **options)
@@ -182,8 +182,8 @@ def test_the_divergence_warms_up_over_the_tokens_that_were_drawn():
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_reference_is_what_the_run_begins_with_and_stays():
-    trainer, step, state = made()
+def test_the_reference_is_the_initial_policy_and_stays_fixed():
+    trainer, step, state = made(reference="start")
     other = trainer.init(jax.random.key(7))
     begun = state.begun_from(other)
     after, _ = step(begun, batch())
@@ -195,7 +195,46 @@ def test_the_reference_is_what_the_run_begins_with_and_stays():
     assert kept.reference is random.reference
 
 
-def test_the_bigram_is_counted():
+def test_a_run_without_a_penalty_has_a_reference_only_if_it_names_one():
+    plain, named, penalised = made(), made(reference="start"), made(beta_kl=0.1)
+    assert plain[2].reference is None
+    assert "kl" not in (*plain[0].metrics, *plain[0].evaluated)
+    for trainer, _, state in (named, penalised):
+        assert state.reference is not None
+        assert "kl" in trainer.metrics
+        assert "kl" in trainer.evaluated
+    after, logged = (step(state, batch())[0].params for _, step, state in (plain, named))
+    for one, two in zip(jax.tree.leaves(after), jax.tree.leaves(logged), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_evaluation_samples_at_its_own_temperature():
+    trainer, _, state = made(eval_temperature=1e-4, eval_samples=3)
+    values = evaluated(trainer, state)
+    for name in ("pass_1", "pass_k"):
+        np.testing.assert_array_equal(values[name], values["greedy_exact"])
+    warm = evaluated(*(made(eval_samples=3)[i] for i in (0, 2)))
+    assert (warm["pass_k"] >= warm["pass_1"]).all()
+    assert (warm["reward"] != values["reward"]).any()
+
+
+def test_whitened_advantages_have_mean_0_and_standard_deviation_1():
+    _, step, state = made(whiten=True, advantage="none")
+    _, values = step(state, batch())
+    np.testing.assert_allclose(values["advantage"], 0, atol=1e-5)
+    np.testing.assert_allclose(values["advantage_spread"], 1, rtol=1e-3)
+
+
+def test_rewards_that_ignore_the_target_report_no_match_with_it():
+    own, both = made(rewards=("token:5",)), made(rewards=("token:5", "exact"))
+    names = {"greedy_accuracy", "greedy_exact", "pass_1", "pass_k"}
+    assert not names & {*own[0].evaluated}
+    assert names <= {*both[0].evaluated}
+    for trainer, _, state in (own, both):
+        assert evaluated(trainer, state).keys() == {*trainer.evaluated}
+
+
+def test_the_bigram_reference_counts_the_training_split():
     table = bigram_table(np.array([[0, 1, 2], [0, 1, 1]]), 3)
     expected = np.array([[1, 3, 1], [1, 2, 2], [1, 1, 1]]) / np.array([[5], [5], [3]])
     np.testing.assert_allclose(np.exp(table), expected, rtol=1e-6)
@@ -206,7 +245,7 @@ def test_the_bigram_is_counted():
 
 
 @pytest.mark.slow
-def test_the_critic_comes_to_know_what_is_to_come(monkeypatch):
+def test_the_critic_learns_the_returns(monkeypatch):
     def promised(prompts, completions, **columns):
         return prompts[:, 1] / 10  # The first digit, whatever is written.
 
@@ -221,7 +260,7 @@ def test_the_critic_comes_to_know_what_is_to_come(monkeypatch):
 
 
 @pytest.mark.slow
-def test_partial_credit_is_for_the_targets_token_after_what_the_policy_wrote(monkeypatch):
+def test_partial_credit_is_the_targets_token_after_the_sampled_tokens(monkeypatch):
     monkeypatch.setitem(COMPLETION_REWARDS, "none", lambda p, c, **columns: jnp.zeros(len(c)))
     options = {"rewards": ("none",), "partial_logprob": 1.0}
     trainer, step, state = made(**options)
@@ -240,7 +279,7 @@ CONFIG = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
+def test_resume_is_bit_identical(kind, tmp_path):
     options = {"name": kind, "epochs": 2, "kl_warmup_tokens": 1000}
     config = CONFIG | {"trainer": CONFIG["trainer"] | options}
     whole = trainers.train(config, tmp_path / "whole", progress=False)
@@ -251,7 +290,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind, tmp_path):
     trainers.resume(half, progress=False)
     assert (half / "metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
     one, two = (
-        trainers.features.restored(trainers.run_directory.RunDirectory(p), best=False).state
+        trainers.pipelines.open.restored(trainers.loop.run_dir.RunDirectory(p), best=False).state
         for p in (half, tmp_path / "whole")
     )
     raw = functools.partial(
@@ -277,7 +316,7 @@ def test_a_reference_can_be_a_run(tmp_path):
     assert result.metrics["test_kl"] > 0
 
 
-def test_a_reference_has_the_same_characters_and_not_only_as_many(tmp_path):
+def test_a_reference_with_other_characters_is_refused(tmp_path):
     untrained = {"objective": "lm", "name": "backprop", "epochs": 0, "batch_size": 8}
     runs = {}
     for letters in ("abc", "abd"):
@@ -299,7 +338,7 @@ def test_a_reference_has_the_same_characters_and_not_only_as_many(tmp_path):
         trainers.train(runs["abc"] | {"trainer": held}, tmp_path / "second", progress=False)
 
 
-def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monkeypatch):
+def test_a_non_finite_reward_is_named_with_its_completion(tmp_path, monkeypatch):
     def sometimes(prompts, completions, **columns):
         return jnp.where(completions[:, 0] == 5, jnp.nan, 1.0)
 
@@ -330,13 +369,16 @@ def test_a_reward_that_is_not_finite_is_named_with_the_completion(tmp_path, monk
         ({"advantage": "gae", "critic": "shared"}, "model.value_head=true"),
         ({"reference": "none"}, "beta_kl needs a trainer.reference"),
         ({"reference": "nowhere"}, "must be start, random, bigram, none or the folder of a run: n"),
-        ({"rewards": ["token:12"]}, "for a token that there is not: copy has the tokens 0 to 11"),
+        (
+            {"rewards": ["token:12"]},
+            "for a token outside the vocabulary: copy has the tokens 0 to 11",
+        ),
         ({"rewards": ["exakt"]}, "did you mean 'exact'"),
         ({"loss": "reinforce", "updates": 2}, "use trainer.loss=clip"),
         ({"temperature": 0.0}, "trainer.temperature must be positive"),
     ],
 )
-def test_a_mistake_is_said_at_once(change, said, tmp_path):
+def test_wrong_settings_are_refused(change, said, tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"} | change}
     with pytest.raises(UserError, match=said):
         trainers.train(config, tmp_path / "run", progress=False)
@@ -352,7 +394,7 @@ def test_a_mistake_is_said_at_once(change, said, tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", ["grpo", "reward_model"])
-def test_a_model_that_can_not_write_so_much(kind, model, said, tmp_path):
+def test_completions_longer_than_the_block_are_refused(kind, model, said, tmp_path):
     trainer = {"name": kind, "batch_size": 8} | ({"horizon": 2} if "block" in model else {})
     config = CONFIG | {"model": model, "trainer": trainer}
     said = said.replace("2 new ones", ".* new ones.*") if kind == "reward_model" else said
@@ -367,14 +409,14 @@ def test_a_reward_that_fails_leaves_no_folder(tmp_path):
     for name in ("grpo", "evolution"):
         trainer = {"name": name, "rewards": [f"{path}:f"], "batch_size": 8}
         trainer |= {"objective": "completion_reward"} if name == "evolution" else {}
-        with pytest.raises(UserError, match="must give one number a completion, shape"):
+        with pytest.raises(UserError, match="must return one number per completion, shape"):
             trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
 
 
-def test_data_without_prompts(tmp_path):
+def test_images_are_refused(tmp_path):
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"name": "grpo"}}
-    with pytest.raises(UserError, match="a policy continues text, and digits is none"):
+    with pytest.raises(UserError, match="a policy continues text, and digits is not text"):
         trainers.train(config | {"dataset": {"name": "digits"}}, tmp_path / "run")
 
 
@@ -400,14 +442,14 @@ def test_a_reward_that_fails_in_evaluation_stops_the_run(when, tmp_path, monkeyp
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
-def test_every_name_has_settings():
+def test_every_policy_has_settings():
     for name, kind in KINDS.items():
-        assert trainers.TRAINERS[name] is kind
+        assert trainers.TRAINERS[name].settings is kind
         assert issubclass(kind, PolicySettings)
 
 
 @pytest.mark.slow
-def test_what_is_written_ends_with_the_policys_end(tmp_path):
+def test_samples_end_with_the_policys_end_token(tmp_path):
     trainer = CONFIG["trainer"] | {"name": "grpo", "end": "7", "epochs": 0}
     trainers.train(CONFIG | {"trainer": trainer}, tmp_path / "run", progress=False)
     texts = trainers.generate(tmp_path / "run", "12=", tokens=40, samples=20)

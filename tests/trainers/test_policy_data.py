@@ -1,28 +1,28 @@
-"""How a policy reads text and tasks: prompts, targets, end tokens."""
+"""Prompts, targets and end tokens of text and tasks."""
 
 import numpy as np
 import pytest
 
 import input_pipeline
 from grlu.errors import UserError
-from trainers.policy_data import Prompts
+from trainers.completions.prompts import Prompts
 
 
 def read(data, **options):
-    prompts = Prompts.of(data, **{"prompt": None, "horizon": None, "end": None, **options})
+    prompts = Prompts.from_data(data, **{"prompt": None, "horizon": None, "end": None, **options})
     return prompts, prompts.columns(data.preprocess({k: v[:3] for k, v in data.train.items()}))
 
 
-def test_a_task_has_a_prompt_of_its_own():
+def test_a_task_defines_its_prompt_length():
     prompts, batch = read(input_pipeline.load("addition"))
     assert (prompts.length, prompts.horizon, prompts.vocabulary) == (7, 3, 13)
     for prompt, target in zip(batch["prompt"], batch["target"], strict=True):
         one, two = prompts.decode(prompt)[1:-1].split("+")
         assert int(one) + int(two) == int(prompts.decode(target))
-    assert prompts.counted(batch["target"]).all()
+    assert prompts.target_mask(batch["target"]).all()
 
 
-def test_a_text_is_cut_as_asked():
+def test_a_text_is_cut_at_prompt_and_horizon():
     data = input_pipeline.load("sonnets", length=32)
     prompts, batch = read(data, prompt=10, horizon=4)
     assert batch["prompt"].shape == (3, 10)
@@ -32,10 +32,10 @@ def test_a_text_is_cut_as_asked():
     assert set(batch) == {"prompt", "target"}
 
 
-def test_what_follows_an_end_token_is_end_tokens():
+def test_targets_are_padded_with_end_tokens():
     data = input_pipeline.load("sonnets", length=32)
     prompts, batch = read(data, prompt=8, end=" ")
-    counted = np.asarray(prompts.counted(batch["target"]))
+    counted = np.asarray(prompts.target_mask(batch["target"]))
     for row, kept in zip(np.asarray(batch["target"]), counted, strict=True):
         text = prompts.decode(row)
         assert text.index(" ") + 1 == kept.sum()
@@ -50,11 +50,11 @@ def test_what_follows_an_end_token_is_end_tokens():
         ({"end": "the"}, "trainer.end must be one token, and 'the' is 3"),
     ],
 )
-def test_what_does_not_fit_is_said(options, said):
+def test_lengths_that_do_not_fit_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         read(input_pipeline.load("sonnets", length=32), **options)
 
 
-def test_images_are_no_prompts():
-    with pytest.raises(UserError, match="a policy continues text, and digits is none"):
+def test_images_have_no_prompts():
+    with pytest.raises(UserError, match="a policy continues text, and digits is not text"):
         read(input_pipeline.load("digits"))

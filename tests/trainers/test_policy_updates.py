@@ -9,33 +9,33 @@ import numpy as np
 import pytest
 
 import input_pipeline
+from grlu import kl
 from models import GPT
-from trainers.policy import PolicyTrainer
-from trainers.policy_settings import GRPO
-from trainers.policy_updates import Drawn
+from trainers.policies.learner import Experience
+from trainers.policies.policy import PolicyTrainer
+from trainers.policies.settings import GRPO, PPO
 
 V = 12
 
 
 @functools.cache
-def made(estimator, **changes):
+def made(estimator, kind=GRPO, **changes):
     settings = {"kl": estimator, "beta_kl": 0.5, "reference": "random", "horizon": 1, "samples": V}
     settings |= {"batch_size": 2, "aggregation": "constant", "rewards": ("match",), **changes}
 
     def model(rngs):
         return GPT((6,), V, layers=1, heads=2, width=16, rngs=rngs)
 
-    trainer = PolicyTrainer(GRPO(**settings), model, 10, input_pipeline.load("copy", digits=2))
+    trainer = PolicyTrainer(kind(**settings), model, 10, input_pipeline.load("copy", digits=2))
     return trainer, trainer.init(jax.random.key(0))
 
 
-def gradient(estimator, **changes):
-    """Gradient of the loss on every token once, as if sampled from the uniform policy."""
-    trainer, state = made(estimator, **changes)
+def every_token():
+    """Every token once after each of two prompts, as if sampled from the uniform policy."""
     prompts = jnp.repeat(jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]]), V, 0)
     tokens = jnp.tile(jnp.arange(V), 2)[:, None]
     zeros = jnp.zeros(tokens.shape)
-    drawn = Drawn(
+    return Experience(
         sequences=jnp.concatenate([prompts, tokens], 1),
         mask=zeros + 1,
         sampled=zeros - np.log(V),
@@ -45,7 +45,15 @@ def gradient(estimator, **changes):
         values=zeros,
         value_targets=zeros,
     )
-    grads, _ = trainer.learner._gradient(state, (state.params, None), None, drawn, jnp.float32(0.5))
+
+
+def gradient(estimator, **changes):
+    """Gradient of the KL penalty on every token."""
+    trainer, state = made(estimator, **changes)
+    experience = every_token()
+    grads, _ = trainer.learner._gradient(
+        state, (state.params, None), None, experience, jnp.float32(0.5)
+    )
     return jax.flatten_util.ravel_pytree(grads[0])[0]
 
 
@@ -62,3 +70,40 @@ def test_a_single_update_is_on_policy_and_has_no_importance_weight(estimator):
     """With one update the sampled tokens are the policy's own, whatever `old` holds."""
     once = gradient(estimator, updates=1)
     assert jnp.abs(once - gradient(estimator, updates=2)).max() > 1e-4
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "key"), [(1.3, 1, "high"), (0.7, -1, "low")])
+@pytest.mark.parametrize("distance", [0.2, 0.4])
+def test_a_clipped_ratio_has_no_gradient(ratio, advantage, key, distance):
+    trainer, state = made("exact", updates=2, **{f"clip_{key}": distance})
+    experience = every_token()
+    log_p, _ = trainer.learner.log_policy(state.params, state.rest, experience.sequences)
+    new = kl.chosen(log_p, experience.sequences[:, 4:])
+    experience = experience._replace(
+        old=new - np.log(ratio), advantages=advantage * experience.mask
+    )
+    grads, values = trainer.learner._gradient(
+        state, (state.params, None), None, experience, jnp.float32(0)
+    )
+    clipped = distance < 0.3
+    np.testing.assert_allclose(values["clip_fraction"], float(clipped), rtol=1e-6)
+    assert (jnp.abs(jax.flatten_util.ravel_pytree(grads[0])[0]).max() == 0) == clipped
+
+
+def test_a_clipped_value_has_no_gradient_and_its_weight_scales_the_others():
+    """The critic starts at 0; the old value is 1, and the target -1."""
+    found = {}
+    for clip, weight in ((0.2, 1.0), (None, 1.0), (None, 2.0)):
+        changes = {"samples": V, "updates": 1, "minibatches": 1, "value_weight": weight}
+        trainer, state = made("exact", PPO, value_clip=clip, **changes)
+        experience = every_token()
+        ones = experience.mask
+        experience = experience._replace(values=ones, value_targets=-ones)
+        trained = (state.params, state.critic[0])
+        grads, _ = trainer.learner._gradient(
+            state, trained, state.critic, experience, jnp.float32(0)
+        )
+        found[clip, weight] = jax.flatten_util.ravel_pytree(grads[1])[0]
+    assert jnp.abs(found[0.2, 1.0]).max() == 0
+    assert jnp.abs(found[None, 1.0]).max() > 0.1
+    np.testing.assert_allclose(found[None, 2.0], 2 * found[None, 1.0], rtol=1e-6)

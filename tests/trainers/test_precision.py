@@ -1,4 +1,4 @@
-"""Training in bfloat16: what multiplies in it, what stays in float32, and how near it comes."""
+"""Training in bfloat16: which operations use it, and how close the results are."""
 
 import re
 
@@ -10,8 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import trainers
 from grlu.errors import UserError
-from trainers.experiment import make_experiment
-from trainers.runs import resolve
+from trainers.api import resolve
+from trainers.build import make_experiment
 
 IMAGES = {"name": "digits", "normalize": "unit"}
 TEXT = {"name": "sonnets", "length": 8}
@@ -38,7 +38,7 @@ CASES = {
 
 
 def stepped(dataset, model, trainer, precision):
-    """Before a step, after it, its values, and its program."""
+    """Return the states before and after a step, its values and its program."""
     given = {"name": "backprop", "batch_size": 16, "learning_rate": 1.0, "precision": precision}
     config = resolve({"dataset": dataset, "model": model, "trainer": given | trainer})
     experiment = make_experiment(config)
@@ -97,4 +97,4 @@ def test_a_run_in_bfloat16_learns_and_is_evaluated_in_float32(tmp_path):
 
 def test_a_rule_that_compares_rewards_is_refused():
     with pytest.raises(UserError, match=r"trainer\.precision=bfloat16 is for backprop"):
-        trainers.TRAINERS["grlu"](precision="bfloat16")
+        trainers.TRAINERS["grlu"].settings(precision="bfloat16")

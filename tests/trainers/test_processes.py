@@ -1,4 +1,4 @@
-"""Two processes train one run together, stop together, and go on together."""
+"""Two processes train, stop and resume one run together."""
 
 import json
 import shutil
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import trainers
-from trainers.config import to_json
-from trainers.features import restored
-from trainers.run_directory import RunDirectory, read_metrics
+from trainers.config.load import to_json
+from trainers.loop.run_dir import RunDirectory, read_metrics
+from trainers.pipelines.open import restored
 
 
 @pytest.fixture
 def two(grlu_command, devices):
-    """Starts a command in two processes of two devices each."""
+    """Start a command in two processes with two devices each."""
 
     def start(*arguments):
         with socket.socket() as free:
@@ -65,7 +65,7 @@ def test_two_processes_train_one_run(small, tmp_path, two):
 
 
 @pytest.mark.slow
-def test_two_processes_copy_what_their_run_needs_of_others(small, tmp_path, two):
+def test_two_processes_copy_linked_runs_once(small, tmp_path, two):
     small["model"] |= {"hidden": (8,), "activation": "tanh"}
     small["trainer"] |= {"epochs": 1, "batch_size": 64, "average": None}
     others, config, run = tmp_path / "others", tmp_path / "small.json", tmp_path / "two"
@@ -83,7 +83,7 @@ def test_two_processes_copy_what_their_run_needs_of_others(small, tmp_path, two)
 
 
 @pytest.mark.slow
-def test_a_mistake_stops_all_processes(small, tmp_path, two):
+def test_a_mistake_stops_every_process(small, tmp_path, two):
     config = tmp_path / "small.json"
     config.write_text(json.dumps(small | {"mesh": {"data": 4}}))
     taken = tmp_path / "taken"
@@ -104,7 +104,7 @@ def test_a_mistake_stops_all_processes(small, tmp_path, two):
         (["--processes", "2"], "--processes and --process need --coordinator"),
     ],
 )
-def test_what_processes_need_to_be_told(options, sentence, grlu_command, tmp_path):
+def test_incomplete_options_of_processes_are_refused(options, sentence, grlu_command, tmp_path):
     process = grlu_command("train", "digits_grlu", *options, cwd=tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 2, errors

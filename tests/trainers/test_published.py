@@ -2,21 +2,11 @@ import json
 
 import pytest
 
-import input_pipeline
 from grlu.errors import UserError
-from models import MODELS
-from trainers import TRAINERS
-from trainers.config import load_config, validate
-from trainers.protocol import RunSettings
+from trainers.config.load import load_config, validate
+from trainers.registry import SECTIONS
 
-SECTIONS = {
-    "dataset": input_pipeline.loader,
-    "model": MODELS,
-    "trainer": TRAINERS,
-    "run": RunSettings,
-}
-
-# The file in the original project's documentation, to the letter.
+# The file in the original project's documentation, verbatim.
 ORIGINAL = """{"model": {"layer_sizes": [784, 256, 10]},
  "training": {"epochs": 10, "batch_size": 1, "n_perturbations": 128, "noise_max": 0.1,
  "noise_min": 0.0, "lr_max": 0.1, "lr_min": 0.0, "k": 0.5, "seed": 42}}"""
@@ -26,7 +16,7 @@ def load(original: dict, *overrides: str):
     return validate(load_config(original, overrides), SECTIONS)
 
 
-def test_the_original_file_as_it_is(tmp_path):
+def test_the_original_file_is_translated(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(ORIGINAL)
     config = validate(load_config(path), SECTIONS)
@@ -48,7 +38,7 @@ def test_the_original_file_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("training", [{"k": None}, {"n_perturbations": 16}])
-def test_no_k_is_relu_and_the_rest_has_defaults(training):
+def test_without_k_the_activation_is_relu(training):
     config = load({"model": {"layer_sizes": [784, 10, 5, 10]}, "training": training})
     assert (config.model.activation, config.model.hidden) == ("relu", (10, 5))
     assert config.trainer.samples == training.get("n_perturbations", 128)
@@ -64,7 +54,7 @@ def test_the_baseline_has_no_noise():
     assert config.model.activation == "relu"
 
 
-def test_overrides_apply_to_what_it_becomes():
+def test_overrides_apply_after_translation():
     config = load(json.loads(ORIGINAL), "trainer.name=backprop")
     assert config.trainer.name == "backprop"
     assert config.trainer.epochs == 10
@@ -88,13 +78,13 @@ def test_overrides_apply_to_what_it_becomes():
         (3, {}, "model must be a section of keys and values"),
     ],
 )
-def test_wrong_originals(model, training, message):
+def test_a_wrong_original_file_is_refused(model, training, message):
     original = {"model": {"layer_sizes": [784, 10]} if model == {} else model, "training": training}
     with pytest.raises(UserError, match=message):
         load_config(original)
 
 
-def test_other_sections_are_unknown():
+def test_an_unknown_section_is_refused():
     with pytest.raises(UserError, match="no section 'modle'; did you mean 'model'"):
         load_config({"modle": {}, "training": {}})
     with pytest.raises(UserError, match=r"model\.layer_sizes is missing"):

@@ -1,18 +1,15 @@
-"""Supervised, reward model, policy: killed in each stage and resumed, it ends the same."""
+"""RLHF pipelines that are killed in each stage and resumed."""
 
 import pytest
 
-POLICIES = {
-    "grpo": {"kl_warmup_tokens": 2000},
-    "ppo": {"updates": 2, "minibatches": 2, "kl": "k1", "kl_in": "reward"},
-    "reinforce": {"samples": 2, "reference": "bigram"},
-}
+# PPO has the largest state: a critic with its optimizer. `test_policy.py` resumes the others.
+POLICY = {"name": "ppo", "updates": 2, "minibatches": 2, "kl": "k1", "kl_in": "reward"}
 
 
-def pipeline(kind):
+def pipeline():
     steps = {"epochs": 12, "batch_size": 8}
     model = {"name": "gpt", "layers": 1, "heads": 1, "width": 8, "block": 4}
-    policy = {"name": kind, "rewards": ["judge"], "beta_kl": 0.1, **steps, **POLICIES[kind]}
+    policy = POLICY | {"rewards": ["judge"], "beta_kl": 0.1, **steps}
     return {
         "dataset": {"name": "copy", "digits": 1, "validation": 0, "test": 0.1, "examples": 10},
         "stages": [
@@ -33,7 +30,6 @@ def pipeline(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", POLICIES)
-def test_killed_in_each_stage_and_resumed_it_ends_the_same(kind, killed_in_each_stage):
-    run = killed_in_each_stage(pipeline(kind))
+def test_a_pipeline_killed_in_each_stage_resumes_bit_identically(killed_in_each_stage):
+    run = killed_in_each_stage(pipeline())
     assert (run / "stages" / "policy" / "samples.jsonl").is_file()

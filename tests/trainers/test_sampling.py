@@ -1,4 +1,4 @@
-"""What the sampler draws, and that it is scored as in training."""
+"""Sampling, and log-probabilities as in training."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 
 import grlu
 import models
-from trainers.sampling import log_probs, sample
+from trainers.completions.sampling import log_probs, sample
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
 
@@ -17,7 +17,7 @@ passed = nnx.jit(lambda model, tokens: model(tokens))
 
 
 def make(attention="multi_head", **options):
-    """A model whose next token depends much on the ones before."""
+    """Return a model whose next token depends strongly on the preceding ones."""
     options = {"layers": 2, "heads": 2, "width": 16, "block": 12} | options
     model = models.GPT((12,), 7, attention=attention, rngs=nnx.Rngs(0), **options)
     params = nnx.state(model, nnx.Param)
@@ -31,7 +31,7 @@ def prompts():
 
 
 def taught(model, prompts, completions, temperature=1.0):
-    """Teacher-forced log-probabilities, by a whole pass without a cache."""
+    """Return teacher-forced log-probabilities of a whole pass without a cache."""
     copies = len(completions.tokens) // len(prompts)
     whole = jnp.concatenate([jnp.repeat(prompts, copies, axis=0), completions.tokens], 1)
     logits = passed(model, whole[:, :-1])[:, prompts.shape[1] - 1 :]
@@ -61,7 +61,7 @@ def test_greedy_is_the_argmax_of_the_whole_pass(attention, prompts):
     np.testing.assert_array_equal(found.tokens, text[:, 4:])
 
 
-def test_draws_follow_the_models_distribution(prompts):
+def test_samples_follow_the_models_distribution(prompts):
     model = make()
     found = sample(model, prompts[:1], steps=1, key=jax.random.key(0), samples=20_000)
     shares = np.bincount(np.asarray(found.tokens[:, 0]), minlength=7) / 20_000
@@ -69,7 +69,7 @@ def test_draws_follow_the_models_distribution(prompts):
     assert np.abs(shares - expected).max() < 4 * 0.5 / np.sqrt(20_000)
 
 
-def test_samples_of_a_prompt_differ_and_the_key_decides(prompts):
+def test_samples_of_a_prompt_differ_and_depend_on_the_key(prompts):
     model = make()
     one = sample(model, prompts, steps=8, key=jax.random.key(0), samples=4)
     same = sample(model, prompts, steps=8, key=jax.random.key(0), samples=4)
@@ -80,7 +80,7 @@ def test_samples_of_a_prompt_differ_and_the_key_decides(prompts):
 
 
 @pytest.mark.parametrize("option", [{"top_k": 2}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.6}])
-def test_truncation_draws_from_the_likely_tokens_alone(option, prompts):
+def test_truncation_samples_the_likely_tokens_alone(option, prompts):
     model = make()
     found = sample(model, prompts[:1], steps=1, key=jax.random.key(0), samples=500, **option)
     p = np.asarray(nnx.softmax(model(prompts[:1])[0, -1]), np.float64)
@@ -114,7 +114,7 @@ def test_the_end_token_ends_a_completion(prompts):
     np.testing.assert_array_equal(found.mask.sum(1), found.lengths)
 
 
-def test_dropout_is_off_and_the_model_stays_as_it_was(prompts):
+def test_dropout_is_off_and_the_model_is_unchanged(prompts):
     model = make(dropout=0.5)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.RngCount))]
     found = sample(model, prompts, steps=8, key=jax.random.key(0))
@@ -127,7 +127,7 @@ def test_dropout_is_off_and_the_model_stays_as_it_was(prompts):
     np.testing.assert_array_equal(before, after)
 
 
-def test_it_compiles_once_and_gives_the_same_compiled(prompts):
+def test_sampling_compiles_once_and_equals_the_eager_result(prompts):
     model, traces = make(), []
 
     @nnx.jit
@@ -158,7 +158,7 @@ def test_wrong_values_are_refused(options, sentence, prompts):
         sample(make(), prompts, **{"steps": 4, "key": jax.random.key(0)} | options)
 
 
-def test_prompts_are_tokens():
+def test_prompts_must_be_tokens():
     with pytest.raises(grlu.UserError, match="prompts must be tokens"):
         sample(make(), jnp.zeros((2, 3)), steps=1, key=jax.random.key(0))
     with pytest.raises(grlu.UserError, match="prompts must be tokens"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainers.schedules import optimizer, schedule
+from trainers.optimizer import optimizer, schedule
 
 
 @pytest.mark.parametrize("name", ["sgd", "normalized", "momentum", "adam", "adamw"])
@@ -21,7 +21,7 @@ def test_every_optimizer_descends(name, clip):
     np.testing.assert_allclose(x["a"], 0, atol=0.1)
 
 
-def test_a_normalized_step_is_as_long_as_the_rate():
+def test_a_normalized_step_has_the_length_of_the_rate():
     rate = schedule("constant", 0.5, 0.0, 10, warmup=0)
     chosen = optimizer("normalized", rate, momentum=0.0, weight_decay=0.0, clip=None)
     for scale in (1e-3, 1.0, 1e3):

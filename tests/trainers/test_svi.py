@@ -1,4 +1,4 @@
-"""Iterative inference: the inner loop against known posteriors, and what each mode learns from."""
+"""Iterative inference: the inner loop against known posteriors, and the modes."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ import trainers
 from grlu.errors import RunError, UserError
 from models.densities import kl_between
 from models.vae import Posterior
-from trainers.refinement import Refinement
-from trainers.svi import Refined
-from trainers.variational import Elbo, terms
+from trainers.gradient.svi import Refined
+from trainers.objectives.elbo import Elbo, terms
+from trainers.objectives.refinement import Refinement
 
 REFINEMENT = Refinement(steps=4, learning_rate=0.05, momentum=0.5, clip=2.0)
 
@@ -40,7 +40,7 @@ def x():
 
 
 def rewarded(model, x, mode, refine=REFINEMENT):
-    """The mean reward as a function of the flat parameters, and these."""
+    """Return the mean reward as a function of flat parameters, and these parameters."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     flat, restore = ravel_pytree(params)
     objective = Refined(Elbo(), refine, mode)
@@ -53,7 +53,7 @@ def rewarded(model, x, mode, refine=REFINEMENT):
 
 
 @pytest.mark.parametrize("natural", [False, True])
-def test_the_gradient_through_the_loop_is_that_of_finite_differences(model, x, natural):
+def test_the_gradient_through_the_loop_matches_finite_differences(model, x, natural):
     with jax.enable_x64(True):
         refine = dataclasses.replace(REFINEMENT, natural=natural)
         reward, flat, _ = rewarded(model, x, "e2e", refine)
@@ -67,7 +67,7 @@ def test_the_gradient_through_the_loop_is_that_of_finite_differences(model, x, n
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "kl", "e2e"])
-def test_what_the_encoder_learns_from(model, x, mode):
+def test_the_mode_selects_the_gradient_of_the_encoder(model, x, mode):
     reward, flat, restore = rewarded(model, x, mode)
     found = restore(jax.grad(reward)(flat))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -110,7 +110,7 @@ def test_refinement_finds_the_posterior_of_a_linear_gaussian_model(natural):
     np.testing.assert_array_equal(path["mean"][0], begin.mean)
 
 
-def test_a_rate_that_falls_leaves_less_of_the_noise_of_the_draws():
+def test_a_linear_schedule_reduces_sampling_noise():
     model = models.MODELS["vae_mlp"](
         (6,), 0, latent=2, decoder_hidden=(), likelihood="gaussian", sd=0.7, rngs=nnx.Rngs(0)
     )
@@ -127,7 +127,7 @@ def test_a_rate_that_falls_leaves_less_of_the_noise_of_the_draws():
         Refinement(schedule="falling")
 
 
-def test_natural_steps_stay_finite_from_a_guess_that_is_far_too_wide():
+def test_natural_steps_stay_finite_from_a_far_too_wide_posterior():
     # The pixels pin the code to a thousandth, the guess is wide: a whole natural step would
     # overshoot by orders of magnitude.
     model = models.MODELS["ivae"](
@@ -149,13 +149,13 @@ def test_natural_steps_stay_finite_from_a_guess_that_is_far_too_wide():
     assert elbo[-1] > elbo[0] / 10
 
 
-def test_examples_do_not_share_a_step(model, x):
+def test_examples_are_refined_independently(model, x):
     begin = model.posterior(x)
     alone = Posterior(*(each[:1] for each in begin))
     for natural in (False, True):
         refine = Refinement(1, 0.1, natural=natural)
         whole, _ = refine(model, x, begin, jax.random.key(0))
-        # The same draw for the same place in the batch.
+        # Equal samples at equal positions in the batch.
         draws = jax.random.normal(jax.random.split(jax.random.key(0), 1)[0], begin.mean.shape)
         moved = jax.grad(
             lambda m, e=draws[:1]: terms(
@@ -196,7 +196,7 @@ def test_every_mode_learns(mode, tiny, tmp_path):
     assert result.metrics["test_refined"] > result.metrics["test_elbo"]
 
 
-def test_an_inner_loop_that_diverges_is_told(tiny, tmp_path):
+def test_a_diverging_inner_loop_is_reported(tiny, tmp_path):
     tiny["model"]["decoder_activation"] = "relu"
     tiny["trainer"] |= {"svi_learning_rate": 1e12, "epochs": 1}
     with pytest.raises(RunError, match=r"not finite .* a lower trainer.svi_learning_rate"):

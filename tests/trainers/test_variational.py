@@ -1,4 +1,4 @@
-"""Bounds against closed forms, binarised data, and that any rule trains a VAE."""
+"""Bounds against closed forms, binarised data, and VAEs trained by every rule."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ import models
 import trainers
 from grlu.errors import UserError
 from models.vae import Posterior
-from trainers.variational import Elbo, Iwae, iwae_bound, log_weights, terms
+from trainers.objectives.elbo import Elbo, Iwae, iwae_bound, log_weights, terms
 
 LATENT, FEATURES, SD = 3, 6, 0.7
 
 
 @pytest.fixture
 def linear():
-    """x = W z + b + noise, with z normal: its marginal and its posterior are known."""
+    """Model x = W z + b + noise with a known marginal and posterior."""
     model = models.MODELS["vae_mlp"](
         (FEATURES,),
         0,
@@ -86,7 +86,7 @@ def test_more_samples_give_a_tighter_bound_and_one_the_elbo(linear):
     assert bounds[0] == pytest.approx(float(terms(model, x, q, z)["elbo"].mean()), abs=0.02)
 
 
-def test_beta_free_bits_and_warmup_change_the_reward_alone(linear):
+def test_beta_free_bits_and_warmup_change_only_the_reward(linear):
     model, x, *_ = linear
     batch = {"image": x}
 
@@ -122,7 +122,7 @@ BACKPROP, PERTURBATION = grlu.Backprop(), grlu.NodePerturbation(samples=16, sigm
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_any_rule_raises_the_bound(rule, objective):
+def test_every_rule_raises_the_bound(rule, objective):
     """Bars: one of four rows or columns of a 4 x 4 image is lit."""
     rows = jnp.eye(4)[:, :, None] * jnp.ones((1, 1, 4))
     bars = jnp.concatenate([rows, rows.swapaxes(1, 2)]).reshape(8, 16)
@@ -182,7 +182,7 @@ def test_a_run_learns_and_its_kl_weight_is_logged(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_seeds_and_a_gaussian_likelihood(tiny, tmp_path):
+def test_several_seeds_train_with_a_gaussian_likelihood(tiny, tmp_path):
     tiny["dataset"] = {"name": "digits"}
     tiny["model"]["likelihood"] = "learned"
     tiny["trainer"] |= {"objective": "iwae", "latent_samples": 5, "kl_warmup": 0.0, "epochs": 2}
@@ -209,7 +209,7 @@ def test_several_seeds_and_a_gaussian_likelihood(tiny, tmp_path):
         ("trainer", {"objective": "iwae"}, "'kl_warmup': it is one of trainer.objective=elbo"),
     ],
 )
-def test_what_does_not_fit_is_refused(section, change, sentence, tiny, tmp_path):
+def test_a_vae_that_does_not_fit_is_refused(section, change, sentence, tiny, tmp_path):
     if section == "model" and "name" in change:
         tiny["model"] = change
     else:

@@ -148,6 +148,6 @@ def own_vjp(a: jax.Array, b: jax.Array, pick: int) -> jax.Array:
 
 @function()
 def watched(a: jax.Array, b: jax.Array, pick: int) -> jax.Array:
-    """Show a value to the host on the way."""
+    """Pass a value to the host."""
     jax.debug.callback(lambda *_: None, a, b)
     return a + 0.5

@@ -1,11 +1,11 @@
-"""The grammar: recipes from choices, and models, rewards and batches from recipes.
+"""Grammar: recipes from choices, and models, rewards and batches from recipes.
 
 `recipe(draw)` makes a recipe from `draw(n)`, a choice among the numbers below n in which 0 is the
 simplest: hypothesis makes and shrinks recipes as well as `random.Random` makes them.
 
 Every value of a network has the shape (..., T, W): leading axes, steps and features. A step of a
-recipe reads earlier values, counted back from the latest, and appends its own. A step may have
-bodies, so that values that are not complete yet cross the borders of calls, loops and branches, and
+recipe reads earlier values, counted back from the latest, and appends a new one. A step may have
+bodies, so that incomplete values cross the boundaries of calls, loops and branches, and
 are read on both sides.
 """
 
@@ -39,7 +39,7 @@ Draw = Callable[[int], int]
 
 
 class Model(nnx.Module):
-    """The network of a recipe, from (B, T, W) to the same: the sum of its last two values."""
+    """Network of a recipe, from (B, T, W) to the same shape: the sum of its last two values."""
 
     def __init__(self, recipe: Recipe, w: Weights):
         self.body = Body(recipe.steps, Size(recipe.time, recipe.width, EXAMPLES), w)
@@ -91,7 +91,7 @@ def recipe(draw: Draw) -> Recipe:
     return Recipe(
         steps,
         rewards[draw(len(rewards))],
-        # Rewards of low precision come last: what follows would be rounded too.
+        # Rewards of low precision come last: later operations would be rounded too.
         tuple(sorted(chosen, key=lambda name: name in ROUNDED)),
         time,
         width,
@@ -121,5 +121,5 @@ def _step(draw: Draw, depth: int, batched: bool, layers: bool = False) -> Step:
 
 
 def _back(draw: Draw) -> int:
-    """Choose which value is read, mostly a late one."""
+    """Choose the value to read, mostly a late one."""
     return (0, 0, 1, 0, 2, 3)[draw(6)]

@@ -1,7 +1,7 @@
-"""An interpreter of jaxprs in NumPy, for networks too small to be worth compiling.
+"""Interpreter of jaxprs in NumPy, for networks too small to be worth compiling.
 
 `evaluate(fn, *args)` traces a function and interprets its jaxpr, loops and branches included. The
-few operations that are missing here are JAX's own, compiled once each.
+few missing operations are JAX's own, each compiled a single time.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-# Where calls keep the jaxpr that they wrap.
+# Parameters with the wrapped jaxpr of calls.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -26,7 +26,7 @@ _CALLS = {
 
 
 def evaluate(fn: Callable[..., Any], *args: Any) -> Any:
-    """Return what `fn(*args)` does, as NumPy arrays."""
+    """Return the result of `fn(*args)` as NumPy arrays."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     values = [_numpy(x) for x in jax.tree.leaves(args)]
     with np.errstate(all="ignore"):
@@ -35,7 +35,7 @@ def evaluate(fn: Callable[..., Any], *args: Any) -> Any:
 
 
 def _numpy(x: Any) -> Any:
-    """Return a NumPy array; PRNG keys stay what they are."""
+    """Convert to a NumPy array, except for PRNG keys."""
     return x if isinstance(x, jax.Array) and _is_key(x) else np.asarray(x)
 
 
@@ -223,10 +223,10 @@ def _indices(
     batching: Sequence[int],
     indices_batching: Sequence[int],
 ) -> tuple[tuple[Any, ...], Any]:
-    """Find where each element of a gather's output, or a scatter's updates, lies in the operand.
+    """Find the places in the operand of a gather's outputs or a scatter's updates.
 
     Returns:
-        One array of indices for each axis of the operand, and which of them are within it.
+        One array of indices per axis of the operand, and a mask of those within bounds.
     """
     rest = [d for d in range(len(shape)) if d not in offset_dims]
 
@@ -352,7 +352,7 @@ def _divided(x: Any, y: Any) -> Any:
 
 
 def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an operation that depends on its values alone."""
+    """Wrap an operation that depends only on its values."""
     return lambda p, out, *values: fn(*values)
 
 

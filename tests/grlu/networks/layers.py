@@ -1,4 +1,4 @@
-"""Layers: functions of the size of the values, a variant and initial values."""
+"""Layers: functions of the values' size, a variant and initial values."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def dense(size: Size, pick: int, w: Weights) -> Layer:
 
 @layer()
 def dense_over_steps(size: Size, pick: int, w: Weights) -> Layer:
-    """Merge steps and features for a dense layer, and part them again."""
+    """Merge steps and features for a dense layer, and split them again."""
     units = size.steps * size.width
 
     def fn(m: Layer, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -315,7 +315,7 @@ def quantised(size: Size, pick: int, w: Weights) -> Layer:
 
 @layer(KINKED)
 def own_jvp(size: Size, pick: int, w: Weights) -> Layer:
-    """Halve a product's derivative by its own rule, which differences of rewards cannot see."""
+    """Halve a product's derivative by a custom rule, invisible to differences of rewards."""
     return Layer(lambda m, a, b: _halved(a, m.w[...]), w=w.matrix(size.width, size.width))
 
 

@@ -1,4 +1,4 @@
-"""A long run over random networks: 10,000 of them in two processes, from the repository's root:
+"""Long run over 10,000 random networks in two processes; run it from the repository's root:
 
 python -m tests.grlu.networks --count 10000 --seed 0
 """

@@ -1,4 +1,4 @@
-"""Recipes: random networks as plain data that prints as the code that makes it."""
+"""Recipes: random networks as plain data whose repr is code."""
 
 import dataclasses
 
@@ -8,13 +8,13 @@ EXAMPLES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One operation.
+    """Operation of a recipe.
 
     Attributes:
         name: key of `LAYERS`, `FUNCTIONS`, `REGIONS` or `AGAIN`.
-        reads: values that it reads, counted back from the latest.
+        reads: values to read, counted back from the latest.
         pick: chooses a variant.
-        bodies: what runs inside a region.
+        bodies: steps inside a region.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A network, its reward and its batch.
+    """Recipe of a network, its reward and its batch.
 
     Attributes:
         steps: the network.
         reward: key of `REWARDS`.
-        changes: keys of `CHANGES`: what is made of the rewards, in turn.
+        changes: keys of `CHANGES`, applied to the rewards in turn.
         time: T.
         width: W.
         seed: seed of parameters and data.
-        extra: "", or where a parameter stands that no reward needs: "unused" or in the "aux".
+        extra: "", or the place of a parameter without effect on rewards: "unused" or "aux".
     """
 
     steps: tuple[Step, ...]
@@ -62,7 +62,7 @@ class Recipe:
 
     @property
     def loops(self) -> bool:
-        """Tell whether a loop has a condition, of which JAX has no gradient in reverse."""
+        """Return True if a while loop, which has no reverse-mode gradient, is among the steps."""
         return _loops(self.steps)
 
     def names(self) -> set[str]:

@@ -24,7 +24,7 @@ Values = list[jax.Array]
 
 
 class Body(nnx.Module):
-    """Steps and their modules."""
+    """Body of steps with their modules."""
 
     def __init__(self, steps: tuple[Step, ...], size: Size, w: Weights):
         self.steps = steps
@@ -46,7 +46,7 @@ class Body(nnx.Module):
             self.where = (*self.where, at)
 
     def __call__(self, *values: jax.Array) -> tuple[jax.Array, ...]:
-        """Return all values: those given and those that the steps append."""
+        """Return all values: the given ones and those that the steps append."""
         known = list(values)
         for step, at in zip(self.steps, self.where, strict=True):
             read = [known[-1 - i % len(known)] for i in step.reads]
@@ -74,7 +74,7 @@ def _once(module: Any, read: Values) -> Values:
     return [module(read[0], read[-1])]
 
 
-# Another use of an earlier layer or region: as it is, or in a call of its own.
+# Another use of an earlier layer or region: directly, or in a separate call.
 AGAIN: dict[str, Callable[[Any, Values], Values]] = {
     "again": _once,
     "again_in_jit": lambda module, read: (
@@ -87,14 +87,14 @@ AGAIN: dict[str, Callable[[Any, Values], Values]] = {
 
 
 class Region(nnx.Module):
-    """Bodies, and a function of the region and the values that it reads.
+    """Region of bodies and a function of the region and its values.
 
     Args:
         step: its bodies and its variant.
-        sizes: T and W inside, of each body where they differ.
+        sizes: T and W inside, per body if they differ.
         w: initial values.
         fn: `(region, *values) -> values`.
-        copies: how many networks each body's parameters are stacked for; None for one.
+        copies: number of networks for which each body's parameters are stacked; None for one.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ def recurrent(step: Step, size: Size, w: Weights) -> Region:
 
 @region(1)
 def repeated(step: Step, size: Size, w: Weights) -> Region:
-    """Loop a number of times, or by a condition."""
+    """Loop a fixed number of times, or until a condition holds."""
 
     def fn(m: Region, *values: jax.Array) -> Any:
         state, run = _pure(m.bodies[0])
@@ -289,7 +289,7 @@ def repeated(step: Step, size: Size, w: Weights) -> Region:
 
 @region(2, KINKED)
 def branch(step: Step, size: Size, w: Weights) -> Region:
-    """Choose between bodies by the values, for all examples at once or for each."""
+    """Choose between bodies by the values, for all examples at once or per example."""
 
     def fn(m: Region, *values: jax.Array) -> Any:
         (one, first), (other, second) = (_pure(body) for body in m.bodies)
@@ -321,7 +321,7 @@ def sorted_examples(step: Step, size: Size, w: Weights) -> Region:
 
 @region(2, BATCHED, KINKED)
 def experts(step: Step, size: Size, w: Weights) -> Region:
-    """Give each of two bodies half of the rows, as the last value sorts them."""
+    """Give each of two bodies half of the rows, sorted by the last value."""
 
     def fn(m: Region, *values: jax.Array) -> Any:
         order = jnp.argsort(values[-1].reshape(len(values[-1]), -1)[:, 0])
@@ -338,7 +338,7 @@ def experts(step: Step, size: Size, w: Weights) -> Region:
 
 @region(1, BATCHED)
 def time_major(step: Step, size: Size, w: Weights) -> Region:
-    """Swap examples and steps: what goes over the steps goes over the examples."""
+    """Swap the axes of examples and steps."""
 
     def fn(m: Region, *values: jax.Array) -> Any:
         inside = m.bodies[0].run(*(v.swapaxes(0, -2) for v in values))
@@ -350,7 +350,7 @@ def time_major(step: Step, size: Size, w: Weights) -> Region:
 
 @region(1, BATCHED)
 def merged(step: Step, size: Size, w: Weights) -> Region:
-    """Merge examples and steps into one axis, or part the examples into two."""
+    """Merge examples and steps into one axis, or split the examples into two."""
 
     def fn(m: Region, *values: jax.Array) -> Any:
         shape = values[0].shape

@@ -1,4 +1,4 @@
-"""Rewards: functions of a model's output, and what may be made of them."""
+"""Rewards: functions of a model's output, and changes to them."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def log_likelihood(model: Any, h: jax.Array, batch: Any) -> jax.Array:
 
 @reward()
 def cross_entropy_of_merged_steps(model: Any, h: jax.Array, batch: Any) -> jax.Array:
-    """Merge the positions of all sequences, as losses of language models do."""
+    """Merge the positions of all sequences, like losses of language models."""
     logits = nnx.log_softmax(h.reshape(-1, h.shape[-1]))
     labels = jnp.repeat(batch["label"], h.shape[1])
     return jnp.take_along_axis(logits, labels[:, None], axis=1).reshape(h.shape[:2]).sum(1)

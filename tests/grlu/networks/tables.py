@@ -1,4 +1,4 @@
-"""Tables of what the names in a recipe stand for, and the parts that all entries share."""
+"""Tables of the names in a recipe, and shared parts of their entries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from tests.grlu.networks.recipes import Size, Step
 
 
 class Weights:
-    """Random values, drawn by NumPy: compiling a draw for each shape takes long."""
+    """Source of random values from NumPy: compiling a sampler for each shape takes long."""
 
     def __init__(self, seed: int):
         self._generator = np.random.default_rng(seed)
@@ -26,7 +26,7 @@ class Weights:
         return self.normal(fan_in, units, scale=fan_in**-0.5)
 
     def __call__(self, key: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
-        """Draw initial weights, as the initializers of NNX do."""
+        """Sample initial weights, like the initializers of NNX."""
         del key
         fan_in = max(1, int(np.prod(shape[:-1])))
         return self.normal(*shape, scale=fan_in**-0.5).astype(dtype or jnp.float32)
@@ -36,7 +36,7 @@ class Weights:
 
 
 class Layer(nnx.Module):
-    """Parameters or a module of NNX, and a function of them and two values."""
+    """Module of parameters or an NNX module, and a function of them and two values."""
 
     def __init__(
         self, fn: Callable[..., jax.Array], inner: nnx.Module | None = None, **arrays: Any
@@ -71,13 +71,13 @@ CHANGES: dict[str, Callable[[jax.Array, Any, Any], jax.Array]] = {}
 
 # Names that need the examples on the first axis.
 BATCHED: set[str] = set()
-# Names after which a network is not smooth, or rounds, or has a derivative of its own.
+# Names that make a network not smooth, rounded, or give it a custom derivative.
 KINKED: set[str] = set()
 ROUNDED: set[str] = set()
 OWN_VJP: set[str] = set()
-# Names that draw random numbers.
+# Names that sample random numbers.
 RANDOM: set[str] = set()
-# Names with a `stop_gradient`, beyond which perturbation must not look.
+# Names with a `stop_gradient`, which noise must not pass.
 STOPPED: set[str] = set()
 
 

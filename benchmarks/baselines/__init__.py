@@ -1,0 +1,1 @@
+"""Baselines, written independently of the library."""

@@ -1,0 +1,1 @@
+"""Dependence of each example's reward on each value of a network."""

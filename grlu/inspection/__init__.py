@@ -1,0 +1,1 @@
+"""Inspection of networks and estimates: sites, checks and alignment."""

@@ -1,0 +1,1 @@
+"""Noise on units and parameters, sharded over devices."""

@@ -1,0 +1,1 @@
+"""Learning rules: estimators of a gradient from rewards."""

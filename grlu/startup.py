@@ -1,0 +1,53 @@
+"""Startup: the cache of compiled programs, and folders that hide the project's packages."""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import platform
+
+from grlu.errors import UserError
+
+PACKAGES = ("checkpoints", "configs", "input_pipeline", "models", "reports", "trainers")
+_CPU = pathlib.Path("/proc/cpuinfo")
+
+
+def cache_compilations() -> None:
+    """Keep compiled programs in the user's cache folder, up to 2 GB.
+
+    Call it before JAX is imported. JAX's own environment variables win, such as
+    `JAX_ENABLE_COMPILATION_CACHE=false`, which turns the cache off.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(os.environ.get("GRLU_CACHE") or pathlib.Path(base, "grlu"))
+    settings = {
+        # Programs for one CPU may not run on another one that shares the home folder.
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla" / _processor()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**31),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _processor() -> str:
+    """Return a digest of the CPU's instruction set."""
+    text = platform.machine()
+    if _CPU.is_file():
+        lines = _CPU.read_text(encoding="utf-8").splitlines()
+        text += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def require_own_packages() -> None:
+    """Raise UserError if a folder of the same name hides one of the project's packages."""
+    home = pathlib.Path(__file__).parents[1]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = [*(spec.submodule_search_locations or [])] if spec else []
+        own = (home / name).resolve()
+        if own.is_dir() and places and pathlib.Path(places[0]).resolve() != own:
+            raise UserError(
+                f"the folder {places[0]} hides the package {name!r} of grlu: rename it, or run "
+                "from another folder"
+            )

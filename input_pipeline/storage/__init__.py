@@ -1,0 +1,1 @@
+"""Storage of data: prepared sets, caches and arrays on disk."""

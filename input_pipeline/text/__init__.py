@@ -1,0 +1,1 @@
+"""Text: files, tokenizers, tasks and preferences."""

@@ -1,0 +1,80 @@
+"""Names of configs, the catalogue and the start of a command."""
+
+import subprocess
+import sys
+
+import pytest
+
+import configs
+import grlu
+import input_pipeline
+import models
+import trainers
+from grlu.catalogue import catalogue
+from grlu.startup import cache_compilations, require_own_packages
+
+
+def first_line(thing):
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def test_the_catalogue_lists_what_can_be_imported():
+    found = catalogue()
+    assert found["models"] == {n: first_line(m) for n, m in models.MODELS.items()}
+    assert found["objectives"] == {n: first_line(o) for n, o in trainers.OBJECTIVES.items()}
+    assert found["trainers"].keys() == trainers.TRAINERS.keys()
+    assert input_pipeline.DATASETS.keys() <= found["data sets"].keys()
+    rules = {
+        f"grlu.{name}": first_line(rule)
+        for name in grlu.__all__
+        if isinstance(rule := getattr(grlu, name), type)
+        and issubclass(rule, grlu.Rule)
+        and rule is not grlu.Rule
+    }
+    assert found["rules"] == rules
+    assert all(text for section in found.values() for text in section.values())
+
+
+def test_former_names_of_configs_select_members_of_families():
+    for entry in configs.entries().values():
+        assert set(entry.aliases.values()) <= set(entry.members)
+        for former, member in entry.aliases.items():
+            same = trainers.resolve(f"{entry.path.stem}:{member}")
+            assert trainers.resolve(former) == same
+
+
+@pytest.mark.parametrize("name", ["published:8", "mnist_grlu:n=1", "published:"])
+def test_a_member_that_does_not_exist_is_refused(name):
+    if name.endswith(":"):
+        assert trainers.resolve(name) == trainers.resolve(name.removesuffix(":"))
+        return
+    with pytest.raises(grlu.UserError, match=f"no config '{name}'"):
+        trainers.resolve(name)
+
+
+def test_a_folder_that_hides_a_package_is_named(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    script = tmp_path / "mine.py"
+    script.write_text("import trainers")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert f"the folder {tmp_path / 'models'} hides the package 'models'" in done.stderr
+
+
+def test_packages_are_not_hidden_here():
+    require_own_packages()
+
+
+def test_variables_of_the_environment_win_over_the_cache_of_compiled_programs(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("GRLU_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "1")
+    cache_compilations()
+    import os
+
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path / "xla"))
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == "1"
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name)

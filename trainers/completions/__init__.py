@@ -1,0 +1,1 @@
+"""Completions of language models: prompts, rollouts, rewards and their evaluation."""

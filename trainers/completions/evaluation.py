@@ -1,0 +1,101 @@
+"""Evaluation of policies: metrics of their completions, and examples for a person to read."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trainers.completions.rewards import Judge
+from trainers.completions.rollout import RewardSettings, Rollout, repeat_rows
+from trainers.completions.sampling import Completions, log_probs
+from trainers.loop.trainer import Values
+
+
+def metrics(rollout: Rollout) -> tuple[str, ...]:
+    """Return the names of the values of `evaluate`."""
+    right = ("greedy_accuracy", "greedy_exact", "pass_1", "pass_k")
+    return (*rollout.metrics, "nll", *(right if rollout.rewards.use_target else ()), "length")
+
+
+def evaluate(
+    rollout: Rollout, settings: RewardSettings, model: Any, batch: Any
+) -> tuple[Values, Completions]:
+    """Evaluate a policy, deterministically.
+
+    Args:
+        rollout: samples and scores completions.
+        settings: number and temperature of the samples.
+        model: the policy.
+        batch: `prompt` (B, P), `target` (B, T) and other columns.
+
+    Returns:
+        Values per prompt, each (B,), and the B x `eval_samples` completions. `nll` is in nats per
+        token of the target. If a reward compares with the target, `greedy_accuracy` is the fraction
+        of right tokens, `greedy_exact` of right completions, by the likeliest tokens; `pass_1` is
+        the fraction of right completions among k samples, `pass_k` whether one of them is right.
+        Rewards that ignore the target define their own success, which `reward` measures.
+    """
+    key = key_from(batch["prompt"])
+    prompts, count, samples = rollout.prompts, len(batch["prompt"]), settings.eval_samples
+    temperature = settings.eval_temperature
+    completions = rollout.sample(model, batch["prompt"], key, samples, temperature=temperature)
+    rows = repeat_rows(batch, samples)
+    scores = rollout.score(rows, completions)
+
+    def per_prompt(values: jax.Array) -> jax.Array:
+        return values.reshape(count, samples).astype(jnp.float32)
+
+    sampled = {"reward": scores.total, "length": completions.lengths}
+    sampled |= rollout.scores_by_name(scores)
+    values = {name: per_prompt(value).mean(1) for name, value in sampled.items()}
+    target, mask = batch["target"], prompts.target_mask(batch["target"])
+    if rollout.rewards.use_target:
+        right = per_prompt((completions.tokens == rows["target"]).all(1))
+        values |= {"pass_1": right.mean(1), "pass_k": right.max(1)}
+        greedy = rollout.sample(model, batch["prompt"], key, greedy=True).tokens
+        values["greedy_accuracy"] = ((greedy == target) * mask).sum(1) / mask.sum(1)
+        values["greedy_exact"] = (greedy == target).all(1).astype(jnp.float32)
+    sequences = jnp.concatenate([batch["prompt"], target], axis=1)
+    chosen = log_probs(model(sequences[:, :-1], start=prompts.length - 1), target)
+    values["nll"] = -(chosen * mask).sum(1) / mask.sum(1)
+    return values, completions
+
+
+def key_from(prompts: jax.Array) -> jax.Array:
+    """Return the sampling key of a batch: a function of its prompts alone, equal in each pass."""
+    places = 1 + jnp.arange(prompts.size, dtype=jnp.uint32).reshape(prompts.shape)
+    return jax.random.fold_in(jax.random.key(0), jnp.sum(places * prompts.astype(jnp.uint32)))
+
+
+def examples(
+    rollout: Rollout, temperature: float, model: Any, key: jax.Array, batch: Any
+) -> list[dict[str, Any]]:
+    """Return one completion of each prompt of a batch as text, with its target and reward."""
+    names, text = ("prompt", "completion", "target"), rollout.prompts.text
+    graphdef, state = nnx.split(model)
+    arrays = _sample_and_score(rollout, temperature, graphdef, state, rollout.judge, key, batch)
+    *texts, rewards = (a.tolist() for a in arrays)
+    return [
+        {n: text(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
+        for *row, reward in zip(*texts, rewards, strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample_and_score(
+    rollout: Rollout,
+    temperature: float,
+    graphdef: Any,
+    state: Any,
+    judge: Judge | None,
+    key: jax.Array,
+    batch: Any,
+) -> tuple[jax.Array, ...]:
+    if judge is not None:  # The traced argument, not the static rollout's constant.
+        rollout = rollout.bind(judge)
+    batch, model = rollout.prompts.columns(batch), nnx.merge(graphdef, state, copy=True)
+    completions = rollout.sample(model, batch["prompt"], key, temperature=temperature)
+    scores = rollout.score(batch, completions)
+    return batch["prompt"], completions.tokens, batch["target"], scores.total

@@ -1,0 +1,212 @@
+"""Rollouts: sample completions of a data set's prompts and score them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grlu.errors import UserError
+from trainers.completions.prompts import Prompts
+from trainers.completions.rewards import Judge
+from trainers.completions.sampling import Completions, sample
+from trainers.completions.scoring import Rewards, Scores, rewards_from, short_name
+from trainers.config.values import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """Keys of a trainer that samples completions.
+
+    Attributes:
+        prompt: tokens of a prompt; by default the data set's, 1 for plain text.
+        horizon: maximum number of tokens of a completion; by default the rest of an example, or the
+            part that a reward model can see.
+        end: text of the end-of-sequence token, or None.
+        temperature: sampling temperature in training.
+    """
+
+    prompt: int | None = None
+    horizon: int | None = None
+    end: str | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        require("trainer.prompt", self.prompt, 1)
+        require("trainer.horizon", self.horizon, 1)
+        if not self.temperature > 0:
+            raise UserError(f"trainer.temperature must be positive, got {self.temperature:g}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardSettings(SamplingSettings):
+    """Keys of a trainer that rewards completions.
+
+    Attributes:
+        rewards: names of `trainers.COMPLETION_REWARDS`, `token:NUMBER` or `FILE.py:FUNCTION`;
+            "judge" is the reward model that the config's `judge` names.
+        reward_weights: weight of each reward; by default 1.
+        reward_mode: reward of a wrong answer where a right one gets 1: "+1" gives 0, "±1" gives -1.
+        discount: discount per token of rewards per token; with 0 each token gets its own reward.
+        eval_samples: k of pass@k, the number of completions per prompt in evaluation.
+        eval_temperature: sampling temperature in evaluation.
+    """
+
+    rewards: tuple[str, ...] = ("exact",)
+    reward_weights: tuple[float, ...] | None = None
+    reward_mode: Literal["+1", "±1"] = "+1"
+    discount: float = 1.0
+    eval_samples: int = 4
+    eval_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("trainer.discount", self.discount, 0, 1)
+        require("trainer.eval_samples", self.eval_samples, 1)
+        if not self.eval_temperature > 0:
+            raise UserError(
+                f"trainer.eval_temperature must be positive, got {self.eval_temperature:g}"
+            )
+        rewards_from(self.rewards, self.reward_weights)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rollout:
+    """Samples completions of prompts and scores them.
+
+    Attributes:
+        prompts: how to read the data.
+        rewards: the rewards.
+        names: metric names of the rewards; empty if there is one reward only.
+        wrong: reward of a wrong answer.
+        judge: the reward model behind the reward "judge", or None.
+    """
+
+    prompts: Prompts
+    rewards: Rewards
+    names: tuple[str, ...]
+    wrong: float
+    judge: Judge | None = None
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: RewardSettings,
+        data: Any,
+        block: int | None = None,
+        judge: Judge | None = None,
+    ) -> "Rollout":
+        """Return the rollout that a trainer's settings describe.
+
+        Args:
+            settings: the trainer's settings.
+            data: the data set.
+            block: maximum number of tokens that a reward model sees, or None.
+            judge: the reward model, or None.
+
+        Raises:
+            UserError: if the data are not text, or a reward is for a token outside the vocabulary.
+        """
+        prompts = Prompts.from_data(
+            data, settings.prompt, settings.horizon, settings.end, block=block
+        )
+        for name in settings.rewards:
+            if name.startswith("token:") and int(name[6:]) >= prompts.vocabulary:
+                raise UserError(
+                    f"the reward {name!r} is for a token outside the vocabulary: {data.name} has "
+                    f"the tokens 0 to {prompts.vocabulary - 1}"
+                )
+        names = tuple(short_name(name) for name in settings.rewards)
+        return cls(
+            prompts,
+            rewards_from(settings.rewards, settings.reward_weights),
+            names if len(names) > 1 else (),
+            -1.0 if settings.reward_mode == "±1" else 0.0,
+            judge,
+        )
+
+    def bind(self, judge: Judge) -> "Rollout":
+        """Return this rollout with another reward model."""
+        return dataclasses.replace(self, judge=judge)
+
+    def sample(
+        self, model: Any, prompts: jax.Array, key: jax.Array, samples: int = 1, **options: Any
+    ) -> Completions:
+        """Sample `samples` completions of each prompt (B, P); `options` are those of `sample`."""
+        return sample(
+            model,
+            prompts,
+            steps=self.prompts.horizon,
+            key=key,
+            samples=samples,
+            end_token=self.prompts.end_token,
+            **options,
+        )
+
+    def score(self, batch: Any, completions: Completions) -> Scores:
+        """Score N completions, given the columns of their prompts, each with N rows."""
+        columns = {name: column for name, column in batch.items() if name != "prompt"}
+        mask = completions.mask.astype(jnp.float32)
+        columns |= {"mask": mask, "wrong": self.wrong, "judge": self.judge}
+        return self.rewards(batch["prompt"], completions.tokens, **columns)
+
+    def scores_by_name(self, scores: Scores) -> dict[str, jax.Array]:
+        """Return the reward of each function, (N,), by its metric's name."""
+        pairs = zip(self.names, scores.by_function, strict=bool(self.names))
+        return {f"reward_{name}": reward for name, reward in pairs}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the rewards' metrics."""
+        return ("reward", *(f"reward_{name}" for name in self.names))
+
+    def evidence(
+        self, prompts: jax.Array, tokens: jax.Array, scores: Scores, samples: int
+    ) -> dict[str, jax.Array]:
+        """Return what `explain` needs of a step with N = B x samples completions.
+
+        Args:
+            prompts: tokens, (N, P).
+            tokens: tokens of the completions, (N, T).
+            scores: their scores.
+            samples: completions of each prompt, next to each other.
+        """
+        found = {
+            "sequences": jnp.concatenate([prompts, tokens], axis=1),
+            "scores": jnp.stack(scores.by_function, axis=1),
+        }
+        return {name: a.reshape(-1, samples, a.shape[-1]) for name, a in found.items()}
+
+    def evidence_shapes(self, batch_size: int, samples: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return shapes and dtypes of `evidence` for `batch_size` prompts."""
+        length = self.prompts.length + self.prompts.horizon
+        sizes = {"sequences": (length, jnp.int32), "scores": (len(self.rewards.weights), "float32")}
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, samples, size), dtype)
+            for name, (size, dtype) in sizes.items()
+        }
+
+    def explain(self, evidence: Mapping[str, Any]) -> str | None:
+        """Return which reward was not finite, with a prompt and completion; None if all were.
+
+        Args:
+            evidence: the return value of `evidence`, or {}, for which only exceptions of rewards in
+                Python are reported.
+        """
+        raised = self.rewards.raised
+        bad = np.argwhere(~np.isfinite(evidence["scores"])).tolist() if evidence else []
+        if not bad:
+            return "; ".join(f"the reward {n!r} raised {e}" for n, e in raised.items()) or None
+        row, sample, number = min(bad, key=lambda index: index[::-1])
+        name, length = list(self.rewards.functions)[number], self.prompts.length
+        tokens = np.asarray(evidence["sequences"])[row, sample].tolist()
+        prompt, completion = self.prompts.text(tokens[:length]), self.prompts.text(tokens[length:])
+        what = f"raised {raised[name]}" if name in raised else "gave a value that is not finite"
+        return f"the reward {name!r} {what} for the completion {completion!r} of {prompt!r}"
+
+
+def repeat_rows(batch: Any, times: int) -> Any:
+    """Repeat each row of a batch, with its copies next to each other."""
+    return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), batch)

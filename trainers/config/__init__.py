@@ -1,0 +1,1 @@
+"""Configs: loading, schemas, values and paths."""

@@ -1,0 +1,70 @@
+"""Meanings of config keys, read from docstrings."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from trainers.config.schema import LINKS, factory_of
+from trainers.config.values import plain
+
+_ENTRY = re.compile(r"    (\w+): (.*)")
+
+
+def meanings(factory: Any) -> dict[str, str]:
+    """Return key → meaning from the Args and Attributes of a factory's docstring.
+
+    Args:
+        factory: class, with the docstrings of its bases and of its `rule_class`, or function.
+    """
+    classes = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
+    found: dict[str, str] = {}
+    for each in (*classes, getattr(factory, "rule_class", None)):
+        for text in (each.__doc__, getattr(each, "__init__", each).__doc__) if each else ():
+            found = _entries(text or "") | found
+    return found
+
+
+def explained(config: Mapping[str, Any], sections: Any) -> Iterator[str]:
+    """Yield the lines of a complete config or pipeline as YAML, each key with its meaning.
+
+    Args:
+        config: the config.
+        sections: section → its schema, as in `trainers.registry.SECTIONS`.
+    """
+    for key, value in plain(config).items():
+        if key == "stages":
+            yield "stages:"
+            for stage in value:
+                yield f"- name: {stage['name']}"
+                rest = {k: v for k, v in stage.items() if k != "name"}
+                yield from (f"  {line}" for line in explained(rest, sections))
+        elif key in sections and isinstance(value, dict):
+            yield f"{key}:"
+            known = meanings(factory_of(sections[key], value, key)) if value else {}
+            yield from (f"  {line}" for line in _lines(value, known))
+        else:
+            yield from _lines({key: value}, dict.fromkeys(LINKS, "run that this one builds on"))
+
+
+def _lines(values: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[str]:
+    for key, value in values.items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+        text = f"{key}: {text.removesuffix('...' + chr(10)).strip()}"
+        yield f"{text:34}  # {known[key]}" if known.get(key) else text
+
+
+def _entries(docstring: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    listing, name = False, ""
+    for line in inspect.cleandoc(docstring).split("\n"):
+        if line and not line.startswith(" "):
+            listing = line in ("Args:", "Attributes:")
+        elif listing and (match := _ENTRY.fullmatch(line)):
+            name = match[1]
+            found[name] = match[2]
+        elif listing and line.startswith(" " * 8) and name:
+            found[name] += f" {line.strip()}"
+    return found

@@ -1,0 +1,77 @@
+"""Paths in a config: made absolute, so that a run is the same from any folder, and found again."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.storage.local import local
+from trainers.config.schema import LINKS
+from trainers.config.values import plain
+
+_REWARDS = ("rewards", "utility")
+_FUNCTION = re.compile(r"(?P<path>.+\.py)(?=:\w+$)")
+# Config key → pattern of the path in its value.
+_PATHS: dict[str, Any] = {
+    **dict.fromkeys(("backbone", "bpe", "data_dir", "init_from", "reference"), r"(?P<path>.+)"),
+    **dict.fromkeys(("name", "like"), r"(?:text|folder|preferences):(?P<path>.+)"),
+    **dict.fromkeys(_REWARDS, _FUNCTION),
+}
+
+
+def absolute(config: ConfigDict) -> ConfigDict:
+    """Return a config with absolute paths of all existing files and of all linked runs.
+
+    Raises:
+        UserError: if it names a remote path.
+    """
+    given = plain(config)
+    links = {k: str(local(given[k], f"{k}:").resolve()) for k in LINKS if k in given}
+    return ConfigDict(_walk(None, given) | links, type_safe=False)
+
+
+def functions(config: Mapping[str, Any]) -> list[Path]:
+    """Return the Python files of a config's rewards."""
+    trainer = config["trainer"]
+    names = [name for key in _REWARDS for name in trainer.get(key) or ()]
+    return [Path(match["path"]) for name in names if (match := _FUNCTION.match(name))]
+
+
+def copy_of(file: Path, folder: Path) -> Path:
+    """Return the path of a file's copy in a folder of copies."""
+    return folder / file.relative_to(file.anchor)
+
+
+def kept(config: ConfigDict, folder: Path) -> ConfigDict:
+    """Return a config with the copies in `folder` instead of Python files that are gone."""
+
+    def existing(match: re.Match) -> str:
+        file = Path(match["path"])
+        copy = copy_of(file, folder)
+        return str(file if file.is_file() or not copy.is_file() else copy)
+
+    trainer = plain(config.trainer)
+    changed = {
+        key: tuple(_FUNCTION.sub(existing, name) for name in trainer[key])
+        for key in _REWARDS
+        if trainer.get(key)
+    }
+    return ConfigDict(plain(config) | {"trainer": trainer | changed}, type_safe=False)
+
+
+def _walk(key: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _walk(k, v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_walk(key, entry) for entry in value)
+    if not isinstance(value, str) or key not in _PATHS:
+        return value
+
+    def resolved(match: re.Match) -> str:
+        path = local(match["path"], f"{key}:")
+        found = str(path.resolve()) if path.exists() else match["path"]
+        return match[0].removesuffix(match["path"]) + found
+
+    return re.sub(_PATHS[key], resolved, value)

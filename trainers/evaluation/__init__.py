@@ -1,0 +1,1 @@
+"""Evaluation of variational autoencoders beyond the metrics of training."""

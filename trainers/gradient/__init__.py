@@ -1,0 +1,1 @@
+"""The gradient trainer: an objective, a rule and an optimizer."""

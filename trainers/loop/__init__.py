@@ -1,0 +1,1 @@
+"""The training loop, and the folders, devices and processes of a run."""

@@ -1,0 +1,1 @@
+"""Objectives: rewards per example, and the metrics to report."""

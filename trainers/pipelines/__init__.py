@@ -1,0 +1,1 @@
+"""Pipelines: runs that build on other runs."""

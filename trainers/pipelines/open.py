@@ -1,0 +1,264 @@
+"""Experiments of runs with all their links followed."""
+
+import dataclasses
+import functools
+import json
+import logging
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+import input_pipeline
+from checkpoints import Restored
+from grlu.errors import UserError
+from input_pipeline import Data
+from models.gpt2_weights import gpt2_from_file
+from trainers.build import make_experiment
+from trainers.completions.rewards import Judge
+from trainers.config.schema import build
+from trainers.config.values import plain
+from trainers.loop.experiment import Experiment
+from trainers.loop.loop import open_checkpoints
+from trainers.loop.run_dir import RunDirectory
+from trainers.loop.state import TrainState
+from trainers.pipelines.features import encoded
+from trainers.pipelines.links import (
+    config_of,
+    linked_run,
+    reference_link,
+    require_vocabulary,
+    require_writer,
+)
+from trainers.policies.preference import PreferenceTrainer
+from trainers.policies.reference import frozen
+
+_log = logging.getLogger("grlu")
+SPLITS = ("train", "validation", "test")
+# Keys of the dataset that the model's own run decides.
+_OF_THE_MODEL = ("normalize", "flatten")
+# Features are computed from the original data, not from a binarized sample.
+_NOT_FOR_FEATURES = ("binarize",)
+
+
+def open_experiment(
+    config: ConfigDict,
+    run: RunDirectory | None,
+    *,
+    computed: Collection[str] = SPLITS,
+    begun: bool | None = None,
+) -> Experiment:
+    """Return the experiment of a run with its links followed.
+
+    Args:
+        config: complete config of the run.
+        run: folder of the run, or None before it exists, when all links are absolute.
+        computed: splits whose features are computed; those of the others are zeros. With all
+            splits, the run is to be trained, and starts from the weights of its links.
+        begun: the run's own checkpoints hold those weights; by default, if it has a checkpoint.
+
+    Raises:
+        UserError: if parts do not fit, or a linked run is not trained.
+    """
+    training = set(computed) == set(SPLITS)
+    if begun is None:
+        begun = run is not None and run.trained
+    data = _data(plain(config.dataset), config.get("features"), run, computed)
+    linked = _reference(config, run, data, weights=training and not begun)
+    borrowed = bool(linked)
+    if "judge" in config:
+        judge = linked_run(run, "judge", config.judge)
+        linked["judge"] = _judge(judge, data, trained=bool(computed))
+    experiment = make_experiment(config, data, **linked)
+    if begun:
+        return experiment
+    if "start" in config:
+        experiment = _started(experiment, config.start, run, data, weights=training)
+    elif training:
+        experiment = warm_started(experiment)
+    borrowed = borrowed or experiment.start is not None
+    return dataclasses.replace(experiment, borrowed=borrowed)
+
+
+def fresh(
+    config: ConfigDict, run: RunDirectory, computed: Collection[str]
+) -> tuple[Experiment, Data]:
+    """Return the experiment of a run with new weights, and its data; `computed` as above."""
+    data = _data(plain(config.dataset), config.get("features"), run, computed)
+    return make_experiment(config, data, **_reference(config, run, data, weights=False)), data
+
+
+def restored(
+    run: RunDirectory, *, best: bool, seen: Experiment | None = None
+) -> Restored[TrainState]:
+    """Restore the newest (or best) checkpoint of a run; with `run.patience` always the best.
+
+    Args:
+        run: the run.
+        best: restore the best checkpoint by validation.
+        seen: experiment of the run, if already built.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    experiment = seen or fresh(config_of(run), run, ())[0]
+    with open_checkpoints(experiment, run) as checkpoints:
+        if checkpoints.latest_step is None:
+            raise UserError(
+                f"{run.path} has no checkpoint yet; 'grlu resume {run.resumed}' trains it"
+            )
+        best = best or experiment.run.patience is not None
+        return checkpoints.restore(experiment.init(), best=best)
+
+
+def warm_started(experiment: Experiment) -> Experiment:
+    """Return an experiment that starts from the weights of `run.init_from` that fit.
+
+    The weights are those of a run, or of a GPT-2 in a safetensors file (`models.gpt2_weights`).
+
+    Raises:
+        UserError: if no array has the name and shape of one of this model's.
+    """
+    if experiment.run.init_from is None:
+        return experiment
+    path, state = pathlib.Path(experiment.run.init_from), experiment.init()
+    own = nnx.to_flat_state(state.begins)
+    if path.suffix == ".safetensors":
+        places = [len(variable[...]) for name, variable in own if name == ("positions",)]
+        given: Any = nnx.state(gpt2_from_file(path, block=max(places, default=None)), nnx.Param)
+    else:
+        given = restored(RunDirectory.open(path), best=True).state.params
+    theirs = dict(nnx.to_flat_state(given))
+    taken = {
+        path: theirs[path] if path in theirs and theirs[path].shape == variable.shape else variable
+        for path, variable in own
+    }
+    count = sum(taken[path] is not variable for path, variable in own)
+    if not count:
+        raise UserError(
+            f"run.init_from: none of the {len(own)} arrays of this model matches an array in "
+            f"{path} in name and shape"
+        )
+    _log.info("%d of %d arrays start from %s", count, len(own), path)
+    start = state.replace(params=nnx.from_flat_state(taken))
+    return dataclasses.replace(experiment, start=start)
+
+
+def _started(
+    experiment: Experiment, link: str, run: RunDirectory | None, data: Data, *, weights: bool
+) -> Experiment:
+    """Return an experiment that starts from the state of another run, after a check of shapes.
+
+    Raises:
+        UserError: if the shapes or the vocabularies differ.
+    """
+    other = linked_run(run, "start", link, copied=False)
+    before, seen = fresh(config_of(other), other, ())
+    require_vocabulary("start", data, seen, other.path)
+    expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
+    found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
+    if expected != found:
+        raise UserError(
+            f"start: the weights of {other.path} do not fit: both runs must have the same model, "
+            "size of features, number of classes and number of seeds"
+        )
+    if not weights:
+        return experiment
+    return dataclasses.replace(experiment, start=restored(other, best=False, seen=before).state)
+
+
+def _reference(
+    config: ConfigDict, run: RunDirectory | None, data: Data, *, weights: bool
+) -> dict[str, Any]:
+    """Return {"reference": a frozen policy} if `trainer.reference` names a run, else {}.
+
+    Args:
+        config: the complete config.
+        run: its folder, or None before it is made.
+        data: its data set.
+        weights: whether to restore the reference's weights; otherwise they are new, for a run whose
+            own checkpoints hold the right ones.
+
+    Raises:
+        UserError: if there is no such run, it trains no language model, or the vocabularies differ.
+    """
+    link = reference_link(config)
+    if link is None:
+        return {}
+    try:
+        other = linked_run(run, "reference", link, copied=not weights)
+    except UserError as error:
+        if run is not None and run.trained:
+            raise
+        raise UserError(
+            f"trainer.reference must be start, random, bigram, none or the folder of a run: {error}"
+        ) from error
+    experiment, seen = fresh(config_of(other), other, ())
+    try:
+        require_writer(other, experiment, seen)
+    except UserError as error:
+        raise UserError(f"trainer.reference must be a language model: {error}") from error
+    require_vocabulary("trainer.reference", data, seen, other.path)
+    if experiment.run.seeds > 1:
+        raise UserError(
+            f"trainer.reference: {other.path} has several seeds, and a reference must be one model"
+        )
+    state = restored(other, best=False, seen=experiment).state if weights else experiment.init()
+    model: Any = experiment.trainer.model(state)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    stored = (params, rest)
+    return {
+        "reference": frozen(
+            graphdef, config.trainer.temperature, lambda key: jax.tree.map(jnp.asarray, stored)
+        )
+    }
+
+
+def _judge(run: RunDirectory, data: Data, *, trained: bool) -> Judge:
+    """Return the reward model of a run, with new weights unless `trained`.
+
+    Raises:
+        UserError: if the run trains no reward model, has several seeds, or has another vocabulary.
+    """
+    experiment, seen = fresh(config_of(run), run, ())
+    trainer = experiment.trainer
+    if not isinstance(trainer, PreferenceTrainer) or not trainer.settings.scores:
+        raise UserError(f"judge: {run.path} is no run of a reward model (trainer reward_model)")
+    if experiment.run.seeds > 1:
+        raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
+    require_vocabulary("judge", data, seen, run.path)
+    if not trained:
+        return trainer.judge(experiment.init())
+    return trainer.judge(restored(run, best=False, seen=experiment).state)
+
+
+def _data(
+    section: dict[str, Any],
+    features: str | None,
+    run: RunDirectory | None,
+    computed: Collection[str],
+) -> Data:
+    if features is None:
+        return _loaded(json.dumps(section, sort_keys=True))
+    source = linked_run(run, "features", features)
+    config = config_of(source)
+    own = {k: v for k, v in config.dataset.items() if k in _OF_THE_MODEL and k in section}
+    own |= {k: None for k in _NOT_FOR_FEATURES if k in section}
+    data = _data({**section, **own}, config.get("features"), source, computed)
+    if data.tokenizer is not None:
+        raise UserError(
+            f"features: {source.path} is a run on text, whose model gives no features of an "
+            "example; a stage builds on another one's language model by `start`"
+        )
+    experiment, _ = fresh(config, source, ("train",) if computed else ())
+    state = restored(source, best=True, seen=experiment).state if computed else None
+    return encoded(data, experiment, state, computed, source.path)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(section: str) -> Data:
+    return build(input_pipeline.load, json.loads(section), "dataset")

@@ -1,0 +1,1 @@
+"""Policy gradients, reward models and direct preference optimisation."""

@@ -1,0 +1,147 @@
+"""Settings of the policy trainer, with the defaults of REINFORCE, GRPO and PPO."""
+
+import dataclasses
+from typing import Literal
+
+from grlu.advantages import ADVANTAGES
+from grlu.errors import UserError
+from grlu.kl import KLName, Place, require_sound
+from grlu.policy_losses import Aggregation, Level
+from trainers.completions.rollout import RewardSettings
+from trainers.config.values import require
+from trainers.optimizer import OptimizerSettings
+
+AdvantageName = Literal["none", "mean", "leave_one_out", "group_mean", "group_mean_std", "gae"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicySettings(RewardSettings, OptimizerSettings):
+    """The `trainer` section of a language model that learns from reward.
+
+    A step samples `samples` completions of each of `batch_size` prompts and takes `updates` passes
+    over them. Dropout is off, so that the trained policy is the one that was sampled.
+
+    The reference policy costs a second forward pass per update and, as a model, a second set of
+    weights in each checkpoint. So by default a run has one only for a KL penalty, "start". With
+    `beta_kl` 0 a named reference still logs `kl`. Configs of older runs name theirs, "start" by
+    default, so these runs resume with it.
+
+    Attributes:
+        samples: K, completions of each prompt.
+        partial_logprob: weight of the log-probability of the target's token after the policy's own
+            preceding tokens, per token, which is maximised in addition to the reward.
+        advantage: "none", "mean", "leave_one_out", "group_mean", "group_mean_std", or "gae" with a
+            critic.
+        whiten: whether to shift and scale advantages to mean 0 and standard deviation 1.
+        loss: "reinforce", or "clip", the clipped loss of PPO.
+        ratio: importance ratio per "token", or per "sequence" (GSPO).
+        clip_low: distance below 1 at which the ratio is clipped.
+        clip_high: distance above 1 at which the ratio is clipped.
+        aggregation: weighting of tokens in the loss: "token", "sequence" or "constant".
+        updates: passes over a rollout.
+        minibatches: optimizer steps per pass.
+        micro_batches: parts in which to compute a minibatch's gradient, to save memory.
+        kl: estimator of the KL divergence from the reference: "exact", "k1", "k2" or "k3"
+            (`grlu/kl.py` compares them).
+        kl_in: "loss" (exact, k2, k3), with the gradient at the visited states, or "reward" (exact,
+            k1), which also credits tokens for leading to these states.
+        beta_kl: weight of the KL penalty.
+        kl_warmup_tokens: sampled tokens over which that weight rises from 0.
+        reference: "start" (the weights at the start of the run), "random" (new weights), "bigram"
+            (counts on the training split), the folder of a run, or "none"; by default "start" if
+            `beta_kl` is not 0, else "none".
+        entropy: weight of the policy's entropy, in nats per token.
+        gae_decay: lambda of "gae".
+        critic: critic of "gae": "apart", a separate model, or "shared", the policy's value head.
+        value_weight: weight of the critic's loss, half of its squared error.
+        value_clip: distance from the old value at which a new one is clipped, or None.
+        value_learning_rate: learning rate of a separate critic.
+    """
+
+    samples: int = 8
+    partial_logprob: float = 0.0
+    advantage: AdvantageName = "group_mean_std"
+    whiten: bool = False
+    loss: Literal["reinforce", "clip"] = "clip"
+    ratio: Level = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Aggregation = "token"
+    updates: int = 1
+    minibatches: int = 1
+    micro_batches: int = 1
+    kl: KLName = "exact"
+    kl_in: Place = "loss"
+    beta_kl: float = 0.0
+    kl_warmup_tokens: int = 0
+    reference: str | None = None
+    entropy: float = 0.0
+    gae_decay: float = 0.95
+    critic: Literal["apart", "shared"] = "apart"
+    value_weight: float = 1.0
+    value_clip: float | None = 0.2
+    value_learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        OptimizerSettings.__post_init__(self)
+        super().__post_init__()
+        for name in ("samples", "updates", "minibatches", "micro_batches"):
+            require(f"trainer.{name}", getattr(self, name), 1)
+        if self.value_clip is not None and not self.value_clip > 0:
+            raise UserError(f"trainer.value_clip must be positive, got {self.value_clip:g}")
+        for name in ("beta_kl", "kl_warmup_tokens", "clip_low", "clip_high", "value_weight"):
+            require(f"trainer.{name}", getattr(self, name), 0)
+        require("trainer.gae_decay", self.gae_decay, 0, 1)
+        require_sound(self.kl, self.kl_in)
+        if self.advantage in ("leave_one_out", "group_mean", "group_mean_std"):
+            if self.samples < 2:
+                raise UserError(
+                    f"trainer.advantage={self.advantage} compares the samples of a prompt: "
+                    f"trainer.samples must be at least 2, got {self.samples}"
+                )
+        elif self.advantage not in (*ADVANTAGES, "gae"):
+            names = ", ".join((*ADVANTAGES, "gae"))
+            raise UserError(f"trainer.advantage must be one of {names}, got {self.advantage!r}")
+        completions, parts = self.batch_size * self.samples, self.minibatches * self.micro_batches
+        if completions % parts:
+            raise UserError(
+                f"trainer.minibatches × trainer.micro_batches, {parts}, must divide the "
+                f"{completions} completions of a step (batch_size × samples)"
+            )
+        if self.reference == "none" and self.beta_kl:
+            raise UserError("trainer.beta_kl needs a trainer.reference: start, random, bigram, RUN")
+        if self.loss == "reinforce" and self.updates * self.minibatches > 1:
+            raise UserError(
+                "trainer.loss=reinforce needs samples of the current policy: with several updates "
+                "per rollout use trainer.loss=clip"
+            )
+
+    @property
+    def reference_name(self) -> str:
+        """The reference policy, with the default filled in."""
+        return self.reference or ("start" if self.beta_kl else "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reinforce(PolicySettings):
+    """Policy gradient whose baseline is the mean reward of the prompt's other samples."""
+
+    advantage: AdvantageName = "leave_one_out"
+    loss: Literal["reinforce", "clip"] = "reinforce"
+    aggregation: Aggregation = "constant"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPO(PolicySettings):
+    """Group-relative policy optimisation: advantages compare the samples of a prompt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPO(PolicySettings):
+    """Proximal policy optimisation: several clipped updates per rollout, and a critic."""
+
+    samples: int = 1
+    advantage: AdvantageName = "gae"
+    whiten: bool = True
+    updates: int = 4
+    minibatches: int = 4

@@ -1,0 +1,98 @@
+"""Registries of the trainers and of the sections of a config."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import grlu
+import input_pipeline
+from models import MODELS
+from trainers.devices.mesh import MeshSettings
+from trainers.gradient.settings import gradient_settings
+from trainers.gradient.svi import SVI
+from trainers.gradient.trainer import Trainer
+from trainers.loop.experiment import RunSettings
+from trainers.loop.trainer import TrainerLike
+from trainers.policies.policy import PolicyTrainer
+from trainers.policies.preference import PreferenceTrainer
+from trainers.policies.preference_settings import DPO, RewardModel
+from trainers.policies.settings import GRPO, PPO, Reinforce
+
+
+class TrainerEntry(NamedTuple):
+    """A trainer and its settings.
+
+    Attributes:
+        settings: dataclass with the keys of the config's `trainer` section.
+        trainer: called with `(settings, make_model, steps_per_epoch, data)`, and with `judge` and
+            `reference` if the config names them.
+    """
+
+    settings: Any
+    trainer: Callable[..., TrainerLike]
+
+
+def gradient_trainer(name: str, rule: type[grlu.Rule], summary: str) -> TrainerEntry:
+    """Return the gradient trainer with a rule, whose fields become keys of its settings.
+
+    Args:
+        name: name of the settings class.
+        rule: the rule.
+        summary: one line for `grlu list`.
+    """
+    return TrainerEntry(gradient_settings(name, rule, summary), Trainer)
+
+
+# Add your own rule: `trainers.TRAINERS["mine"] = trainers.gradient_trainer("Mine", Mine, "...")`
+TRAINERS: dict[str, TrainerEntry] = {
+    "backprop": gradient_trainer("Backprop", grlu.Backprop, "The exact gradient, as a baseline."),
+    "dpo": TrainerEntry(DPO, PreferenceTrainer),
+    "evolution": gradient_trainer(
+        "Evolution",
+        grlu.EvolutionStrategy,
+        "Evolution strategy: a population of noisy weights, ranked by reward.",
+    ),
+    "feedback_alignment": gradient_trainer(
+        "FeedbackAlignment",
+        grlu.FeedbackAlignment,
+        "The output error, propagated backwards through random weights.",
+    ),
+    "forward_gradient": gradient_trainer(
+        "ForwardGradient",
+        grlu.ForwardGradient,
+        "Exact slopes along random directions, by forward-mode AD.",
+    ),
+    "grpo": TrainerEntry(GRPO, PolicyTrainer),
+    "grlu": gradient_trainer(
+        "GRLU", grlu.NodePerturbation, "Node perturbation: credit from noise and reward."
+    ),
+    "ppo": TrainerEntry(PPO, PolicyTrainer),
+    "reinforce": TrainerEntry(Reinforce, PolicyTrainer),
+    "reward_model": TrainerEntry(RewardModel, PreferenceTrainer),
+    "svi": TrainerEntry(SVI, Trainer),
+    "weight_perturbation": gradient_trainer(
+        "WeightPerturbation", grlu.WeightPerturbation, "Noise on all weights at once."
+    ),
+}
+
+
+class _Settings(Mapping[str, Any]):
+    """Settings of the trainers by name; reads through to `TRAINERS`."""
+
+    def __getitem__(self, name: str) -> Any:
+        return TRAINERS[name].settings
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TRAINERS)
+
+    def __len__(self) -> int:
+        return len(TRAINERS)
+
+
+SECTIONS: Any = {
+    "dataset": input_pipeline.loader,
+    "model": MODELS,
+    "trainer": _Settings(),
+    "run": RunSettings,
+    "mesh": MeshSettings,
+}
+"""Section of a config → what it builds, by name if there are several."""
