@@ -19,7 +19,10 @@ def cache_compilations() -> None:
     `JAX_ENABLE_COMPILATION_CACHE=false`, which turns the cache off.
     """
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(os.environ.get("GRLU_CACHE") or pathlib.Path(base, "grlu"))
+    given = os.environ.get("GRLU_CACHE", "")
+    if "://" in given:  # Commands that need the folder refuse it by name.
+        return
+    folder = pathlib.Path(given or pathlib.Path(base, "grlu"))
     settings = {
         # Programs for one CPU may not run on another one that shares the home folder.
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla" / _processor()),

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.slow import slow_tests
+
 ROOT = pathlib.Path(__file__).parents[1]
 FRONT_DOORS = {ROOT / "grlu" / "cli.py", ROOT / "grlu" / "catalogue.py"}
 
@@ -139,6 +141,13 @@ def test_no_module_imports_itself_over_others():
         for name, path in modules.items()
     }
     graphlib.TopologicalSorter(graph).prepare()  # Raises on a circle.
+
+
+def test_the_list_of_slow_tests_names_tests_that_exist():
+    for test in slow_tests():
+        path, _, name = test.partition("::")
+        if name.startswith("test_"):
+            assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), test
 
 
 def test_rooms_and_files_stay_small():

@@ -1,5 +1,6 @@
 """Names of configs, the catalogue and the start of a command."""
 
+import os
 import subprocess
 import sys
 
@@ -45,9 +46,6 @@ def test_former_names_of_configs_select_members_of_families():
 
 @pytest.mark.parametrize("name", ["published:8", "mnist_grlu:n=1", "published:"])
 def test_a_member_that_does_not_exist_is_refused(name):
-    if name.endswith(":"):
-        assert trainers.resolve(name) == trainers.resolve(name.removesuffix(":"))
-        return
     with pytest.raises(grlu.UserError, match=f"no config '{name}'"):
         trainers.resolve(name)
 
@@ -65,6 +63,13 @@ def test_packages_are_not_hidden_here():
     require_own_packages()
 
 
+def test_a_remote_cache_folder_makes_no_local_one(monkeypatch):
+    monkeypatch.setenv("GRLU_CACHE", "gs://bucket/cache")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    cache_compilations()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
 def test_variables_of_the_environment_win_over_the_cache_of_compiled_programs(
     monkeypatch, tmp_path
 ):
@@ -72,8 +77,6 @@ def test_variables_of_the_environment_win_over_the_cache_of_compiled_programs(
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "1")
     cache_compilations()
-    import os
-
     assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path / "xla"))
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == "1"
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):

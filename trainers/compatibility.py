@@ -55,7 +55,8 @@ def require_judge(config: ConfigDict, settings: Any, judge: Any) -> None:
     if linked and "rewards" not in vars(settings):
         raise UserError(
             "judge: a reward model scores completions: use trainer.name=grpo, or "
-            f"trainer.objective=completion_reward, not trainer.name={config.trainer.name} as it is"
+            "trainer.objective=completion_reward; got a trainer without rewards, "
+            f"trainer.name={config.trainer.name}"
         )
 
 

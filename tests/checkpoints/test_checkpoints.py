@@ -57,6 +57,19 @@ def assert_identical(a: Any, b: Any) -> None:
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
 
 
+@flax.struct.dataclass
+class OlderState(TrainState):
+    fault: Any = None
+
+
+def test_a_retired_leaf_of_an_older_version_is_ignored(tmp_path):
+    state = make_state()
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, OlderState(**fields, fault=jnp.arange(3)), metrics={}, meta={})
+        assert_identical(checkpoints.restore(make_state(seed=1)).state, state)
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run", "file://tmp/run"])
 def test_a_remote_directory_is_refused(place, kind, tmp_path, monkeypatch):

@@ -456,4 +456,7 @@ def test_samples_end_with_the_policys_end_token(tmp_path):
     assert all(len(text) <= 3 + 40 for text in texts)
     ended = [text for text in texts if "7" in text]
     assert len(ended) > 10
+    # A prompt as `samples.jsonl` shows it, with the line feed of a task, is the same prompt.
+    shown = trainers.generate(tmp_path / "run", "\n12=", tokens=40, samples=20)
+    assert [text.removeprefix("\n") for text in shown] == texts
     assert all(text.index("7") == len(text) - 1 for text in ended)

@@ -68,8 +68,8 @@ def sample(
 ) -> Completions:
     """Sample completions of prompts in evaluation mode, without dropout.
 
-    The function is pure and may be compiled. Each prompt passes through the model once for all of
-    its samples. The loop ends early when every completion has its end token.
+    The function is pure and may be compiled. All samples of a prompt share
+    one pass over it. The loop ends early when every completion has its end token.
 
     Args:
         model: model with `empty_cache` and `cached`, such as `models.GPT`; it is not changed.

@@ -88,11 +88,11 @@ def _located(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
         local(path, "the config")
         return path, None
     entries = configs.entries()
-    name, _, member = str(source).partition(":")
+    name, colon, member = str(source).partition(":")
     for entry in entries.values():
-        if name in entry.aliases and not member:
+        if name in entry.aliases and not colon:
             return entry.path, entry.aliases[name]
-    if name in entries and (not member or member in entries[name].members):
+    if name in entries and (not colon or member in entries[name].members):
         return entries[name].path, member or None
     raise unknown(
         f"there is no config {str(source)!r}, nor is it a path that ends in {', '.join(_READERS)}",
