@@ -13,6 +13,7 @@ from models.gpt import GPT
 from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
+from models.sparse_mlp import SparseMLP
 from models.vae import VAE, ivae, vae_conv, vae_mlp
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -23,8 +24,19 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "local_mlp": LocalMLP,
     "mlp": MLP,
     "skip_mlp": SkipMLP,
+    "sparse_mlp": SparseMLP,
     "vae_conv": vae_conv,
     "vae_mlp": vae_mlp,
 }
 
-__all__ = ["GPT", "MLP", "MODELS", "VAE", "Autoencoder", "ConvAutoencoder", "LocalMLP", "SkipMLP"]
+__all__ = [
+    "GPT",
+    "MLP",
+    "MODELS",
+    "VAE",
+    "Autoencoder",
+    "ConvAutoencoder",
+    "LocalMLP",
+    "SkipMLP",
+    "SparseMLP",
+]

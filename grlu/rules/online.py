@@ -1,28 +1,65 @@
-"""Exact chunked online learning: one-by-one updates of first layers at matrix-product speed.
+"""Exact chunked online learning: one-by-one updates without whole weight matrices.
 
-With plain SGD, a first dense layer's pre-activation for example t of a chunk is
+**First layers.** With plain SGD, a first dense layer's pre-activation for example t of a chunk is
 
     z_t = x_t W + b + sum over s < t of (x_t · x_s + 1) u_s
 
 where u_s is the change that example s makes to the layer's pre-activation per unit of input. The
 products x W and the Gram matrix are therefore computed for the whole chunk at once, the steps in
-between carry only the small u, and W is updated a single time, at the end. The arithmetic is that
-of updating after every example; only its order differs.
+between carry only the small u, and W is updated a single time, at the end.
 
-This holds for every rule whose update of a dense layer is its input times a credit of its output
-(`Rule.local`): a shift v of the pre-activation replaces the layer, and the gradient of v is that
-credit. The rule itself needs no change.
+**Gathered parameters.** A parameter that a model only reads in places chosen by the data, such as
+the active rows and columns of a sparse layer's kernel, is read and updated in these places alone.
+
+The arithmetic is that of updating after every example; only its order differs. This holds for every
+rule whose update of a layer is its input times a credit of its output (`Rule.local`): a shift of
+the pre-activation, or the gathered elements, replace the layer's parameters, and the rule computes
+their gradient. The rule itself needs no change.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from grlu.network import Batch, Network, Objective, Params, State, trace
-from grlu.tracing.program import Arrival
+from grlu.tracing.program import Arrival, Bind
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Operation that reads elements of an array where integers point.
+
+    Attributes:
+        eqn: its equation.
+        indices: variable of the integers.
+        out: variable of the elements.
+    """
+
+    eqn: Any
+    indices: int
+    out: int
+
+    def add(self, array: jax.Array, indices: jax.Array, changes: jax.Array) -> jax.Array:
+        """Add changes, shaped like the elements, to the array that they were read from."""
+        numbers = self.eqn.params["dimension_numbers"]
+        return jax.lax.scatter_add(
+            array,
+            indices,
+            changes,
+            jax.lax.ScatterDimensionNumbers(
+                numbers.offset_dims,
+                numbers.collapsed_slice_dims,
+                numbers.start_index_map,
+                numbers.operand_batching_dims,
+                numbers.start_indices_batching_dims,
+            ),
+            indices_are_sorted=self.eqn.params["indices_are_sorted"],
+            unique_indices=self.eqn.params["unique_indices"],
+            mode=self.eqn.params["mode"],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +68,19 @@ class FirstLayer:
 
     Attributes:
         name: path of the layer.
-        site: index of its site.
         kernel: index of its kernel among the parameter leaves.
         bias: index of its bias among the parameter leaves, or None.
+        x: variable of its input.
+        z: variable of its pre-activation.
+        chosen: the operation that chooses units of z, if nothing else reads z; else None.
     """
 
     name: str
-    site: int
     kernel: int
     bias: int | None
+    x: int
+    z: int
+    chosen: Gather | None
 
     @property
     def leaves(self) -> list[int]:
@@ -52,7 +93,7 @@ def first_layers(network: Network) -> list[FirstLayer]:
     uses = [i for info in network.sites for i in info.site.params]
     found = []
     for info in network.sites:
-        dense = info.site.dense
+        dense = info.site.dense or info.site.chosen
         # A layer that an example passes several times updates by more than one outer product.
         if dense is None or not info.site.first or len(info.shape) != 2:
             continue
@@ -62,10 +103,47 @@ def first_layers(network: Network) -> list[FirstLayer]:
         if any(uses.count(i) > 1 for i in info.site.params):
             continue
         bias = None if dense.bias is None else dense.bias.leaf
-        layer = FirstLayer(info.name, info.site.index, dense.kernel.leaf, bias)
+        chosen = gathers(network, dense.out)[0] if info.site.chosen else None
+        layer = FirstLayer(info.name, dense.kernel.leaf, bias, dense.x, dense.out, chosen)
         if set(layer.leaves) == info.site.params:
             found.append(layer)
     return found
+
+
+def gathers(network: Network, variable: int) -> list[Gather]:
+    """Return the operations that read a variable, if all gather from it, else none.
+
+    A `stop_gradient` does not count.
+    """
+    found = []
+    for op in network.program.ops:
+        if variable not in op.ins:
+            continue
+        name = "" if op.eqn is None else op.eqn.primitive.name
+        if name == "stop_gradient":
+            continue
+        if (
+            not (isinstance(op, Bind) and name == "gather")
+            or op.ins[0] != variable
+            or not isinstance(op.ins[1], int)
+        ):
+            return []
+        found.append(Gather(op.eqn, op.ins[1], op.outs[0]))
+    return [] if variable in network.program.outs else found
+
+
+class Moving(NamedTuple):
+    """Parameters within a chunk.
+
+    Attributes:
+        kept: leaves that change as a whole, by path.
+        gathered: leaves that change in places, by path.
+        us: changes u of each first layer, (T, B, units); zero for later examples.
+    """
+
+    kept: dict[str, jax.Array]
+    gathered: dict[str, jax.Array]
+    us: list[jax.Array]
 
 
 class Chunk:
@@ -76,88 +154,143 @@ class Chunk:
         params: trainable state.
         rest: the model's other state at the beginning of the chunk.
         batches: the chunk's batches, stacked: leaves (T, B, ...).
+        sparse: update gathered parameters in places.
 
     Attributes:
-        layers: the first layers; if there are none, chunks bring no gain.
-        kept: the leaves of `params` that belong to other layers, by path.
-        zs: pre-activations of the first layers, each (T, B, units), at the initial parameters.
+        layers: the first layers; without them and gathered parameters, chunks bring no gain.
+        start: the parameters before the first batch.
     """
 
-    def __init__(self, objective: Objective, params: Params, rest: State, batches: Batch):
+    def __init__(
+        self, objective: Objective, params: Params, rest: State, batches: Batch, sparse: bool = True
+    ):
         network = trace(objective, params, rest, jax.tree.map(lambda b: b[0], batches))
         self._network, self.layers = network, first_layers(network)
-        layers = self.layers
-        self.leaves, self._tree = jax.tree.flatten(params)
-        moved = {i for layer in layers for i in layer.leaves}
-        self._kept = {name: i for i, name in enumerate(network.names) if i not in moved}
-        self.kept = self.split(params)
+        self._leaves, self._tree = jax.tree.flatten(params)
+        moved = {i for layer in self.layers for i in layer.leaves}
+        self._gathers = {
+            i: gathers(network, network.program.ins[i]) if sparse and i not in moved else []
+            for i in range(len(self._leaves))
+        }
+        self._kept = {
+            name: i
+            for i, name in enumerate(network.names)
+            if i not in moved and not self._gathers[i]
+        }
+        inputs = [layer.x for layer in self.layers]
 
-        def inputs(batch: Batch) -> list[jax.Array]:
-            outcome = network.outcome(params, rest, batch, lambda at: (at.fn(at.z), at.x))
-            return [outcome.records[layer.site] for layer in layers]
+        def read(batch: Batch) -> list[jax.Array]:
+            return network.outcome(params, rest, batch, _unchanged, read=inputs).outs
 
-        self.xs = jax.vmap(inputs)(batches)
-        self.zs = []
-        for layer, x in zip(layers, self.xs, strict=True):
-            z = x @ self.leaves[layer.kernel]
-            self.zs.append(z if layer.bias is None else z + self.leaves[layer.bias][None, None])
+        self._xs = jax.vmap(read)(batches)
+        self._zs, self._grams = [], []
+        for layer, x in zip(self.layers, self._xs, strict=True):
+            z = x @ self._leaves[layer.kernel]
+            bias = layer.bias
+            self._zs.append(z if bias is None else z + self._leaves[bias][None, None])
+            gram = jnp.einsum("tbi,sci->tbsc", x, x)
+            self._grams.append(gram if bias is None else gram + 1.0)
+        self.start = Moving(
+            {name: self._leaves[i] for name, i in self._kept.items()},
+            {network.names[i]: self._leaves[i] for i, found in self._gathers.items() if found},
+            [jnp.zeros_like(z) for z in self._zs],
+        )
 
-    def gram(self) -> list[jax.Array]:
-        """Return each layer's Gram matrix (T, B, T, B): the effect of one update on another z."""
-        return [
-            jnp.einsum("tbi,sci->tbsc", x, x) + (0.0 if layer.bias is None else 1.0)
-            for layer, x in zip(self.layers, self.xs, strict=True)
-        ]
+    def at(self, t: jax.Array, moving: Moving, rest: State, batch: Batch) -> "Step":
+        """Return the parameters and data of update t, with the model's PRNG streams in `rest`."""
+        # The changes of later examples are still zero.
+        given = {
+            layer.z: z[t] + jnp.einsum("bsc,sco->bo", gram[t], u)
+            for layer, z, gram, u in zip(self.layers, self._zs, self._grams, moving.us, strict=True)
+        }
+        reads = [g for found in self._gathers.values() for g in found]
+        chosen = [layer.chosen for layer in self.layers if layer.chosen]
+        wanted = [v for g in [*reads, *chosen] for v in (g.indices, g.out)]
+        values = dict(given)
+        if wanted:
+            leaves = dict(enumerate(self._leaves))
+            leaves |= {i: moving.kept[name] for name, i in self._kept.items()}
+            names = self._network.names
+            leaves |= {i: moving.gathered[names[i]] for i, g in self._gathers.items() if g}
+            params = jax.tree.unflatten(self._tree, [leaves[i] for i in range(len(leaves))])
+            outs = self._network.outcome(
+                params, rest, batch, _unchanged, replace=given, read=wanted
+            ).outs
+            values |= zip(wanted, outs, strict=True)
+        params = {**moving.kept, **{f"gathered.{g.out}": values[g.out] for g in reads}}
+        shifted = {layer.name: values[_read(layer)] for layer in self.layers}
+        params |= {f"{name}.shift": jnp.zeros_like(z) for name, z in shifted.items()}
+        return Step(params, (batch, shifted), values)
 
-    def shifted(self) -> Objective:
-        """Return the objective of `(chunk.joined(kept, [v]), rest, (batch, [z]))`."""
+    def objective(self, params: Mapping[str, Any], rest: State, batch: Batch) -> Any:
+        """Return `(rewards, aux)` for the parameters and the batch of a `Step`."""
+        batch, shifted = batch
+        leaves = list(self._leaves)
+        for name, i in self._kept.items():
+            leaves[i] = params[name]
+        reads = [g for found in self._gathers.values() for g in found]
+        replace = {g.out: params[f"gathered.{g.out}"] for g in reads}
+        replace |= {
+            _read(layer): shifted[layer.name] + params[f"{layer.name}.shift"]
+            for layer in self.layers
+        }
+        params = jax.tree.unflatten(self._tree, leaves)
+        return self._network.run(params, rest, batch, _unchanged, replace=replace)
 
-        def objective(params: Params, rest: State, batch: Batch) -> tuple[jax.Array, Any]:
-            batch, zs = batch
-            leaves = list(self.leaves)
-            kept, shifts = self.parted(params)
-            for name, i in self._kept.items():
-                leaves[i] = kept[name]
-            given = {layer.site: z + v for layer, z, v in zip(self.layers, zs, shifts, strict=True)}
-
-            def visit(at: Arrival) -> tuple[jax.Array, None]:
-                return at.fn(at.z if at.given is None else at.given), None
-
-            params = jax.tree.unflatten(self._tree, leaves)
-            return self._network.run(params, rest, batch, visit, given=given)
-
-        return objective
-
-    def joined(self, kept: Mapping[str, Any], shifts: Sequence[Any]) -> dict[str, Any]:
-        """Join other leaves and shifts to the shifted objective's parameters, named by layer."""
-        named = zip(self.layers, shifts, strict=True)
-        return {**kept, **{f"{layer.name}.shift": v for layer, v in named}}
-
-    def parted(self, joined: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-        """Split the result of `joined` into `(kept, shifts)`."""
-        kept = {name: joined[name] for name in self._kept}
-        return kept, [joined[f"{layer.name}.shift"] for layer in self.layers]
+    def moved(
+        self, t: jax.Array, moving: Moving, step: "Step", updates: Mapping[str, Any]
+    ) -> Moving:
+        """Return the parameters after update t, with `updates` of the step's parameters."""
+        kept = {name: leaf + updates[name] for name, leaf in moving.kept.items()}
+        gathered = dict(moving.gathered)
+        for i, found in self._gathers.items():
+            name = self._network.names[i]
+            for g in found:
+                change = updates[f"gathered.{g.out}"]
+                gathered[name] = g.add(gathered[name], step.values[g.indices], change)
+        us = []
+        for layer, u in zip(self.layers, moving.us, strict=True):
+            change, g = updates[f"{layer.name}.shift"], layer.chosen
+            if g is not None:
+                change = g.add(jnp.zeros_like(u[0]), step.values[g.indices], change)
+            us.append(u.at[t].set(change))
+        return Moving(kept, gathered, us)
 
     def split(self, params: Params) -> dict[str, jax.Array]:
-        """Return the leaves of a tree like `params` that belong to other layers, by path."""
+        """Return the leaves of a tree like `params` that change as a whole, by path."""
         leaves = jax.tree.leaves(params)
         return {name: leaves[i] for name, i in self._kept.items()}
 
-    def absorbed(
-        self, params: Params, kept: Mapping[str, jax.Array], updates: Sequence[jax.Array]
-    ) -> Any:
-        """Return the parameters after the chunk.
-
-        Args:
-            params: the parameters before the chunk.
-            kept: the other layers' leaves after the chunk.
-            updates: the changes u of each first layer, shape (T, B, units).
-        """
+    def absorbed(self, params: Params, moving: Moving) -> Any:
+        """Return the parameters after the chunk, from those before it."""
         leaves = jax.tree.leaves(params)
-        for name, i in self._kept.items():
-            leaves[i] = kept[name]
-        for layer, x, u in zip(self.layers, self.xs, updates, strict=True):
+        for i, name in enumerate(self._network.names):
+            leaves[i] = moving.kept.get(name, moving.gathered.get(name, leaves[i]))
+        for layer, x, u in zip(self.layers, self._xs, moving.us, strict=True):
             leaves[layer.kernel] = leaves[layer.kernel] + jnp.einsum("tbi,tbo->io", x, u)
             if layer.bias is not None:
                 leaves[layer.bias] = leaves[layer.bias] + jnp.sum(u, (0, 1))
         return jax.tree.unflatten(self._tree, leaves)
+
+
+class Step(NamedTuple):
+    """Data of one update.
+
+    Attributes:
+        params: parameters for `Chunk.objective`.
+        batch: batch for `Chunk.objective`.
+        values: values of variables, by number.
+    """
+
+    params: dict[str, jax.Array]
+    batch: Any
+    values: dict[int, jax.Array]
+
+
+def _read(layer: FirstLayer) -> int:
+    """Return the variable that replaces a first layer."""
+    return layer.z if layer.chosen is None else layer.chosen.out
+
+
+def _unchanged(at: Arrival) -> tuple[jax.Array, None]:
+    return at.fn(at.z), None

@@ -81,8 +81,8 @@ class Rule:
         self, objective: Objective, params: Params, rest: State, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux, Params, dict[str, jax.Array]]:
         """Call `monitored` with the PRNG streams in `rest` and the rule's noise seeded by `key`."""
-        model_key, noise_key = jax.random.split(key)
-        return self.monitored(objective, params, reseed(rest, model_key), batch, noise_key)
+        rest, noise_key = seeded(rest, key)
+        return self.monitored(objective, params, rest, batch, noise_key)
 
     @property
     def traces(self) -> bool:
@@ -147,6 +147,12 @@ def pure_objective(
         return check_rewards(rewards, batch), (aux, changed)
 
     return objective
+
+
+def seeded(rest: State, key: jax.Array) -> tuple[State, jax.Array]:
+    """Return the state with the PRNG streams of a step with `key`, and the key of its noise."""
+    model_key, noise_key = jax.random.split(key)
+    return reseed(rest, model_key), noise_key
 
 
 def reseed(rest: State, key: jax.Array) -> State:

@@ -63,7 +63,9 @@ class _Builder:
         self.flat, self.sites, self.stops, self.loops = flat, sites, stops, loops
         self.avals = dict(flat.avals)
         self.fresh = itertools.count(len(self.avals))
-        atoms = [*(a for item in flat.items for a in item.ins), *flat.outs]
+        # Reading behind a stop_gradient is not a use: no credit comes from there.
+        uses = (a for item in flat.items if item.role != "stop" for a in item.ins)
+        atoms = [*uses, *flat.outs]
         self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
         self.constants = frozenset(v for v, f in flat.facts.items() if f.kind is Kind.CONST)
         self.pending: dict[int, Pending] = {}
@@ -115,6 +117,9 @@ class _Builder:
             if alone and extends(item.eqn, facts, pending):
                 self.extend(item, facts, pending)
                 return
+        if item.role == "stop" and any(pending):
+            self.ops.append(Stop(next(self.stops), item.eqn, item.ins, item.outs))
+            return
         demanded = item.data[0] or (item.role == "weights",) * len(item.ins)
         ins = tuple(self.complete(a, d) for a, d in zip(item.ins, demanded, strict=True))
         if item.role == "meet":
@@ -139,7 +144,8 @@ class _Builder:
                     any(f.fed for f in facts),
                     gain=name in {"mul", "div"},
                     added=name in {"add", "sub", "add_any"},
-                    dense=dense_site(item.eqn, facts, ins),
+                    gathered=name == "gather" and facts[1].kind is not Kind.PARAM,
+                    dense=dense_site(item.eqn, facts, ins, out),
                 )
 
     def extend(self, item: Item, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> None:
@@ -147,13 +153,18 @@ class _Builder:
         before = [p for p in pending if p]
         params = frozenset[int]().union(*(f.params for f in facts), *(p.params for p in before))
         (out,) = item.outs
+        data = [f for f, p in zip(facts, pending, strict=True) if p is None]
+        name = item.eqn.primitive.name
         self.pending[out] = Pending(
             params,
-            any(p.behind for p in before),
-            any(p.fed for p in before),
+            any(p.behind for p in [*before, *data]),
+            any(p.fed for p in [*before, *data]),
+            gathered=all(p.gathered for p in before)
+            and name not in {"add", "sub", "add_any", "dot_general", "mul"},
             gain=any(p.gain for p in before),
             added=all(p.added for p in before),
-            dense=with_bias(item.eqn, facts, pending),
+            dense=with_bias(item.eqn, facts, pending, out),
+            chosen=before[0].dense if name == "gather" else None,
         )
         for a in item.ins:
             if isinstance(a, int):
@@ -198,6 +209,7 @@ class _Builder:
             weight,
             pending.added,
             dense,
+            pending.chosen,
         )
         self.found.append(site)
         ins = (z,) if item is None else item.ins

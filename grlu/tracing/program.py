@@ -44,6 +44,7 @@ class Site:
             layer can be identified there (a while loop, a callback).
         added: True if it is the sum of data and a value that depends on parameters only.
         dense: its parameters and input if it is a plain dense layer, else None.
+        chosen: the dense layer of which it is the units chosen by the data, else None.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Site:
     weight: bool = False
     added: bool = False
     dense: Dense | None = None
+    chosen: Dense | None = None
 
 
 class Arrival(NamedTuple):

@@ -88,11 +88,13 @@ class Dense:
     Attributes:
         x: variable of the layer's input, shape (..., fan_in).
         kernel: parameter leaf of shape (fan_in, units).
+        out: variable of the result.
         bias: parameter leaf of shape (units,), or None.
     """
 
     x: int
     kernel: Whole
+    out: int
     bias: Whole | None = None
 
 
@@ -106,7 +108,9 @@ class Pending:
         fed: True if credit flows from its input to a site.
         gain: True if it is an elementwise product with a parameter.
         added: True if it is the sum of a parameter and data.
+        gathered: True if it consists of elements of parameters, chosen by the data.
         dense: its parameters and input if it is a plain dense layer, else None.
+        chosen: the dense layer of which the data choose these units, else None.
     """
 
     params: frozenset[int]
@@ -114,7 +118,9 @@ class Pending:
     fed: bool
     gain: bool = False
     added: bool = False
+    gathered: bool = False
     dense: Dense | None = None
+    chosen: Dense | None = None
 
 
 def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> bool:
@@ -130,6 +136,11 @@ def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) 
     data = [f.kind is Kind.DATA and p is None for f, p in zip(facts, pending, strict=True)]
     if name in {"add", "sub", "add_any"}:
         return not any(data)
+    if name == "gather":
+        # The units chosen by the data, or chosen elements of chosen elements.
+        return pending[0] is not None and pending[1] is None
+    if weighs(eqn, facts, pending):
+        return True
     # x̂ * (1/std * scale): the site of a normalisation's gain is its output.
     others = [f for f, p in zip(facts, pending, strict=True) if p is None]
     return (
@@ -140,7 +151,23 @@ def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) 
     )
 
 
-def dense_site(eqn: Any, facts: Sequence[Fact], ins: Sequence[Any]) -> Dense | None:
+def weighs(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> bool:
+    """Return True for a product of data with gathered parameters, such as a layer's active rows.
+
+    The site is then the product: what the data choose among the parameters is still a parameter.
+    """
+    if eqn.primitive.name not in ("dot_general", "mul"):
+        return False
+    return any(
+        one is not None and one.gathered and other is None and fact.kind is Kind.DATA
+        for one, other, fact in (
+            (pending[0], pending[1], facts[1]),
+            (pending[1], pending[0], facts[0]),
+        )
+    )
+
+
+def dense_site(eqn: Any, facts: Sequence[Fact], ins: Sequence[Any], out: int) -> Dense | None:
     """Return the dense site, without a bias so far, of an equation that is its product, or None."""
     if eqn.primitive.name != "dot_general" or facts[0].kind is not Kind.DATA:
         return None
@@ -150,10 +177,12 @@ def dense_site(eqn: Any, facts: Sequence[Fact], ins: Sequence[Any]) -> Dense | N
     whole = facts[1].whole
     if not (plain and whole and len(kernel.shape) == 2 and isinstance(ins[0], int)):
         return None
-    return Dense(ins[0], whole)
+    return Dense(ins[0], whole, out)
 
 
-def with_bias(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> Dense | None:
+def with_bias(
+    eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None], out: int
+) -> Dense | None:
     """Return the dense site after an equation that may add its bias; None if no longer dense."""
     before = [p for p in pending if p]
     dense = before[0].dense
@@ -161,7 +190,7 @@ def with_bias(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]
         return None
     name = eqn.primitive.name
     if name in {"reshape", "squeeze", "convert_element_type", "copy"}:
-        return dense
+        return dataclasses.replace(dense, out=out)
     bias = next((i for i, f in enumerate(facts) if f.kind is Kind.PARAM), None)
     if dense.bias is not None or name != "add" or bias is None:
         return None
@@ -169,7 +198,7 @@ def with_bias(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]
     *lead, units = eqn.outvars[0].aval.shape or (1,)
     if whole is None or shape != (*(1 for _ in lead), units):
         return None
-    return dataclasses.replace(dense, bias=whole)
+    return dataclasses.replace(dense, out=out, bias=whole)
 
 
 def still_whole(eqn: Any, whole: Whole | None) -> Whole | None:

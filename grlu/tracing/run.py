@@ -1,6 +1,7 @@
 """Execution of programs: one pass, with a visitor at every site."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,8 @@ def run(
     *,
     wide: bool = False,
     keep_stops: bool = False,
+    replace: Mapping[int, Any] | None = None,
+    read: Sequence[int] | None = None,
 ) -> Outcome:
     """Run a program.
 
@@ -43,8 +46,34 @@ def run(
         stops: replacement values at the stops, by stop; other stops pass their input.
         wide: run bfloat16 and float16 operations in float32.
         keep_stops: return the values at the stops.
+        replace: values of variables outside loops, instead of those that the program computes.
+        read: variables outside loops to return instead of the program's outputs.
+
+    With `replace` or `read`, operations that the result does not depend on are left out.
     """
+    if replace is not None or read is not None:
+        program = _cut(program, tuple(replace or ()), read)
+        args = [*args, *(replace or {}).values()]
     return _Run(visit, given or {}, stops or {}, wide, keep_stops)(program, args)
+
+
+def _cut(program: Program, replaced: Collection[int], read: Sequence[int] | None) -> Program:
+    """Return the part of a program that computes its outputs, or the variables `read`.
+
+    The variables `replaced` become inputs, after the others.
+    """
+    outs = program.outs if read is None else tuple(read)
+    needed = {a for a in outs if isinstance(a, int)} - set(replaced)
+    ops = []
+    for op in reversed(program.ops):
+        made = [v for v in op.outs if v not in replaced]
+        if needed.intersection(made):
+            ops.append(op)
+            needed.difference_update(made)
+            needed.update(a for a in op.ins if isinstance(a, int) and a not in replaced)
+    return dataclasses.replace(
+        program, ins=(*program.ins, *replaced), ops=tuple(reversed(ops)), outs=outs
+    )
 
 
 class _Run(NamedTuple):
@@ -81,7 +110,7 @@ class _Run(NamedTuple):
                 outs, more, kept = run(op, values)  # type: ignore[arg-type]
                 records |= more
                 stopped |= kept
-            env.update(zip(op.outs, outs, strict=True))
+            env.update((v, o) for v, o in zip(op.outs, outs, strict=True) if v not in env)
         return Outcome([read(atom) for atom in program.outs], records, stopped)
 
     def bind(self, eqn: Any, values: Sequence[Any]) -> list[Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from grlu.noise.ahead import drawn_ahead
-from grlu.rules.online import Chunk
+from grlu.rules.online import Chunk, Moving
+from grlu.rules.rule import seeded
 from trainers.loop.state import TrainState
 from trainers.loop.trainer import Fold
 
@@ -38,37 +38,32 @@ def take_block(
     Returns:
         The state after the updates, and the last value of `carried`.
     """
-    chunk = Chunk(trainer.pure(state.step), state.params, state.rest, batches)
-    shifted, grams = chunk.shifted(), chunk.gram()
+    # The running average of a parameter moves as a whole.
+    sparse = state.average is None
+    chunk = Chunk(trainer.pure(state.step), state.params, state.rest, batches, sparse)
 
     def body(t: jax.Array, carry: Any) -> Any:
-        kept, us, rest, opt_state, average, folded = carry
+        moving, rest, opt_state, average, folded = carry
         batch = jax.tree.map(lambda b: b[t], batches)
-        # The changes of later examples are still zero.
-        zs = [
-            z[t] + jnp.einsum("bsc,sco->bo", gram[t], u)
-            for z, gram, u in zip(chunk.zs, grams, us, strict=True)
-        ]
-        params = chunk.joined(kept, [jnp.zeros_like(z) for z in zs])
         step = state.step + t
+        streams, _ = seeded(rest, trainer.key(state, step))
+        taken = chunk.at(t, moving, streams, batch)
         at = state.replace(step=step, rest=rest, opt_state=opt_state, average=average)
-        updates, at, values = trainer.updates(shifted, params, at, (batch, zs))
-        of_kept, of_shifts = chunk.parted(updates)
-        at = trainer.moved(at, optax.apply_updates(kept, of_kept), step)
-        us = [u.at[t].set(new) for u, new in zip(us, of_shifts, strict=True)]
-        return at.params, us, at.rest, at.opt_state, at.average, fold(folded, step, values)
+        updates, at, values = trainer.updates(chunk.objective, taken.params, at, taken.batch)
+        moving = chunk.moved(t, moving, taken, updates)
+        at = trainer.moved(at, moving.kept, step)
+        return moving, at.rest, at.opt_state, at.average, fold(folded, step, values)
 
-    us = [jnp.zeros_like(z) for z in chunk.zs]
     average = None if state.average is None else chunk.split(state.average)
-    carry = (chunk.kept, us, state.rest, state.opt_state, average, start)
-    kept, us, rest, opt_state, average, folded = jax.lax.fori_loop(
+    carry = (chunk.start, state.rest, state.opt_state, average, start)
+    moving, rest, opt_state, average, folded = jax.lax.fori_loop(
         0, count, drawn_ahead(body, trainer.block, carry), carry
     )
     if average is not None:
-        average = _averaged_block(trainer, state, chunk, average, us, count)
+        average = _averaged_block(trainer, state, chunk, moving._replace(kept=average), count)
     state = state.replace(
         step=state.step + count,
-        params=chunk.absorbed(state.params, kept, us),
+        params=chunk.absorbed(state.params, moving),
         rest=rest,
         opt_state=opt_state,
         average=average,
@@ -82,9 +77,9 @@ def averaged(average: Any, params: Any, decay: jax.Array) -> Any:
 
 
 def _averaged_block(
-    trainer: Any, state: TrainState, chunk: Chunk, kept: Any, us: list[jax.Array], count: jax.Array
+    trainer: Any, state: TrainState, chunk: Chunk, moving: Moving, count: jax.Array
 ) -> Any:
-    """Return the running average after a block that knows only the changes of its first layers.
+    """Return the running average after a block, from that of the leaves kept as a whole.
 
     With decays d, an average a of weights w that change by Δ_s becomes
     P a + (1 - P) w + Σ_s (1 - P_s) Δ_s, where P_s is the product of d from s on, and P of all d.
@@ -93,4 +88,5 @@ def _averaged_block(
     decays = jnp.where(t < count, trainer.decay(state.step + t), 1.0)
     left = jnp.cumprod(decays[::-1])[::-1]
     before = averaged(state.average, state.params, left[0])
-    return chunk.absorbed(before, kept, [(1 - left)[:, None, None] * u for u in us])
+    us = [(1 - left)[:, None, None] * u for u in moving.us]
+    return chunk.absorbed(before, moving._replace(us=us))

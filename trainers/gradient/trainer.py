@@ -142,6 +142,10 @@ class Trainer(BaseTrainer):
             return None
         return traced_and_own(self._whole(state.step), state.params, state.rest, batch)
 
+    def key(self, state: TrainState, step: jax.Array) -> jax.Array:
+        """Return the key of the rule at a step."""
+        return jax.random.fold_in(state.key, step)
+
     def updates(
         self,
         objective: Any,
@@ -160,7 +164,7 @@ class Trainer(BaseTrainer):
         Returns:
             Updates of `params`; the state after the step, but for its params and average; values.
         """
-        key = jax.random.fold_in(state.key, state.step)
+        key = self.key(state, state.step)
         rule = self.settings.rule(self.sigma(state.step))
         _, (values, changed), ascent, monitored = rule.estimate(
             objective, params, state.rest, batch, key
