@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from grlu.errors import UserError
+from input_pipeline.augment import augmentation
 from input_pipeline.binarize import (
     Binarization,
     binarize_dynamic,
@@ -85,6 +87,9 @@ def image_data(
     renumber: bool = False,
     per_class: int | None = None,
     binarize: Binarization | None = None,
+    crop: int = 0,
+    flip: bool = False,
+    cutout: int = 0,
 ) -> Data:
     """Return the `Data` of images with pixels from 0 to `maximum`, with a loader's options.
 
@@ -109,6 +114,9 @@ def image_data(
         per_class: number of training examples to keep per class, or None for all.
         binarize: sample black and white pixels with the grey values as probabilities: "static" a
             single time, "dynamic" in each training batch.
+        crop: largest random shift of a training image in pixels.
+        flip: mirror training images at random.
+        cutout: side of a random black square in each training image, in pixels.
 
     Raises:
         UserError: if an option has the wrong type or size.
@@ -118,6 +126,13 @@ def image_data(
         train["image"], normalize=normalize, flatten=flatten, maximum=maximum, moments=moments
     )
     shape = train["image"].shape[1:]
+    augment: Any = augmentation(crop, flip, cutout, preprocess, shape)
+    if binarize is not None:
+        if augment is not None:
+            raise UserError(
+                "dataset.crop, flip and cutout change grey images: set dataset.binarize=null."
+            )
+        augment = binarize_dynamic if binarize == "dynamic" else None
     sizes: Any = {"validation": validation, "split_seed": split_seed, "subset": subset}
     grey = train
     if binarize is not None:
@@ -144,5 +159,5 @@ def image_data(
         preprocess=preprocess,
         example_shape=(math.prod(shape),) if flatten else shape,
         num_classes=num_classes,
-        augment=binarize_dynamic if binarize == "dynamic" else None,
+        augment=augment,
     )

@@ -141,10 +141,9 @@ class SparseMLP(nnx.Module):
             for below, units, chosen in zip(hidden[:-1], hidden[1:], choose[1:], strict=True)
         )
         self.hidden = hidden
-        spread = [1 / math.sqrt(n * len(hidden)) for n in hidden]
+        init = nnx.initializers.normal(1 / math.sqrt(len(hidden)))
         self.readouts = nnx.List(
-            nnx.Param(std * jax.random.normal(rngs.params(), (n, outputs)))
-            for n, std in zip(hidden, spread, strict=True)
+            nnx.Param(init(rngs.params(), (n, outputs), jnp.float32)) for n in hidden
         )
         self.bias = nnx.Param(jnp.zeros(outputs))
 
@@ -159,10 +158,14 @@ class SparseMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `x`, shape (B, features), to logits, shape (B, outputs)."""
-        logits = 0.0
-        for code, readout in zip(self.codes(x), self.readouts, strict=True):
-            logits = logits + jnp.einsum("bk,bko->bo", code.values, _at(readout[...], code.indices))
-        return logits + self.bias[...]
+        codes = self.codes(x)
+        # Of unit length for the readouts, so that one learning rate suits all layers.
+        scales = [1 / math.sqrt(n) for n in self.hidden]
+        scaled = [code.values * c for code, c in zip(codes, scales, strict=True)]
+        values = jnp.concatenate(scaled, axis=1)
+        pairs = zip(codes, self.readouts, strict=True)
+        readouts = jnp.concatenate([_at(r[...], code.indices) for code, r in pairs], axis=1)
+        return jnp.einsum("bk,bko->bo", values, readouts) + self.bias[...]
 
     def _scaled(self, code: Code, layer: int) -> Code:
         square = jnp.sum(jnp.square(code.values), axis=1, keepdims=True)

@@ -6,6 +6,8 @@ and the exact gradient (up to the curvature of the reward) beyond.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,28 +30,68 @@ def signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return 1 - 2 * bits.reshape(-1)[:size].reshape(shape).astype(jnp.float32)
 
 
+@functools.lru_cache(16)
 def hadamard(size: int) -> np.ndarray:
-    """Return Sylvester's Hadamard matrix, shape (size, size), entries ±1; size is a power of two.
+    """Return a Hadamard matrix, shape (size, size), entries ±1, with orthogonal columns.
+
+    Sizes are 1, 2 and 2^i (q + 1) for i >= 0 and q + 1 = 2 or a prime q = 3 mod 4: Sylvester's
+    doubling of Paley's first construction.
 
     Raises:
-        UserError: if size is not a power of two.
+        UserError: if size is not one of these.
     """
-    if size & (size - 1):
+    odd = _seed(size)
+    if odd is None:
         raise UserError(
-            f"orthogonal noise needs samples to be a power of two (1, 2, 4, ...), got {size}"
+            "orthogonal noise needs a Hadamard matrix: samples must be 1, 2, 4, 8, 12, 16, 20, 24, "
+            f"32, ... (a power of two is always right), got {size}"
         )
-    matrix = np.ones((1, 1), np.float32)
+    matrix = _paley(odd) if odd > 1 else np.ones((1, 1), np.float32)
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     return matrix
 
 
-def _entries(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Compute entries of Sylvester's Hadamard matrix, shape (rows, *columns.shape).
+def covering(units: int) -> int:
+    """Return the smallest size of a Hadamard matrix with a column for each of `units` units.
 
-    The entry of row n and column c is negative if n and c have an odd number of bits in common.
+    >>> [covering(n) for n in (1, 3, 5, 9, 60, 210)]
+    [1, 4, 8, 12, 60, 212]
     """
-    odd = jax.lax.population_count(rows.reshape(-1, *[1] * columns.ndim) & columns[None]) & 1
+    return next(size for size in itertools.count(max(1, units)) if _seed(size) is not None)
+
+
+def _seed(size: int) -> int | None:
+    """Return the size of the matrix that doubles to `size`: 1, Paley's, or None without any."""
+    if size & (size - 1) == 0:
+        return 1
+    while size % 2 == 0:
+        q = size - 1
+        if q % 4 == 3 and all(q % n for n in range(2, math.isqrt(q) + 1)):
+            return size
+        size //= 2
+    return None
+
+
+def _paley(size: int) -> np.ndarray:
+    """Return Paley's Hadamard matrix I + S, with the quadratic characters of differences in S."""
+    q = size - 1
+    character = np.full(q, -1.0, np.float32)
+    character[np.arange(1, q) ** 2 % q] = 1
+    character[0] = 0
+    skew = np.ones((size, size), np.float32)
+    skew[0, 0], skew[1:, 0] = 0, -1
+    skew[1:, 1:] = character[(np.arange(q)[None] - np.arange(q)[:, None]) % q]
+    return skew + np.eye(size, dtype=np.float32)
+
+
+def _entries(size: int, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Return entries of the Hadamard matrix of a size, shape (rows, *columns.shape)."""
+    rows = rows.reshape(-1, *[1] * columns.ndim)
+    if size & (size - 1):
+        return jnp.asarray(hadamard(size))[rows, columns[None]]
+    # Sylvester's entry of row n and column c is negative if an odd number of bits is in both.
+    odd = jax.lax.population_count(rows & columns[None]) & 1
     return 1 - 2 * odd.astype(jnp.float32)
 
 
@@ -134,14 +176,16 @@ def _orthogonal(
             column = (taken + np.arange(r.units)) % samples
             taken += r.units
             chosen = jnp.asarray(
-                matrix[:, column] if part is None else _entries(wanted, jnp.asarray(column))
+                matrix[:, column]
+                if part is None
+                else _entries(samples, wanted, jnp.asarray(column))
             )
             chosen = jnp.broadcast_to(chosen[:, None], (len(wanted), r.groups, r.units))
         else:
             taking = r.split(active[i].astype(jnp.int32))
             turn = jnp.cumsum(taking, axis=1)
             start = r.of_groups(used, jnp.max)
-            chosen = _entries(wanted, (start[:, None] + turn - 1) % samples)
+            chosen = _entries(samples, wanted, (start[:, None] + turn - 1) % samples)
             used = r.of_examples(start + jnp.sum(taking, axis=1))
         sampled.append(r.join(chosen) * signs(key, r.shape)[None])
     return sampled

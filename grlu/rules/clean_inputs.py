@@ -142,6 +142,18 @@ def _groups(rule: Any, network: Network, key: jax.Array) -> list[tuple[list[Site
     return [([info], jax.random.fold_in(key, info.site.index)) for info in moved]
 
 
+def perturbed_units(rule: Any, network: Network) -> int:
+    """Return the largest number of units of an example that are perturbed at once.
+
+    With site="active", only the active ones of these are.
+    """
+    found = 0
+    for group, _ in _groups(rule, network, jax.random.key(0)):
+        steps = math.prod(group[0].steps) if rule.layers == "steps" else 1
+        found = max(found, sum(info.rows.units for info in group) // steps)
+    return found
+
+
 def _spread(logits: jax.Array) -> jax.Array:
     """Return 2 √(p (1 - p)) for the softmax probabilities p of logits; 1 at p = 1/2."""
     p = jax.nn.softmax(logits, axis=-1)

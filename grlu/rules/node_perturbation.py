@@ -14,8 +14,8 @@ import jax
 
 from grlu.errors import UserError
 from grlu.network import Aux, Batch, Objective, Params, State, trace, untouched
-from grlu.noise.directions import NOISES, hadamard
-from grlu.rules.clean_inputs import from_clean_inputs
+from grlu.noise.directions import NOISES, covering, hadamard
+from grlu.rules.clean_inputs import from_clean_inputs, perturbed_units
 from grlu.rules.noisy_inputs import from_noisy_inputs
 from grlu.rules.rule import Rule
 
@@ -46,7 +46,9 @@ class NodePerturbation(Rule):
     exchange only the sum of the credits, one number per unit and example.
 
     Attributes:
-        samples: N, number of antithetic pairs per example.
+        samples: N, number of antithetic pairs per example. "auto": as many as make the credit of
+            orthogonal noise exact, the smallest size of a Hadamard matrix that has a column for
+            every perturbed unit of an example; for few units, as in sparse networks.
         sigma: σ, standard deviation of the noise, in units of the pre-activation.
         noise: "rademacher" (signs), "gaussian", or "orthogonal" (Hadamard columns with random
             signs; N a power of two), which interferes least.
@@ -102,7 +104,7 @@ class NodePerturbation(Rule):
     local: ClassVar[bool] = True
     dealt: ClassVar[tuple[str, int]] = ("samples", 1)
 
-    samples: int = 16
+    samples: int | Literal["auto"] = 16
     sigma: Any = 0.1  # a float, or a traced scalar under a schedule
     noise: Literal["rademacher", "gaussian", "orthogonal"] = "rademacher"
     site: Literal["pre", "post", "active"] = "pre"
@@ -119,8 +121,8 @@ class NodePerturbation(Rule):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise UserError(f"samples must be a positive integer, got {self.samples!r}")
+        if self.samples != "auto" and not _positive(self.samples):
+            raise UserError(f"samples must be a positive integer or 'auto', got {self.samples!r}")
         if isinstance(self.sigma, int | float) and self.scaled and not self.sigma > 0:
             raise UserError(f"sigma must be positive, got {self.sigma!r}")
         for name, known in {
@@ -136,7 +138,13 @@ class NodePerturbation(Rule):
                 raise UserError(
                     f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
-        if self.noise == "orthogonal":
+        if self.samples == "auto":
+            if self.noise != "orthogonal" or self.site == "active":
+                raise UserError(
+                    "samples='auto' covers every perturbed unit by a direction of its own: use "
+                    "noise='orthogonal' and site='pre' or 'post'"
+                )
+        elif self.noise == "orthogonal":
             hadamard(self.samples)
         if self.site == "active" and self.inputs == "noisy":
             raise UserError("site='active' selects units by the clean pass: use inputs='clean'")
@@ -165,8 +173,10 @@ class NodePerturbation(Rule):
         if not self.output_rate > 0:
             raise UserError(f"output_rate must be positive, got {self.output_rate!r}")
         if self.chunk is not None:
-            if isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1:
+            if not _positive(self.chunk):
                 raise UserError(f"chunk must be a positive integer or None, got {self.chunk!r}")
+            if self.samples == "auto":
+                raise UserError("samples='auto' runs all pairs at once: use chunk=None")
             if self.chunk < self.samples and self.samples % self.chunk:
                 raise UserError(f"chunk must divide the {self.samples} samples, got {self.chunk}")
             if self.ridge is not None:
@@ -191,6 +201,8 @@ class NodePerturbation(Rule):
         return True
 
     def passes(self, hidden: int | None = None) -> tuple[int, str] | None:
+        if self.samples == "auto":
+            return None
         number, words = 2 * self.samples, f"2N, N = {self.samples} antithetic pairs"
         if not self.antithetic:
             number, words = self.samples, f"N = {self.samples}, against the clean pass"
@@ -205,6 +217,8 @@ class NodePerturbation(Rule):
         self, objective: Objective, params: Params, rest: State, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Aux, Params]:
         network = trace(objective, params, rest, batch)
+        if self.samples == "auto":
+            self = dataclasses.replace(self, samples=covering(perturbed_units(self, network)))
         if self.inputs == "noisy" and network.program.stops:
             raise UserError(
                 "inputs='noisy' has no clean pass to take the values at the model's stop_gradient "
@@ -215,3 +229,7 @@ class NodePerturbation(Rule):
         if network.low:
             rewards, aux = network.run(params, rest, batch, untouched)
         return rewards, aux, ascent
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -18,7 +18,7 @@ their gradient. The rule itself needs no change.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax

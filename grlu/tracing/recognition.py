@@ -139,6 +139,8 @@ def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) 
     if name == "gather":
         # The units chosen by the data, or chosen elements of chosen elements.
         return pending[0] is not None and pending[1] is None
+    if name == "concatenate":
+        return all(p is not None and p.gathered for p in pending)
     if weighs(eqn, facts, pending):
         return True
     # x̂ * (1/std * scale): the site of a normalisation's gain is its output.

@@ -21,6 +21,9 @@ def digits(
     renumber: bool = False,
     per_class: int | None = None,
     binarize: Binarization | None = None,
+    crop: int = 0,
+    flip: bool = False,
+    cutout: int = 0,
 ) -> Data:
     """1,437 + 360 handwritten digits, 8x8 grey, 10 classes; in scikit-learn, nothing to prepare.
 
@@ -55,5 +58,8 @@ def digits(
         renumber=renumber,
         per_class=per_class,
         binarize=binarize,
+        crop=crop,
+        flip=flip,
+        cutout=cutout,
         maximum=16.0,
     )

@@ -40,6 +40,9 @@ def image_set(
         renumber: bool = False,
         per_class: int | None = None,
         binarize: Binarization | None = None,
+        crop: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
         train_split: str = "train",
         test_split: str = "test",
     ) -> Data:
@@ -75,6 +78,9 @@ def image_set(
             renumber=renumber,
             per_class=per_class,
             binarize=binarize,
+            crop=crop,
+            flip=flip,
+            cutout=cutout,
             moments=moments,
         )
 
