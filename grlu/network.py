@@ -69,7 +69,9 @@ class SiteInfo:
 
     @property
     def vectors(self) -> bool:
-        """Return True if it has one vector of units per example."""
+        """Return True if it has one vector of units per example, the same units for all."""
+        if self.site.indexed:
+            return False
         plain = not self.site.loops and len(self.shape) == 2
         return plain or (self.rows.each and self.rows.units == self.shape[-1])
 

@@ -165,7 +165,7 @@ class SparseMLP(nnx.Module):
         values = jnp.concatenate(scaled, axis=1)
         pairs = zip(codes, self.readouts, strict=True)
         readouts = jnp.concatenate([_at(r[...], code.indices) for code, r in pairs], axis=1)
-        return jnp.einsum("bk,bko->bo", values, readouts) + self.bias[...]
+        return jnp.einsum("bk,bko->bo", values, readouts) + self.bias[...][None]
 
     def _scaled(self, code: Code, layer: int) -> Code:
         square = jnp.sum(jnp.square(code.values), axis=1, keepdims=True)
@@ -181,7 +181,7 @@ def _at(array: jax.Array, *indices: jax.Array) -> jax.Array:
 def _rows(kernel: jax.Array, bias: jax.Array, values: jax.Array, indices: jax.Array) -> jax.Array:
     """Return all pre-activations (B, n) from the active rows of a kernel."""
     if len(values) > 1:
-        return jnp.einsum("bk,bkn->bn", values, _at(kernel, indices)) + bias
+        return jnp.einsum("bk,bkn->bn", values, _at(kernel, indices)) + bias[None]
     # For one example XLA fuses the rows into their sum without copying them.
     z = bias[None]
     for i in range(values.shape[1]):

@@ -220,16 +220,18 @@ class Chunk:
         params = {**moving.kept, **{f"gathered.{g.out}": values[g.out] for g in reads}}
         shifted = {layer.name: values[_read(layer)] for layer in self.layers}
         params |= {f"{name}.shift": jnp.zeros_like(z) for name, z in shifted.items()}
-        return Step(params, (batch, shifted), values)
+        # The choice of units reads z as well.
+        return Step(params, (batch, shifted, list(given.values())), values)
 
     def objective(self, params: Mapping[str, Any], rest: State, batch: Batch) -> Any:
         """Return `(rewards, aux)` for the parameters and the batch of a `Step`."""
-        batch, shifted = batch
+        batch, shifted, zs = batch
         leaves = list(self._leaves)
         for name, i in self._kept.items():
             leaves[i] = params[name]
         reads = [g for found in self._gathers.values() for g in found]
         replace = {g.out: params[f"gathered.{g.out}"] for g in reads}
+        replace |= {layer.z: z for layer, z in zip(self.layers, zs, strict=True)}
         replace |= {
             _read(layer): shifted[layer.name] + params[f"{layer.name}.shift"]
             for layer in self.layers

@@ -19,6 +19,7 @@ from grlu.tracing.recognition import (
     dense_site,
     extends,
     is_activation,
+    weighs,
     with_bias,
 )
 from grlu.tracing.shifts import cancels
@@ -153,14 +154,18 @@ class _Builder:
         before = [p for p in pending if p]
         params = frozenset[int]().union(*(f.params for f in facts), *(p.params for p in before))
         (out,) = item.outs
-        data = [f for f, p in zip(facts, pending, strict=True) if p is None]
         name = item.eqn.primitive.name
+        # Indices choose among the units, they are not an input.
+        data = [f for f, p in zip(facts, pending, strict=True) if p is None and name != "gather"]
         self.pending[out] = Pending(
             params,
             any(p.behind for p in [*before, *data]),
             any(p.fed for p in [*before, *data]),
             gathered=all(p.gathered for p in before)
             and name not in {"add", "sub", "add_any", "dot_general", "mul"},
+            indexed=any(p.indexed for p in before)
+            or name == "gather"
+            or weighs(item.eqn, facts, pending),
             gain=any(p.gain for p in before),
             added=all(p.added for p in before),
             dense=with_bias(item.eqn, facts, pending, out),
@@ -210,6 +215,7 @@ class _Builder:
             pending.added,
             dense,
             pending.chosen,
+            pending.indexed,
         )
         self.found.append(site)
         ins = (z,) if item is None else item.ins

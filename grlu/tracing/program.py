@@ -45,6 +45,7 @@ class Site:
         added: True if it is the sum of data and a value that depends on parameters only.
         dense: its parameters and input if it is a plain dense layer, else None.
         chosen: the dense layer of which it is the units chosen by the data, else None.
+        indexed: True if the data choose its units, or the weights of its units.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Site:
     added: bool = False
     dense: Dense | None = None
     chosen: Dense | None = None
+    indexed: bool = False
 
 
 class Arrival(NamedTuple):

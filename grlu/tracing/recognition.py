@@ -109,6 +109,7 @@ class Pending:
         gain: True if it is an elementwise product with a parameter.
         added: True if it is the sum of a parameter and data.
         gathered: True if it consists of elements of parameters, chosen by the data.
+        indexed: True if the data choose its units, or the weights of its units.
         dense: its parameters and input if it is a plain dense layer, else None.
         chosen: the dense layer of which the data choose these units, else None.
     """
@@ -119,6 +120,7 @@ class Pending:
     gain: bool = False
     added: bool = False
     gathered: bool = False
+    indexed: bool = False
     dense: Dense | None = None
     chosen: Dense | None = None
 

@@ -6,7 +6,7 @@ import pytest
 
 import trainers
 from grlu.network import trace
-from grlu.rules.online import first_layers
+from grlu.rules.online import Chunk, first_layers
 from trainers.loop.compiled import compile_chunk
 
 
@@ -21,6 +21,10 @@ def trained(overrides, examples=1000):
 
 
 PLAIN = ["trainer.optimizer=sgd", "trainer.batch_size=1", "trainer.learning_rate=0.002"]
+SPARSE = [
+    *("model.name=sparse_mlp", "model.hidden=[32,24]", "model.winners=[4]"),
+    *("trainer.noise=orthogonal", "trainer.site=pre", "trainer.sigma=0.001"),
+]
 
 
 @pytest.mark.slow
@@ -37,17 +41,38 @@ PLAIN = ["trainer.optimizer=sgd", "trainer.batch_size=1", "trainer.learning_rate
         ["trainer.samples=2", "trainer.output_noise=softmax"],
         ["trainer.samples=2", "model.name=local_mlp", "trainer.layers=apart"],
         ["trainer.name=backprop"],
+        [*SPARSE, "trainer.samples=auto"],
+        [*SPARSE, "trainer.samples=4", "trainer.batch_size=2", "trainer.average=0.99"],
+        [*SPARSE, "trainer.samples=4", "trainer.batch_size=2", "model.winners_mode=gumbel"],
     ],
 )
 def test_chunked_and_unchunked_training_agree(overrides):
+    # Rounding may choose another winner in the end.
+    examples = 100 if SPARSE[0] in overrides else 1000
     states = []
     for size in (1, 32):
-        state, metrics, broken = trained([*PLAIN, f"trainer.online_chunk={size}", *overrides])
+        options = [*PLAIN, f"trainer.online_chunk={size}", *overrides]
+        state, metrics, broken = trained(options, examples)
         assert broken == -1
         states.append((state.params, state.average, state.opt_state, state.step, metrics))
     assert states[0][3] == states[1][3]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_gathered_parameters_and_chosen_units_are_found():
+    config = trainers.resolve("digits_grlu", [*PLAIN, *SPARSE])
+    experiment = trainers.make_experiment(config)
+    state = experiment.trainer.init(jax.random.key(0))
+    batch = experiment.preprocess({k: v[:2] for k, v in experiment.train.items()})
+    batches = {k: v[:, None] for k, v in batch.items()}
+    objective = experiment.trainer.pure(state.step)
+    chunk = Chunk(objective, state.params, state.rest, batches)
+    (first,) = chunk.layers
+    assert first.chosen is not None
+    assert set(chunk.start.kept) == {"bias"}
+    gathered = {"layers.0.kernel", "layers.0.bias", "readouts.0", "readouts.1"}
+    assert set(chunk.start.gathered) == gathered
 
 
 def test_only_plain_sgd_is_chunked():
