@@ -14,8 +14,7 @@ from trainers.loop.experiment import RunSettings
 from trainers.loop.trainer import TrainerLike
 from trainers.policies.policy import PolicyTrainer
 from trainers.policies.preference import PreferenceTrainer
-from trainers.policies.preference_settings import DPO, RewardModel
-from trainers.policies.settings import GRPO, PPO, Reinforce
+from trainers.policies.settings import DPO, GRPO, PPO, Reinforce, RewardModel
 
 
 class TrainerEntry(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.completions.prompts import Prompts
+from input_pipeline.text.prompts import Prompts
 from trainers.completions.rewards import COMPLETION_REWARDS, in_python
 from trainers.completions.rollout import Rollout
 from trainers.completions.scoring import Rewards, rewards_from

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grlu.errors import UserError
-from trainers.completions.prompts import Prompts
+from input_pipeline.text.prompts import Prompts
 from trainers.completions.rewards import Judge
 from trainers.completions.sampling import Completions, sample
 from trainers.completions.scoring import Rewards, Scores, rewards_from, short_name

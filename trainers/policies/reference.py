@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
+from trainers.policies.base import variables
 
 NAMED = ("start", "random", "bigram", "none")
 """Values of `trainer.reference` other than the folder of a run."""
@@ -42,27 +43,22 @@ class Reference:
 
 
 def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Return log((count + 1) / (row sum + V)) of neighbouring tokens, shape (V, V).
-
-    Args:
-        sequences: token numbers, (..., T).
-        vocabulary: V.
+    """Return log((count + 1) / (row sum + V)) of neighbouring tokens (..., T), shape (V, V).
 
     Raises:
-        UserError: if the vocabulary is larger than `BIGRAMS`.
+        UserError: if the vocabulary, V, is larger than `BIGRAMS`.
     """
     if vocabulary > BIGRAMS:
         raise UserError(
             f"trainer.reference=bigram is a table of {vocabulary:,} x {vocabulary:,} tokens, at "
             f"most {BIGRAMS:,}: use start, random or the folder of a run"
         )
-    pairs = np.stack([sequences[..., :-1].reshape(-1), sequences[..., 1:].reshape(-1)])
     counts = np.zeros((vocabulary, vocabulary))
-    np.add.at(counts, tuple(pairs), 1)
+    np.add.at(counts, (sequences[..., :-1], sequences[..., 1:]), 1)
     return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)
 
 
-def bigram(table: np.ndarray, temperature: float = 1.0) -> Reference:
+def bigram(table: np.ndarray, temperature: float) -> Reference:
     """Return a reference that looks up the next token by the preceding one."""
 
     def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
@@ -73,12 +69,9 @@ def bigram(table: np.ndarray, temperature: float = 1.0) -> Reference:
 
 
 def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] | None) -> Reference:
-    """Return a frozen model as the reference.
+    """Return a frozen model as the reference, with its distribution at a temperature.
 
-    Args:
-        graphdef: graph definition of the model.
-        temperature: temperature of its distribution.
-        make: key -> (params, rest) of the model; None: those of the policy at the start.
+    `make` maps a key to the model's (params, rest); None: those of the policy at the start.
     """
 
     def log_probs(stored: Any, sequences: jax.Array, prompt: int) -> jax.Array:
@@ -93,15 +86,9 @@ def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] |
 
 
 def model_reference(
-    name: str, graphdef: Any, make_model: Callable[[nnx.Rngs], Any], temperature: float
+    name: str, graphdef: Any, make_policy: Callable[[nnx.Rngs], Any], temperature: float
 ) -> Reference | None:
     """Return the reference "start" or "random", or None for "none".
-
-    Args:
-        name: the reference's name.
-        graphdef: graph definition of the policy.
-        make_model: rngs -> a new policy.
-        temperature: sampling temperature of the policy.
 
     Raises:
         UserError: on another name.
@@ -111,13 +98,7 @@ def model_reference(
     if name == "start":
         return frozen(graphdef, temperature, None)
     if name == "random":
-
-        def make(key: jax.Array) -> Any:
-            model = make_model(nnx.Rngs(key))
-            model.eval()
-            return nnx.split(model, nnx.Param, ...)[1:]
-
-        return frozen(graphdef, temperature, make)
+        return frozen(graphdef, temperature, lambda key: variables(make_policy(nnx.Rngs(key))))
     raise UserError(
         f"trainer.reference must be start, random, bigram, none or the folder of a run, got "
         f"{name!r}: a run is opened by trainers.train, or given as `reference`"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grlu.errors import UserError
-from input_pipeline import Data
+from input_pipeline.data import Data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,10 +61,9 @@ class Prompts:
             )
         tokens = data.example_shape[0] + 1
         length = data.prompt if prompt is None else prompt
-        usable = tokens if block is None else min(tokens, block)
-        steps = usable - length if horizon is None else horizon
-        if length + steps > tokens or steps < 1:
-            wanted = length + max(steps, 1)
+        steps = min(tokens, block or tokens) - length if horizon is None else horizon
+        wanted = length + max(steps, 1)
+        if wanted > tokens or steps < 1:
             hint = f": set dataset.length to {wanted - 1}" if data.prompt == 1 else ""
             raise UserError(
                 f"an example of {data.name} has {tokens} tokens, too few for a trainer.prompt of "
@@ -82,15 +81,11 @@ class Prompts:
         return cls(data.num_classes, length, steps, end_token, data.tokenizer.decode)
 
     def require_room(self, block: int, *, scored: bool = False) -> None:
-        """Check that prompt and completion fit a model's block.
+        """Raise UserError unless prompt and completion fit a model's block.
 
         Args:
             block: maximum number of tokens that the model sees.
-            scored: whether it also sees the last token, as a reward model does and a policy does
-                not.
-
-        Raises:
-            UserError: if they do not fit.
+            scored: whether it also sees the last token, as a reward model does.
         """
         if self.length + self.horizon - (not scored) > block:
             raise UserError(
