@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainers.completions.rewards import Judge
 from trainers.completions.rollout import RewardSettings, Rollout, repeat_rows
 from trainers.completions.sampling import Completions, log_probs
 from trainers.loop.trainer import Values
@@ -22,13 +21,7 @@ def metrics(rollout: Rollout) -> tuple[str, ...]:
 def evaluate(
     rollout: Rollout, settings: RewardSettings, model: Any, batch: Any
 ) -> tuple[Values, Completions]:
-    """Evaluate a policy, deterministically.
-
-    Args:
-        rollout: samples and scores completions.
-        settings: number and temperature of the samples.
-        model: the policy.
-        batch: `prompt` (B, P), `target` (B, T) and other columns.
+    """Evaluate a policy on `prompt` (B, P), `target` (B, T) and other columns, deterministically.
 
     Returns:
         Values per prompt, each (B,), and the B x `eval_samples` completions. `nll` is in nats per
@@ -85,17 +78,10 @@ def examples(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sample_and_score(
-    rollout: Rollout,
-    temperature: float,
-    graphdef: Any,
-    state: Any,
-    judge: Judge | None,
-    key: jax.Array,
-    batch: Any,
+    rollout: Rollout, temperature: float, graphdef: Any, state: Any, judge: Any, key: Any, rows: Any
 ) -> tuple[jax.Array, ...]:
-    if judge is not None:  # The traced argument, not the static rollout's constant.
-        rollout = rollout.bind(judge)
-    batch, model = rollout.prompts.columns(batch), nnx.merge(graphdef, state, copy=True)
+    rollout = rollout.bind(judge)  # The traced argument, not the static rollout's constant.
+    batch, model = rollout.prompts.columns(rows), nnx.merge(graphdef, state, copy=True)
     completions = rollout.sample(model, batch["prompt"], key, temperature=temperature)
     scores = rollout.score(batch, completions)
     return batch["prompt"], completions.tokens, batch["target"], scores.total

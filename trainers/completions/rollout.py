@@ -92,26 +92,17 @@ class Rollout:
 
     @classmethod
     def from_settings(
-        cls,
-        settings: RewardSettings,
-        data: Any,
-        block: int | None = None,
-        judge: Judge | None = None,
+        cls, settings: RewardSettings, data: Any, block: int | None = None, judge: Any = None
     ) -> "Rollout":
         """Return the rollout that a trainer's settings describe.
 
-        Args:
-            settings: the trainer's settings.
-            data: the data set.
-            block: maximum number of tokens that a reward model sees, or None.
-            judge: the reward model, or None.
+        `block` is the number of tokens that a reward model sees.
 
         Raises:
             UserError: if the data are not text, or a reward is for a token outside the vocabulary.
         """
-        prompts = Prompts.from_data(
-            data, settings.prompt, settings.horizon, settings.end, block=block
-        )
+        options = settings.prompt, settings.horizon, settings.end
+        prompts = Prompts.from_data(data, *options, block=block)
         for name in settings.rewards:
             if name.startswith("token:") and int(name[6:]) >= prompts.vocabulary:
                 raise UserError(
@@ -135,15 +126,8 @@ class Rollout:
         self, model: Any, prompts: jax.Array, key: jax.Array, samples: int = 1, **options: Any
     ) -> Completions:
         """Sample `samples` completions of each prompt (B, P); `options` are those of `sample`."""
-        return sample(
-            model,
-            prompts,
-            steps=self.prompts.horizon,
-            key=key,
-            samples=samples,
-            end_token=self.prompts.end_token,
-            **options,
-        )
+        options |= {"steps": self.prompts.horizon, "end_token": self.prompts.end_token}
+        return sample(model, prompts, key=key, samples=samples, **options)
 
     def score(self, batch: Any, completions: Completions) -> Scores:
         """Score N completions, given the columns of their prompts, each with N rows."""
@@ -165,13 +149,9 @@ class Rollout:
     def evidence(
         self, prompts: jax.Array, tokens: jax.Array, scores: Scores, samples: int
     ) -> dict[str, jax.Array]:
-        """Return what `explain` needs of a step with N = B x samples completions.
+        """Return what `explain` needs of a step with N = B x `samples` completions.
 
-        Args:
-            prompts: tokens, (N, P).
-            tokens: tokens of the completions, (N, T).
-            scores: their scores.
-            samples: completions of each prompt, next to each other.
+        Prompts are tokens (N, P) and completions tokens (N, T), those of a prompt side by side.
         """
         found = {
             "sequences": jnp.concatenate([prompts, tokens], axis=1),
@@ -183,17 +163,13 @@ class Rollout:
         """Return shapes and dtypes of `evidence` for `batch_size` prompts."""
         length = self.prompts.length + self.prompts.horizon
         sizes = {"sequences": (length, jnp.int32), "scores": (len(self.rewards.weights), "float32")}
-        return {
-            name: jax.ShapeDtypeStruct((batch_size, samples, size), dtype)
-            for name, (size, dtype) in sizes.items()
-        }
+        leading = batch_size, samples
+        return {n: jax.ShapeDtypeStruct((*leading, s), d) for n, (s, d) in sizes.items()}
 
     def explain(self, evidence: Mapping[str, Any]) -> str | None:
         """Return which reward was not finite, with a prompt and completion; None if all were.
 
-        Args:
-            evidence: the return value of `evidence`, or {}, for which only exceptions of rewards in
-                Python are reported.
+        Without `evidence`, report only exceptions of rewards in Python.
         """
         raised = self.rewards.raised
         bad = np.argwhere(~np.isfinite(evidence["scores"])).tolist() if evidence else []

@@ -44,11 +44,6 @@ class FastLearner(Objective):
     of_batches: ClassVar[bool] = True
 
     def on(self, data: Data, rule: grlu.Rule) -> "FastLearner":
-        """Return the objective on some data, under a rule.
-
-        Raises:
-            UserError: if the rule assigns credit to single examples.
-        """
         if rule.local:
             raise UserError(
                 "trainer.objective=fast_learner rewards a batch as a whole and assigns no credit "
@@ -74,10 +69,8 @@ class FastLearner(Objective):
             head = jax.tree.map(lambda w, d: w + self.learning_rate * d, head, ascent)
             return head, (rewards[0], correct[0])
 
-        head = {
-            "kernel": jnp.zeros((features.shape[-1], self.classes)),
-            "bias": jnp.zeros(self.classes),
-        }
+        kernel = jnp.zeros((features.shape[-1], self.classes))
+        head = {"kernel": kernel, "bias": jnp.zeros(self.classes)}
         examples = (features[:support], labels[:support], keys[:support])
         head, seen = jax.lax.scan(learn, head, examples)
         queried = answer(head, (), (features[support:], labels[support:]))
