@@ -33,10 +33,7 @@ def take_block(
         batches: T batches, leaves (T, B, ...), where T is `trainer.block`.
         count: number of updates.
         fold: `fold(carried, step, values)`, called after every update.
-        start: initial value of `carried`.
-
-    Returns:
-        The state after the updates, and the last value of `carried`.
+        start: initial value of `carried`; its last value is returned, too.
     """
     chunk = Chunk(trainer.pure(state.step), state.params, state.rest, batches)
     shifted, grams = chunk.shifted(), chunk.gram()
@@ -60,7 +57,7 @@ def take_block(
 
     us = [jnp.zeros_like(z) for z in chunk.zs]
     average = None if state.average is None else chunk.split(state.average)
-    carry = (chunk.kept, us, state.rest, state.opt_state, average, start)
+    carry = chunk.kept, us, state.rest, state.opt_state, average, start
     kept, us, rest, opt_state, average, folded = jax.lax.fori_loop(
         0, count, drawn_ahead(body, trainer.block, carry), carry
     )

@@ -7,27 +7,26 @@ al. 2018).
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 import grlu
 from input_pipeline import Data
 from models.densities import kl_between
 from models.vae import VAE
 from trainers.gradient.settings import GradientSettings
-from trainers.objectives.base import Batch, Better, Objective, Values
-from trainers.objectives.elbo import METRICS, Elbo, divergence, terms
+from trainers.objectives.base import Batch, Better, Values
+from trainers.objectives.elbo import METRICS, Bound, Elbo, divergence, terms
 from trainers.objectives.refinement import Refinement, ScheduleName
 
 Mode = Literal["decoupled", "kl", "e2e"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Refined(Objective):
+class Refined(Bound):
     """Rewards a `models.VAE` for its bound at refined posteriors.
 
     The metric "refined" is the ELBO at the refined posterior, the others are the encoder's.
@@ -44,30 +43,20 @@ class Refined(Objective):
     metrics: ClassVar[tuple[str, ...]] = (*METRICS, "refined")
     better: ClassVar[Better] = ("refined", "max")
 
-    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError if a model does not fit the bound."""
-        self.bound.require(config, data, model, answered)
-
-    def pictures(self, model: VAE, x: jax.Array) -> dict[str, jax.Array]:
-        """Return the bound's pictures."""
-        return self.bound.pictures(model, x)
-
     def at(self, progress: jax.Array) -> "Refined":
-        """Return the objective after a fraction, in [0, 1], of the run."""
         return dataclasses.replace(self, bound=self.bound.at(progress))
 
     def scales(self) -> Values:
-        """Return the bound's scales."""
         return self.bound.scales()
 
     def __call__(self, model: VAE, batch: Batch) -> tuple[jax.Array, Values]:
         x = batch["image"]
         loop, last, first = jax.random.split(model.rngs(), 3)
         guess = model.posterior(x)
-        frozen = _frozen(model)
-        begin = guess if self.mode == "e2e" else jax.lax.stop_gradient(guess)
-        inner = model if self.mode == "e2e" else frozen
-        refined, path = self.refine(inner, x, begin, loop, self.bound.reward)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+        frozen = nnx.merge(graphdef, jax.lax.stop_gradient(params), rest, copy=True)
+        begin = (model, guess) if self.mode == "e2e" else (frozen, jax.lax.stop_gradient(guess))
+        refined, path = self.refine(begin[0], x, begin[1], loop, self.bound.reward)
         at_end = terms(model, x, refined, refined.draw(last))
         rewards = self.bound.reward(at_end, refined)
         at_begin = jax.lax.stop_gradient(path["elbo"][0])
@@ -86,12 +75,6 @@ class Refined(Objective):
             "clamped": guess.clamped,
             "refined": at_end["elbo"],
         }
-
-
-def _frozen(model: VAE) -> VAE:
-    """Return the model with parameters without gradients."""
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return nnx.merge(graphdef, jax.lax.stop_gradient(params), rest, copy=True)
 
 
 def _with_gradient_of(value: jax.Array, other: jax.Array) -> jax.Array:
@@ -130,16 +113,8 @@ class SVI(GradientSettings):
     )
 
     def refinement(self) -> Refinement:
-        """Return the inner loop."""
-        return Refinement(
-            self.svi_steps,
-            self.svi_learning_rate,
-            self.svi_momentum,
-            self.svi_clip,
-            self.svi_natural,
-            schedule=self.svi_schedule,
-        )
+        names = ("steps", "learning_rate", "momentum", "clip", "natural", "schedule")
+        return Refinement(**{name: getattr(self, f"svi_{name}") for name in names})
 
     def make_objective(self, data: Data) -> Refined:
-        """Return the bound at refined posteriors."""
         return Refined(super().make_objective(data), self.refinement(), self.mode)

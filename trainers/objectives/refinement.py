@@ -5,7 +5,6 @@ arXiv:1802.02550.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,11 +18,7 @@ from trainers.objectives.base import Values
 from trainers.objectives.elbo import terms
 
 ScheduleName = Literal["constant", "linear"]
-# (terms of the bound, posterior) -> value to maximise, (B,)
-Reward = Callable[[Values, Posterior], jax.Array]
-
-TRUSTED = 1.0
-"""Largest natural step of a posterior, in nats of KL to second order."""
+TRUSTED = 1.0  # Largest natural step of a posterior, in nats of KL to second order.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +38,6 @@ class Refinement:
         draws: samples of the posterior per step.
         schedule: learning rate schedule: "constant", or "linear" to zero, which reduces the
             sampling noise of the result.
-
-    Raises:
-        UserError: if a value is out of range.
     """
 
     steps: int = 20
@@ -68,21 +60,11 @@ class Refinement:
             )
 
     def __call__(
-        self,
-        model: VAE,
-        x: jax.Array,
-        begin: Posterior,
-        key: jax.Array,
-        reward: Reward | None = None,
+        self, model: VAE, x: jax.Array, begin: Posterior, key: jax.Array, reward: Any = None
     ) -> tuple[Posterior, Values]:
         """Refine the posteriors of `x` in one scan, differentiable in `model` and `begin`.
 
-        Args:
-            model: model with the likelihood; its encoder is not used.
-            x: examples, (B, *example_shape).
-            begin: initial posteriors.
-            key: sampling key.
-            reward: value to maximise, by default the ELBO.
+        The value to maximise is `reward(terms of the bound, posterior)`, (B,), or the ELBO.
 
         Returns:
             The last posteriors, and the values before each step: "elbo" (steps, B), "mean" and
@@ -100,9 +82,8 @@ class Refinement:
         def step(carry: Any, at: tuple[jax.Array, jax.Array]) -> Any:
             (where, velocity), (key, rate) = carry, at
             slope, elbo = jax.grad(raised, has_aux=True)(where, key)
-            velocity = jax.tree.map(
-                lambda v, g: self.momentum * v + g, velocity, self._scaled(slope, where)
-            )
+            slope = self._scaled(slope, where)
+            velocity = jax.tree.map(lambda v, g: self.momentum * v + g, velocity, slope)
             move = jax.tree.map(lambda v: rate * v, velocity)
             if self.natural:
                 move = _trusted(move, where)
@@ -115,9 +96,8 @@ class Refinement:
         rates = jnp.full(self.steps, self.learning_rate)
         if self.schedule == "linear":
             rates *= 1 - jnp.arange(self.steps) / self.steps
-        ((mean, log_variance), _), path = jax.lax.scan(
-            step, start, (jax.random.split(key, self.steps), rates)
-        )
+        keys = jax.random.split(key, self.steps)
+        ((mean, log_variance), _), path = jax.lax.scan(step, start, (keys, rates))
         return begin._replace(mean=mean, log_variance=log_variance), path
 
     def _scaled(self, slope: Any, where: Any) -> Any:
@@ -132,7 +112,6 @@ class Refinement:
 
 
 def _trusted(move: Any, where: Any) -> Any:
-    """Limit a step to `TRUSTED` nats."""
     length = jnp.square(move[0]) * jnp.exp(-where[1]) + 0.5 * jnp.square(move[1])
     moved = 0.5 * jnp.sum(length, -1, keepdims=True)
     shrink = jnp.sqrt(TRUSTED / jnp.maximum(moved, TRUSTED))
