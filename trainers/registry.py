@@ -7,8 +7,7 @@ import grlu
 import input_pipeline
 from models import MODELS
 from trainers.devices.mesh import MeshSettings
-from trainers.gradient.settings import gradient_settings
-from trainers.gradient.svi import SVI
+from trainers.gradient.settings import SVI, gradient_settings
 from trainers.gradient.trainer import Trainer
 from trainers.loop.experiment import RunSettings
 from trainers.loop.trainer import TrainerLike

@@ -81,6 +81,7 @@ class Rollout:
         rewards: the rewards.
         names: metric names of the rewards; empty if there is one reward only.
         wrong: reward of a wrong answer.
+        temperature: sampling temperature in training.
         judge: the reward model behind the reward "judge", or None.
     """
 
@@ -88,6 +89,7 @@ class Rollout:
     rewards: Rewards
     names: tuple[str, ...]
     wrong: float
+    temperature: float = 1.0
     judge: Judge | None = None
 
     @classmethod
@@ -115,6 +117,7 @@ class Rollout:
             rewards_from(settings.rewards, settings.reward_weights),
             names if len(names) > 1 else (),
             -1.0 if settings.reward_mode == "±1" else 0.0,
+            settings.temperature,
             judge,
         )
 
@@ -126,8 +129,9 @@ class Rollout:
         self, model: Any, prompts: jax.Array, key: jax.Array, samples: int = 1, **options: Any
     ) -> Completions:
         """Sample `samples` completions of each prompt (B, P); `options` are those of `sample`."""
-        options |= {"steps": self.prompts.horizon, "end_token": self.prompts.end_token}
-        return sample(model, prompts, key=key, samples=samples, **options)
+        options = {"temperature": self.temperature, **options, "steps": self.prompts.horizon}
+        end_token = self.prompts.end_token
+        return sample(model, prompts, key=key, samples=samples, end_token=end_token, **options)
 
     def score(self, batch: Any, completions: Completions) -> Scores:
         """Score N completions, given the columns of their prompts, each with N rows."""

@@ -12,7 +12,7 @@ from flax import nnx
 
 from input_pipeline.images.corruptions import CORRUPTIONS
 from models.vae import VAE, Posterior
-from trainers.gradient.svi import SVI
+from trainers.gradient.settings import SVI
 from trainers.loop.experiment import Experiment
 from trainers.loop.state import TrainState
 from trainers.objectives.elbo import log_weights, terms

@@ -11,6 +11,7 @@ from grlu.rules.rule import Rule
 from input_pipeline import Data
 from trainers.config.schema import Key, schema
 from trainers.config.values import require
+from trainers.objectives.refinement import Mode, Refined, Refinement
 from trainers.objectives.registry import OBJECTIVES, objective_named
 from trainers.optimizer import OptimizerName, OptimizerSettings, ScheduleName
 
@@ -93,6 +94,44 @@ class GradientSettings(OptimizerSettings):
         """Call `factory` with the settings that it accepts."""
         own = vars(self).keys() & schema(factory).keys()
         return factory(**{k: vars(self)[k] for k in own} | given)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SVI(GradientSettings):
+    """Iterative inference in a VAE: posteriors refined by gradient steps, then backprop.
+
+    Attributes:
+        mode: learning signal of the encoder: "decoupled" (the ordinary ELBO), "kl" (the refined
+            posterior) or "e2e" (the ELBO after refinement, with gradients through the loop).
+        svi_steps: steps of the inner loop.
+        svi_learning_rate: rate of the inner loop, for an example's own ELBO in nats.
+        svi_momentum: momentum of the inner loop.
+        svi_clip: largest norm of an example's gradient in the inner loop, or None.
+        svi_natural: use natural gradients in the inner loop, with a rate below 1.
+        svi_schedule: schedule of the inner loop's rate: "constant", or "linear" to zero.
+    """
+
+    mode: Mode = "kl"
+    svi_steps: int = 20
+    svi_learning_rate: float = 1e-2
+    svi_momentum: float = 0.0
+    svi_clip: float | None = None
+    svi_natural: bool = False
+    svi_schedule: Literal["constant", "linear"] = "constant"
+    objective: Literal["elbo"] = "elbo"
+
+    rule_class: ClassVar[type[Rule]] = Backprop
+    remedy: ClassVar[str] = (
+        "a lower trainer.svi_learning_rate, a trainer.svi_clip or a lower trainer.learning_rate "
+        "may help"
+    )
+
+    def refinement(self) -> Refinement:
+        names = ("steps", "learning_rate", "momentum", "clip", "natural", "schedule")
+        return Refinement(**{name: getattr(self, f"svi_{name}") for name in names})
+
+    def make_objective(self, data: Data) -> Refined:
+        return Refined(super().make_objective(data), self.refinement(), self.mode)
 
 
 def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[GradientSettings]:

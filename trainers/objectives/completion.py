@@ -86,12 +86,12 @@ class CompletionReward(Objective):
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
         if not self.by_weights:
             params = jax.lax.stop_gradient(params)
-        options: dict[str, Any] = {"temperature": settings.temperature, "greedy": settings.greedy}
+        options = {"greedy": settings.greedy, "unrolled": self.unrolled}
 
         # The samples have an axis of their own, since the axis of the prompts is the rule's.
         def one(key: jax.Array) -> Any:
             policy = nnx.merge(graphdef, params, rest, copy=True)
-            found = rollout.sample(policy, prompts, key, unrolled=self.unrolled, **options)
+            found = rollout.sample(policy, prompts, key, **options)
             mask = found.mask.astype(jnp.float32)
             scores = rollout.score(batch, found)
             evidence = rollout.evidence(prompts, found.tokens, scores, 1)

@@ -1,22 +1,24 @@
-"""Iterative inference: gradient steps on each example's own posterior (SVI).
+"""Iterative inference: gradient steps on each example's own posterior (SVI), and learning there.
 
-Hoffman et al. 2013, arXiv:1206.7051; starting from an encoder's posterior: Kim et al. 2018,
-arXiv:1802.02550.
+Hoffman et al. 2013, arXiv:1206.7051; starting from an encoder's posterior, and with the gradient
+through the loop ("e2e"): Kim et al. 2018, arXiv:1802.02550.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from models.densities import kl_between
 from models.vae import LOG_VARIANCES, VAE, Posterior
 from trainers.config.values import require
-from trainers.objectives.base import Values
-from trainers.objectives.elbo import terms
+from trainers.objectives.base import Batch, Better, Values
+from trainers.objectives.elbo import METRICS, Bound, Elbo, divergence, terms
 
+Mode = Literal["decoupled", "kl", "e2e"]
 ScheduleName = Literal["constant", "linear"]
 TRUSTED = 1.0  # Largest natural step of a posterior, in nats of KL to second order.
 
@@ -116,3 +118,60 @@ def _trusted(move: Any, where: Any) -> Any:
     moved = 0.5 * jnp.sum(length, -1, keepdims=True)
     shrink = jnp.sqrt(TRUSTED / jnp.maximum(moved, TRUSTED))
     return jax.tree.map(lambda each: each * shrink, move)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined(Bound):
+    """Rewards a `models.VAE` for its bound at refined posteriors, from which the decoder learns.
+
+    The metric "refined" is the ELBO at the refined posterior, the others are the encoder's.
+
+    Attributes:
+        bound: objective of the decoder, of the inner loop and, if "decoupled", of the encoder.
+        refine: the inner loop.
+        mode: learning signal of the encoder, as in `trainers.gradient.settings.SVI`.
+    """
+
+    bound: Elbo
+    refine: Refinement
+    mode: Mode
+    metrics: ClassVar[tuple[str, ...]] = (*METRICS, "refined")
+    better: ClassVar[Better] = ("refined", "max")
+
+    def at(self, progress: jax.Array) -> "Refined":
+        return dataclasses.replace(self, bound=self.bound.at(progress))
+
+    def scales(self) -> Values:
+        return self.bound.scales()
+
+    def __call__(self, model: VAE, batch: Batch) -> tuple[jax.Array, Values]:
+        x = batch["image"]
+        loop, last, first = jax.random.split(model.rngs(), 3)
+        guess = model.posterior(x)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+        frozen = nnx.merge(graphdef, jax.lax.stop_gradient(params), rest, copy=True)
+        begin = (model, guess) if self.mode == "e2e" else (frozen, jax.lax.stop_gradient(guess))
+        refined, path = self.refine(begin[0], x, begin[1], loop, self.bound.reward)
+        at_end = terms(model, x, refined, refined.draw(last))
+        rewards = self.bound.reward(at_end, refined)
+        at_begin = jax.lax.stop_gradient(path["elbo"][0])
+        if self.mode == "decoupled":
+            ordinary = terms(frozen, x, guess, guess.draw(first))
+            rewards = _with_gradient_of(rewards, self.bound.reward(ordinary, guess))
+        elif self.mode == "kl":
+            pair = guess.mean, guess.log_variance, refined.mean, refined.log_variance
+            rewards = _with_gradient_of(rewards, -jnp.sum(kl_between(*pair), -1))
+        kl = divergence(guess)
+        return rewards, {
+            "reward": rewards,
+            "elbo": at_begin,
+            "reconstruction": at_begin + kl,
+            "kl": kl,
+            "clamped": guess.clamped,
+            "refined": at_end["elbo"],
+        }
+
+
+def _with_gradient_of(value: jax.Array, other: jax.Array) -> jax.Array:
+    """Return `value` with the gradients of both."""
+    return value + other - jax.lax.stop_gradient(other)

@@ -40,16 +40,7 @@ class Experience(NamedTuple):
 
 
 class Learner:
-    """Updates of a policy, and of its critic if it has one.
-
-    Args:
-        settings: the trainer's settings.
-        graphdef: graph definition of the policy.
-        critic_graphdef: graph definition of a separate critic, or None.
-        reference: log-probabilities of the reference policy, or None.
-        prompts: how to read the data.
-        learning_rate: schedule of the policy, by step.
-        critic_rate: schedule of the critic, by step.
+    """Updates of a policy, and of its critic if it has one; rates are schedules by step.
 
     Attributes:
         updates: optimizer steps per rollout.
@@ -92,11 +83,8 @@ class Learner:
     ) -> tuple[jax.Array, jax.Array]:
         """Return log-probabilities of all tokens (N, T, V) and values (N, T) before each token.
 
-        Args:
-            params: weights of the policy.
-            rest: its other variables.
-            sequences: prompts and completions, (N, P + T).
-            copies: consecutive rows that differ in the last token only, so that one pass serves.
+        `copies` consecutive rows of `sequences`, (N, P + T), differ in the last token only, so that
+        one pass serves them.
         """
         model = nnx.merge(self._graphdef, params, rest, copy=True)
         seen = sequences[::copies, :-1]

@@ -24,7 +24,7 @@ from trainers.loop.trainer import Values
 from trainers.policies.base import CompletionTrainer, Critic, variables
 from trainers.policies.diagnostics import checklist
 from trainers.policies.learner import Experience, Learner
-from trainers.policies.reference import Reference, bigram, bigram_table, model_reference
+from trainers.policies.reference import Reference, named_reference
 from trainers.policies.settings import PolicySettings
 
 
@@ -56,13 +56,8 @@ class PolicyState(TrainState):
 class PolicyTrainer(CompletionTrainer):
     """Pure functions of a policy's run: `init`, `step`, `evaluate`; their values are per prompt.
 
-    Args:
-        settings: the trainer's settings.
-        make_model: rngs -> the policy.
-        steps_per_epoch: steps of an epoch, for schedules.
-        data: the data set.
-        judge: the reward model behind the reward "judge", or None.
-        reference: the reference policy, where `trainer.reference` names a run.
+    `judge` is the reward model behind the reward "judge", and `reference` the reference policy
+    where `trainer.reference` names a run.
     """
 
     settings: PolicySettings
@@ -87,13 +82,8 @@ class PolicyTrainer(CompletionTrainer):
         self.evidence = self.rollout.evidence_shapes(settings.batch_size, settings.samples)
         self.prompts = prompts = self.rollout.prompts
         prompts.require_room(model.block)
-        if reference is None and settings.reference_name == "bigram":
-            table = bigram_table(prompts.sequences(data), prompts.vocabulary)
-            reference = bigram(table, settings.temperature)
-        elif reference is None:
-            name, policy = settings.reference_name, (self._graphdef, self._make_policy)
-            reference = model_reference(name, *policy, settings.temperature)
-        self.reference = reference
+        policy = self._graphdef, self._make_policy
+        self.reference = reference or named_reference(settings, data, prompts, *policy)
         critic_graphdef, with_critic = None, settings.advantage == "gae"
         self._critic_apart = with_critic and settings.critic == "apart"
         if self._critic_apart:
@@ -104,7 +94,7 @@ class PolicyTrainer(CompletionTrainer):
             settings,
             self._graphdef,
             critic_graphdef,
-            None if reference is None else reference.log_probs,
+            None if self.reference is None else self.reference.log_probs,
             prompts,
             self.learning_rate,
             settings.rate(steps_per_epoch, settings.value_learning_rate),
@@ -112,7 +102,7 @@ class PolicyTrainer(CompletionTrainer):
         spread = ["zero_std"] if settings.samples > 1 else []
         texts = ["length", "repetition", *(["cut_off"] if settings.end else [])]
         self.metrics = (*self.rollout.metrics, *self.learner.metrics, *spread, *texts)
-        self.evaluated = (*evaluation.metrics(self.rollout), *(["kl"] if reference else []))
+        self.evaluated = (*evaluation.metrics(self.rollout), *(["kl"] if self.reference else []))
 
     def init(self, key: jax.Array) -> PolicyState:
         """Return the state before the first step, with a model initialised from `key`."""
@@ -144,10 +134,7 @@ class PolicyTrainer(CompletionTrainer):
         key = jax.random.fold_in(state.key, state.step)
         sampling, shuffle = jax.random.split(key)
         batch = self.prompts.columns(batch)
-        model, temperature = self.model(state), settings.temperature
-        found = self.rollout.sample(
-            model, batch["prompt"], sampling, samples, temperature=temperature
-        )
+        found = self.rollout.sample(self.model(state), batch["prompt"], sampling, samples)
         rows = repeat_rows(batch, samples)
         mask = found.mask.astype(jnp.float32)
         scores = self.rollout.score(rows, found)

@@ -20,7 +20,6 @@ from input_pipeline.text.prompts import Prompts
 from trainers.completions.evaluation import examples, key_from
 from trainers.completions.rewards import Judge
 from trainers.completions.rollout import Rollout, repeat_rows
-from trainers.completions.sampling import Completions
 from trainers.completions.scoring import rewards_from
 from trainers.loop.state import TrainState
 from trainers.loop.trainer import Values
@@ -69,12 +68,6 @@ class PreferenceState(TrainState):
 class PreferenceTrainer(CompletionTrainer):
     """Pure functions of a run that learns from preferences: `init`, `step`, `evaluate`.
 
-    Args:
-        settings: the trainer's settings.
-        make_model: rngs -> the policy.
-        steps_per_epoch: steps of an epoch, for schedules.
-        data: the data set.
-
     Attributes:
         metrics: names of the values of `step`, per prompt. `pair_accuracy` is the fraction of pairs
             in which the model prefers the chosen completion, `margin` by how much. Of sampled pairs
@@ -107,7 +100,7 @@ class PreferenceTrainer(CompletionTrainer):
             prompts = Prompts.from_data(data, *options, block=block)
             prompts.require_room(policy.block, scored=settings.scores)
             utility = rewards_from(settings.utility, settings.utility_weights)
-            self.rollout = Rollout(prompts, utility, names=(), wrong=0.0)
+            self.rollout = Rollout(prompts, utility, (), 0.0, settings.temperature)
             self.evidence = self.rollout.evidence_shapes(settings.batch_size, 2 * settings.pairs)
             self.metrics += ("worth", "worth_spread")
         self._samples_itself = not (settings.scores or data.pairs)
@@ -147,13 +140,13 @@ class PreferenceTrainer(CompletionTrainer):
 
     def evaluate(self, state: PreferenceState, batch: Any) -> Values:
         """Return values per prompt, deterministic, with preferences free of doubt."""
-        key = None if self.rollout is None else key_from(batch["tokens"])
+        key: Any = None if self.rollout is None else key_from(batch["tokens"])
         pairs, _ = self._pairs(state, batch, key, doubt=0.0)
         values = self._compare(state, state.params, pairs)
         if self.rollout is None or not self._samples_itself:
             return values
         batch = self.rollout.prompts.columns(batch)
-        found = self._sample(self.model(state), batch["prompt"], key, 1)
+        found = self.rollout.sample(self.model(state), batch["prompt"], key)
         sequences = jnp.concatenate([batch["prompt"], found.tokens], axis=1)
         log_p, log_q = (
             self._log_policy(model, sequences, self.rollout.prompts.length - 1)
@@ -199,11 +192,6 @@ class PreferenceTrainer(CompletionTrainer):
         learner.eval()
         return policy, learner
 
-    def _sample(self, model: Any, prompts: jax.Array, key: Any, samples: int) -> Completions:
-        assert self.rollout is not None
-        temperature = self.settings.temperature
-        return self.rollout.sample(model, prompts, key, samples, temperature=temperature)
-
     def _pairs(
         self, state: PreferenceState, batch: Any, key: Any, doubt: float
     ) -> tuple[PreferencePairs, Values]:
@@ -215,7 +203,7 @@ class PreferenceTrainer(CompletionTrainer):
         sampling, choice = jax.random.split(key)
         policy = nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
         samples = 2 * self.settings.pairs
-        found = self._sample(policy, batch["prompt"], sampling, samples)
+        found = self.rollout.sample(policy, batch["prompt"], sampling, samples)
         rows = repeat_rows(batch, samples)
         sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
         scores = self.rollout.score(rows, found)

@@ -14,7 +14,9 @@ import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
+from input_pipeline.text.prompts import Prompts
 from trainers.policies.base import variables
+from trainers.policies.settings import PolicySettings
 
 NAMED = ("start", "random", "bigram", "none")
 """Values of `trainer.reference` other than the folder of a run."""
@@ -58,16 +60,6 @@ def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
     return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)
 
 
-def bigram(table: np.ndarray, temperature: float) -> Reference:
-    """Return a reference that looks up the next token by the preceding one."""
-
-    def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
-        found = stored[sequences[:, prompt - 1 : -1]]
-        return found if temperature == 1 else nnx.log_softmax(found / temperature)
-
-    return Reference(lambda key, params, rest: jnp.asarray(table), log_probs)
-
-
 def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] | None) -> Reference:
     """Return a frozen model as the reference, with its distribution at a temperature.
 
@@ -85,21 +77,31 @@ def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] |
     return Reference(init, log_probs, follows=make is None)
 
 
-def model_reference(
-    name: str, graphdef: Any, make_policy: Callable[[nnx.Rngs], Any], temperature: float
+def named_reference(
+    settings: PolicySettings, data: Any, prompts: Prompts, graphdef: Any, make_policy: Any
 ) -> Reference | None:
-    """Return the reference "start" or "random", or None for "none".
+    """Return the reference "start", "random" or "bigram", or None for "none".
 
     Raises:
         UserError: on another name.
     """
+    name = settings.reference or ("start" if settings.beta_kl else "none")
+    temperature = settings.temperature
     if name == "none":
         return None
     if name == "start":
         return frozen(graphdef, temperature, None)
     if name == "random":
         return frozen(graphdef, temperature, lambda key: variables(make_policy(nnx.Rngs(key))))
-    raise UserError(
-        f"trainer.reference must be start, random, bigram, none or the folder of a run, got "
-        f"{name!r}: a run is opened by trainers.train, or given as `reference`"
-    )
+    if name != "bigram":
+        raise UserError(
+            f"trainer.reference must be start, random, bigram, none or the folder of a run, got "
+            f"{name!r}: a run is opened by trainers.train, or given as `reference`"
+        )
+    table = bigram_table(prompts.sequences(data), prompts.vocabulary)
+
+    def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
+        found = stored[sequences[:, prompt - 1 : -1]]
+        return found if temperature == 1 else nnx.log_softmax(found / temperature)
+
+    return Reference(lambda key, params, rest: jnp.asarray(table), log_probs)

@@ -23,9 +23,7 @@ class PolicySettings(RewardSettings, OptimizerSettings):
     over them. Dropout is off, so that the trained policy is the one that was sampled.
 
     The reference policy costs a second forward pass per update and, as a model, a second set of
-    weights in each checkpoint. So by default a run has one only for a KL penalty, "start". With
-    `beta_kl` 0 a named reference still logs `kl`. Configs of older runs name theirs, "start" by
-    default, so these runs resume with it.
+    weights in each checkpoint. With `beta_kl` 0 a named reference still logs `kl`.
 
     Attributes:
         samples: K, completions of each prompt.
@@ -116,11 +114,6 @@ class PolicySettings(RewardSettings, OptimizerSettings):
                 "trainer.loss=reinforce needs samples of the current policy: with several updates "
                 "per rollout use trainer.loss=clip"
             )
-
-    @property
-    def reference_name(self) -> str:
-        """The reference policy, with the default filled in."""
-        return self.reference or ("start" if self.beta_kl else "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
