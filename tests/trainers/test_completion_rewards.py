@@ -73,7 +73,8 @@ def explain(function):
     @jax.jit
     def step():
         scores = rewards(PROMPTS, COMPLETIONS, **COLUMNS)
-        return rollout.evidence(PROMPTS, COMPLETIONS, scores, 1)
+        sequences = jnp.concatenate([PROMPTS, COMPLETIONS], axis=1)
+        return rollout.evidence(sequences, scores, 1)
 
     evidence = step()
     shapes = rollout.evidence_shapes(2, 1)

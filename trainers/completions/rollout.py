@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,28 @@ class RewardSettings(SamplingSettings):
         rewards_from(self.rewards, self.reward_weights)
 
 
+class Sampled(NamedTuple):
+    """N = B x K scored completions, the K of a prompt next to each other.
+
+    Attributes:
+        columns: `prompt` (N, P), `target` (N, T) and the data's other columns.
+        completions: tokens, log-probabilities and lengths.
+        sequences: prompts and completions, (N, P + T).
+        mask: 1 at the tokens of the completions, (N, T), float32.
+        scores: rewards.
+        rewards: total reward, and that of each function if there are several, (N,), by metric.
+        evidence: what `Rollout.explain` needs, (B, K, ...).
+    """
+
+    columns: dict[str, jax.Array]
+    completions: Completions
+    sequences: jax.Array
+    mask: jax.Array
+    scores: Scores
+    rewards: dict[str, jax.Array]
+    evidence: dict[str, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rollout:
     """Samples completions of prompts and scores them.
@@ -133,34 +155,31 @@ class Rollout:
         end_token = self.prompts.end_token
         return sample(model, prompts, key=key, samples=samples, end_token=end_token, **options)
 
-    def score(self, batch: Any, completions: Completions) -> Scores:
-        """Score N completions, given the columns of their prompts, each with N rows."""
-        columns = {name: column for name, column in batch.items() if name != "prompt"}
-        mask = completions.mask.astype(jnp.float32)
-        columns |= {"mask": mask, "wrong": self.wrong, "judge": self.judge}
-        return self.rewards(batch["prompt"], completions.tokens, **columns)
-
-    def scores_by_name(self, scores: Scores) -> dict[str, jax.Array]:
-        """Return the reward of each function, (N,), by its metric's name."""
-        pairs = zip(self.names, scores.by_function, strict=bool(self.names))
-        return {f"reward_{name}": reward for name, reward in pairs}
+    def run(
+        self, model: Any, batch: Any, key: jax.Array, samples: int = 1, **options: Any
+    ) -> Sampled:
+        """Sample and score `samples` completions of each prompt; `options` are `sample`'s."""
+        columns = self.prompts.columns(batch)
+        found = self.sample(model, columns["prompt"], key, samples, **options)
+        if samples > 1:
+            columns = {name: jnp.repeat(a, samples, axis=0) for name, a in columns.items()}
+        mask = found.mask.astype(jnp.float32)
+        given: dict[str, Any] = {**columns, "mask": mask, "wrong": self.wrong, "judge": self.judge}
+        scores = self.rewards(given.pop("prompt"), found.tokens, **given)
+        rewards = (scores.total, *(scores.by_function if self.names else ()))
+        named = dict(zip(self.metrics, rewards, strict=True))
+        sequences = jnp.concatenate([columns["prompt"], found.tokens], axis=1)
+        evidence = self.evidence(sequences, scores, samples)
+        return Sampled(columns, found, sequences, mask, scores, named, evidence)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the rewards' metrics."""
         return ("reward", *(f"reward_{name}" for name in self.names))
 
-    def evidence(
-        self, prompts: jax.Array, tokens: jax.Array, scores: Scores, samples: int
-    ) -> dict[str, jax.Array]:
-        """Return what `explain` needs of a step with N = B x `samples` completions.
-
-        Prompts are tokens (N, P) and completions tokens (N, T), those of a prompt side by side.
-        """
-        found = {
-            "sequences": jnp.concatenate([prompts, tokens], axis=1),
-            "scores": jnp.stack(scores.by_function, axis=1),
-        }
+    def evidence(self, sequences: jax.Array, scores: Scores, samples: int) -> dict[str, jax.Array]:
+        """Return what `explain` needs of a step: tokens (B, K, P + T), and rewards (B, K, ...)."""
+        found = {"sequences": sequences, "scores": jnp.stack(scores.by_function, axis=1)}
         return {name: a.reshape(-1, samples, a.shape[-1]) for name, a in found.items()}
 
     def evidence_shapes(self, batch_size: int, samples: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -185,8 +204,3 @@ class Rollout:
         prompt, completion = self.prompts.text(tokens[:length]), self.prompts.text(tokens[length:])
         what = f"raised {raised[name]}" if name in raised else "gave a value that is not finite"
         return f"the reward {name!r} {what} for the completion {completion!r} of {prompt!r}"
-
-
-def repeat_rows(batch: Any, times: int) -> Any:
-    """Repeat each row of a batch, with its copies next to each other."""
-    return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), batch)

@@ -81,8 +81,7 @@ class CompletionReward(Objective):
 
     def __call__(self, model: Any, batch: Any) -> tuple[jax.Array, Values]:
         settings, rollout = self.settings, self.rollout
-        batch = rollout.prompts.columns(batch)
-        prompts, key = batch["prompt"], model.draws()
+        columns, key = rollout.prompts.columns(batch), model.draws()
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
         if not self.by_weights:
             params = jax.lax.stop_gradient(params)
@@ -91,25 +90,24 @@ class CompletionReward(Objective):
         # The samples have an axis of their own, since the axis of the prompts is the rule's.
         def one(key: jax.Array) -> Any:
             policy = nnx.merge(graphdef, params, rest, copy=True)
-            found = rollout.sample(policy, prompts, key, **options)
-            mask = found.mask.astype(jnp.float32)
-            scores = rollout.score(batch, found)
-            evidence = rollout.evidence(prompts, found.tokens, scores, 1)
-            return found.tokens, mask, found.lengths, scores, evidence
+            found = rollout.run(policy, batch, key, **options)
+            return found.completions, found.mask, found.scores, found.rewards, found.evidence
 
         keys = jax.random.split(key, settings.completions)
-        tokens, mask, lengths, scores, evidence = jax.vmap(one)(keys)
-        measured = {"reward": scores.total, **rollout.scores_by_name(scores)}
+        found, mask, scores, measured, evidence = jax.vmap(one)(keys)
         if rollout.rewards.use_target:
-            measured["exact"] = (tokens == batch["target"][None]).all(2).astype(jnp.float32)
-        measured["length"] = lengths
+            right = found.tokens == columns["target"][None]
+            measured["exact"] = right.all(2).astype(jnp.float32)
+        measured["length"] = found.lengths
         values = {name: value.mean(0, dtype=jnp.float32) for name, value in measured.items()}
         rewards = values["reward"]
         values |= {name: jnp.moveaxis(a[:, :, 0], 0, 1) for name, a in evidence.items()}
         if not self.by_weights:
             later = jax.vmap(lambda each: returns(each, settings.discount))(scores.per_token)
             returned = scores.per_completion[..., None] + later
-            rewards = rewards + self._response(model, prompts, tokens, mask, returned)
+            rewards = rewards + self._response(
+                model, columns["prompt"], found.tokens, mask, returned
+            )
         return rewards, values
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
@@ -121,7 +119,6 @@ class CompletionReward(Objective):
 
     def evaluate(self, model: Any, batch: Any) -> Values:
         """Return values per prompt, deterministic, for any number of samples in training."""
-        batch = self.rollout.prompts.columns(batch)
         return evaluation.evaluate(self.rollout, self.settings, model, batch)[0]
 
     def examples(self, model: Any, key: jax.Array, batch: Any) -> list[dict[str, Any]]:

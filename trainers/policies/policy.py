@@ -18,7 +18,7 @@ from grlu.advantages import ADVANTAGES, gae, returns, same, whitened
 from grlu.errors import UserError
 from trainers.completions import evaluation
 from trainers.completions.rewards import Judge
-from trainers.completions.rollout import Rollout, repeat_rows
+from trainers.completions.rollout import Rollout
 from trainers.loop.state import TrainState
 from trainers.loop.trainer import Values
 from trainers.policies.base import CompletionTrainer, Critic, variables
@@ -80,7 +80,7 @@ class PolicyTrainer(CompletionTrainer):
         block = model.block if "judge" in settings.rewards else None
         self.rollout = Rollout.from_settings(settings, data, block, judge)
         self.evidence = self.rollout.evidence_shapes(settings.batch_size, settings.samples)
-        self.prompts = prompts = self.rollout.prompts
+        prompts = self.rollout.prompts
         prompts.require_room(model.block)
         policy = self._graphdef, self._make_policy
         self.reference = reference or named_reference(settings, data, prompts, *policy)
@@ -133,13 +133,9 @@ class PolicyTrainer(CompletionTrainer):
         settings, samples = self.settings, self.settings.samples
         key = jax.random.fold_in(state.key, state.step)
         sampling, shuffle = jax.random.split(key)
-        batch = self.prompts.columns(batch)
-        found = self.rollout.sample(self.model(state), batch["prompt"], sampling, samples)
-        rows = repeat_rows(batch, samples)
-        mask = found.mask.astype(jnp.float32)
-        scores = self.rollout.score(rows, found)
+        sampled = self.rollout.run(self.model(state), batch, sampling, samples)
+        found, sequences, mask, scores = sampled[1:5]
         beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
-        sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
         per_token = scores.per_token
         if settings.kl_in == "reward" and self.reference is not None:
             per_token = per_token - beta * self.learner.divergence(state, sequences) * mask
@@ -149,7 +145,7 @@ class PolicyTrainer(CompletionTrainer):
             sequences=sequences,
             mask=mask,
             sampled=found.log_probs,
-            target=rows["target"],
+            target=sampled.columns["target"],
             old=old,
             advantages=advantages,
             values=values,
@@ -159,23 +155,17 @@ class PolicyTrainer(CompletionTrainer):
         # Enough tokens for any warm-up, within the range of int32.
         tokens = jnp.minimum(state.tokens + found.lengths.sum(), 2**30)
         state = state.replace(step=state.step + 1, tokens=tokens)
-        grouped = (len(batch["prompt"]), samples)
+        grouped = (len(sequences) // samples, samples)
         metrics = {name: jnp.broadcast_to(v, grouped[:1]) for name, v in measured.items()}
-        per_sample = {
-            "reward": scores.total,
-            "length": found.lengths,
-            "repetition": found.repetition,
-            **self.rollout.scores_by_name(scores),
-        }
-        if self.prompts.end_token is not None:
-            ended = (found.tokens == self.prompts.end_token).any(1)
+        per_sample = {"length": found.lengths, "repetition": found.repetition, **sampled.rewards}
+        if self.end_token is not None:
+            ended = (found.tokens == self.end_token).any(1)
             per_sample["cut_off"] = 1.0 - ended
         metrics |= {n: v.reshape(grouped).mean(1) for n, v in per_sample.items()}
         if samples > 1:
             by_token = jnp.concatenate([scores.per_completion[:, None], scores.per_token], axis=1)
             metrics["zero_std"] = same(by_token.reshape(*grouped, -1)).astype(jnp.float32)
-        evidence = self.rollout.evidence(rows["prompt"], found.tokens, scores, samples)
-        return state, metrics | evidence
+        return state, metrics | sampled.evidence
 
     def evaluate(self, state: PolicyState, batch: Any) -> Values:
         """Return values per prompt, deterministic, for any number of samples in training.
@@ -183,16 +173,14 @@ class PolicyTrainer(CompletionTrainer):
         `kl` compares policy and reference at the training temperature, on completions sampled at
         the evaluation temperature.
         """
-        batch, model = self.prompts.columns(batch), self.model(state)
-        values, found = evaluation.evaluate(self.rollout, self.settings, model, batch)
+        settings, model = self.settings, self.model(state)
+        values, found = evaluation.evaluate(self.rollout, settings, model, batch)
         if self.reference is not None:
-            samples = self.settings.eval_samples
-            rows = repeat_rows(batch["prompt"], samples)
-            sequences = jnp.concatenate([rows, found.tokens], axis=1)
-            log_p, _ = self.learner.log_policy(state.params, state.rest, sequences)
-            log_q = self.reference.log_probs(state.reference, sequences, self.prompts.length)
+            length = self.rollout.prompts.length
+            log_p, _ = self.learner.log_policy(state.params, state.rest, found.sequences)
+            log_q = self.reference.log_probs(state.reference, found.sequences, length)
             divergence = (kl.exact(log_p, log_q) * found.mask).sum(1)
-            values["kl"] = divergence.reshape(-1, samples).mean(1)
+            values["kl"] = divergence.reshape(-1, settings.eval_samples).mean(1)
         return values
 
     def tokens(self, values: Mapping[str, float]) -> float:

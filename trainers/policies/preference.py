@@ -19,7 +19,7 @@ from grlu.preferences import bradley_terry, dpo, dpo_margin
 from input_pipeline.text.prompts import Prompts
 from trainers.completions.evaluation import examples, key_from
 from trainers.completions.rewards import Judge
-from trainers.completions.rollout import Rollout, repeat_rows
+from trainers.completions.rollout import Rollout
 from trainers.completions.scoring import rewards_from
 from trainers.loop.state import TrainState
 from trainers.loop.trainer import Values
@@ -145,15 +145,12 @@ class PreferenceTrainer(CompletionTrainer):
         values = self._compare(state, state.params, pairs)
         if self.rollout is None or not self._samples_itself:
             return values
-        batch = self.rollout.prompts.columns(batch)
-        found = self.rollout.sample(self.model(state), batch["prompt"], key)
-        sequences = jnp.concatenate([batch["prompt"], found.tokens], axis=1)
-        log_p, log_q = (
-            self._log_policy(model, sequences, self.rollout.prompts.length - 1)
-            for model in self._policies(state, state.params)
-        )
+        found = self.rollout.run(self.model(state), batch, key)
+        start = self.rollout.prompts.length - 1
+        policies = self._policies(state, state.params)
+        log_p, log_q = (self._log_policy(model, found.sequences, start) for model in policies)
         return values | {
-            "utility": self.rollout.score(batch, found).total - values["worth"],
+            "utility": found.rewards["reward"] - values["worth"],
             "kl": (kl.exact(log_p, log_q) * found.mask).sum(1),
         }
 
@@ -199,17 +196,13 @@ class PreferenceTrainer(CompletionTrainer):
         if self.rollout is None:
             chosen, rejected = ((batch[n], batch[f"{n}_mask"]) for n in ("chosen", "rejected"))
             return PreferencePairs(chosen, rejected, jnp.zeros((len(chosen[0]), 0))), {}
-        batch = self.rollout.prompts.columns(batch)
         sampling, choice = jax.random.split(key)
         policy = nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
         samples = 2 * self.settings.pairs
-        found = self.rollout.sample(policy, batch["prompt"], sampling, samples)
-        rows = repeat_rows(batch, samples)
-        sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
-        scores = self.rollout.score(rows, found)
-        utility = scores.total.reshape(-1, samples)
-        evidence = self.rollout.evidence(rows["prompt"], found.tokens, scores, samples)
-        return preferred_pairs(sequences, found.mask, utility, doubt, choice), evidence
+        found = self.rollout.run(policy, batch, sampling, samples)
+        utility = found.rewards["reward"].reshape(-1, samples)
+        pairs = preferred_pairs(found.sequences, found.mask, utility, doubt, choice)
+        return pairs, found.evidence
 
     def _compare(self, state: PreferenceState, params: Any, pairs: PreferencePairs) -> Values:
         """Return the loss and the metrics of pairs, means per prompt."""
