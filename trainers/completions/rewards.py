@@ -6,11 +6,8 @@ A reward function maps token arrays to numbers and is traced into the compiled s
 
 `prompts` (N, P) and `completions` (N, T) hold token numbers. The columns are `mask` (N, T), 1 at
 the tokens of a completion, `wrong`, the reward of a wrong answer, 0 or -1, and the data set's other
-columns, such as `target` (N, T), the data's own continuation. A function that JAX cannot trace goes
-through `in_python`.
-
-A function that has a parameter named `target` is taken to compare with the data's continuation. A
-run reports how many completions match that continuation only if one of its rewards does so.
+columns, such as `target` (N, T), the data's own continuation: a run whose rewards have a parameter
+of this name reports how many completions match. `in_python` is for what JAX cannot trace.
 """
 
 import functools
@@ -56,22 +53,17 @@ def share(prompts: Any, completions: jax.Array, *, target: jax.Array, **columns:
 def preference_score(
     prompts: Any, completions: jax.Array, *, mask: jax.Array, **columns: Any
 ) -> jax.Array:
-    """Return the sum of fixed scores of a completion's tokens, (N,).
+    """Return the sum of fixed scores of a completion's tokens, (N,), sampled once from N(0, 1).
 
-    Each token's score was sampled once from N(0, 1). It is known, so it shows how well
-    a model learns from preferences that follow it.
+    It is known, so it shows how well a model learns from preferences that follow it.
     """
     scores = jax.random.normal(jax.random.key(7), (2**16,))
     return (scores[completions] * mask).sum(1)
 
 
-def token(number: int) -> RewardFunction:
-    """Return a reward of 1 for each token that is `number`, else `wrong`."""
-
-    def reward(prompts: Any, completions: Any, *, wrong: float, **columns: Any) -> jax.Array:
-        return jnp.where(completions == number, 1.0, wrong)
-
-    return reward
+def token(number: int, prompts: Any, completions: Any, *, wrong: float, **_: Any) -> jax.Array:
+    """Return 1 for each token that is `number`, else `wrong`, (N, T)."""
+    return jnp.where(completions == number, 1.0, wrong)
 
 
 class Judge(struct.PyTreeNode):
@@ -156,7 +148,7 @@ def reward_named(name: str) -> RewardFunction:
     if name in COMPLETION_REWARDS:
         return COMPLETION_REWARDS[name]
     if found := re.fullmatch(r"token:(\d+)", name):
-        return token(int(found[1]))
+        return functools.partial(token, int(found[1]))
     if not (found := re.fullmatch(r"(.+\.py):(\w+)", name)):
         raise unknown(f"there is no reward {name!r}", name, COMPLETION_REWARDS)
     path, function = pathlib.Path(found[1]), found[2]

@@ -46,13 +46,7 @@ class Rewards:
     def __call__(
         self, prompts: jax.Array, completions: jax.Array, judge: Any = None, **columns: Any
     ) -> Scores:
-        """Score completions (N, T) of prompts (N, P).
-
-        Args:
-            prompts: tokens.
-            completions: tokens.
-            judge: the reward model, which only the reward "judge" gets.
-            columns: `mask` (N, T), and the data set's columns.
+        """Score completions (N, T) of prompts (N, P); only the reward "judge" gets `judge`.
 
         Raises:
             UserError: if a function raises or returns another shape than (N,) or (N, T).

@@ -45,7 +45,7 @@ class Effort:
 
 
 def is_generative(config: Mapping[str, Any]) -> bool:
-    """Tell whether a run of this config trains a variational autoencoder by a bound."""
+    """Return whether a run of this config trains a variational autoencoder by a bound."""
     name = config["trainer"].get("objective")
     return name is not None and trait(name, "generative")
 

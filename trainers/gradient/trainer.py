@@ -133,7 +133,6 @@ class Trainer(BaseTrainer):
         return in_parts(self._whole(step), self.settings.micro_batches, _KEPT)
 
     def rewards(self, state: TrainState, batch: Arrays) -> tuple[jax.Array, jax.Array] | None:
-        """Return the rewards of the traced network and of the model; None if nothing is traced."""
         if not self.settings.rule(self.sigma(state.step)).traces:
             return None
         return traced_and_own(self._whole(state.step), state.params, state.rest, batch)

@@ -1,12 +1,10 @@
 """Reward for the completions of a language model, under any learning rule.
 
-A rule that moves the weights themselves (evolution, weight perturbation) needs only the reward. The
-moved weights sample their own completions, all with the same random numbers, and nothing needs to
-be differentiable.
+A rule that moves the weights themselves (evolution, weight perturbation) needs only the reward of
+completions that the moved weights sample, all with the same random numbers.
 
 Every other rule needs the slope of the reward, or its response to noise on a unit, and a sampled
-token has neither. These rules get the slope of the policy gradient instead: the unperturbed weights
-sample the completions, and the reward is
+token has neither. For these rules the unperturbed weights sample the completions, and the reward is
 
     R + Σ A (log π(token) - stop(log π(token)))
 
@@ -105,9 +103,8 @@ class CompletionReward(Objective):
         if not self.by_weights:
             later = jax.vmap(lambda each: returns(each, settings.discount))(scores.per_token)
             returned = scores.per_completion[..., None] + later
-            rewards = rewards + self._response(
-                model, columns["prompt"], found.tokens, mask, returned
-            )
+            prompts = columns["prompt"]
+            rewards = rewards + self._response(model, prompts, found.tokens, mask, returned)
         return rewards, values
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
@@ -118,16 +115,13 @@ class CompletionReward(Objective):
         model.draws = nnx.Rngs(0).default
 
     def evaluate(self, model: Any, batch: Any) -> Values:
-        """Return values per prompt, deterministic, for any number of samples in training."""
         return evaluation.evaluate(self.rollout, self.settings, model, batch)[0]
 
     def examples(self, model: Any, key: jax.Array, batch: Any) -> list[dict[str, Any]]:
-        """Return a completion of each prompt of a batch, with its target and reward."""
         temperature = self.settings.eval_temperature
         return evaluation.examples(self.rollout, temperature, model, key, batch)
 
     def reason(self, evidence: Mapping[str, Any]) -> str | None:
-        """Return which reward was not finite, and for which completion, if one was not."""
         return self.rollout.explain(evidence)
 
     def _response(

@@ -1,4 +1,4 @@
-"""What trainers of policies and of reward models share: the base class, and a critic."""
+"""Base class of the trainers that sample completions, and a critic."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,6 @@ class CompletionTrainer(BaseTrainer):
         return None if self.rollout is None else self.rollout.prompts.end_token
 
     def scales(self, step: jax.Array) -> Values:
-        """Return the learning rate at a step, for the log."""
         return {"learning_rate": self.learning_rate(step)}
 
     def reason(self, evidence: Mapping[str, Any]) -> str:

@@ -79,12 +79,13 @@ class Learner:
         self.metrics = ("loss", "entropy", *optional, *diagnosed, "advantage_spread")
 
     def log_policy(
-        self, params: Any, rest: Any, sequences: jax.Array, copies: int = 1
+        self, params: Any, rest: Any, sequences: jax.Array, critic: Any = None, copies: int = 1
     ) -> tuple[jax.Array, jax.Array]:
         """Return log-probabilities of all tokens (N, T, V) and values (N, T) before each token.
 
-        `copies` consecutive rows of `sequences`, (N, P + T), differ in the last token only, so that
-        one pass serves them.
+        Values are those of `critic`, the variables of a separate one, if given. `copies`
+        consecutive rows of `sequences`, (N, P + T), differ in the last token only, so that one pass
+        serves them.
         """
         model = nnx.merge(self._graphdef, params, rest, copy=True)
         seen = sequences[::copies, :-1]
@@ -94,9 +95,12 @@ class Learner:
             logits = model(seen, start=self._prompt - 1)
             values = jnp.zeros(logits.shape[:2])
         log_p = nnx.log_softmax(logits / self.settings.temperature)
-        if copies == 1:
-            return log_p, values
-        return jnp.repeat(log_p, copies, 0), jnp.repeat(values, copies, 0)
+        if copies > 1:
+            log_p, values = (jnp.repeat(a, copies, 0) for a in (log_p, values))
+        if critic is not None:
+            model = nnx.merge(self._critic_graphdef, *critic, copy=True)
+            values = model(sequences[:, :-1])[:, self._prompt - 1 :]
+        return log_p, values
 
     def before_updates(
         self, state: Any, sequences: jax.Array, sampled: jax.Array
@@ -107,7 +111,8 @@ class Learner:
             return sampled, jnp.zeros_like(sampled)
 
         def score(sequences: jax.Array) -> tuple[jax.Array, jax.Array]:
-            log_p, values = self._values(state.params, state.rest, state.critic, sequences)
+            policy = state.params, state.rest
+            log_p, values = self.log_policy(*policy, sequences, state.critic, self._copies)
             return kl.chosen(log_p, sequences[:, self._prompt :]), values
 
         return self._in_parts(score, sequences)
@@ -197,7 +202,7 @@ class Learner:
         params, critic = trained
         settings, tokens = self.settings, part.sequences[:, self._prompt :]
         full = None if critic is None else (critic, *state.critic[1:])
-        log_p, values = self._values(params, state.rest, full, part.sequences)
+        log_p, values = self.log_policy(params, state.rest, part.sequences, full, self._copies)
         new = kl.chosen(log_p, tokens)
         old = jax.lax.stop_gradient(new) if self.updates == 1 else part.old
         ratio = ratios(new, old, part.mask, settings.ratio)
@@ -234,15 +239,6 @@ class Learner:
             sums["value_loss"] = (plain * error).sum()
             total = total + settings.value_weight * sums["value_loss"]
         return total, {"loss": total, **sums}
-
-    def _values(
-        self, params: Any, rest: Any, critic: Any, sequences: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        log_p, values = self.log_policy(params, rest, sequences, copies=self._copies)
-        if critic is not None:
-            model = nnx.merge(self._critic_graphdef, *critic, copy=True)
-            values = model(sequences[:, :-1])[:, self._prompt - 1 :]
-        return log_p, values
 
     def _in_parts(self, fn: Any, sequences: jax.Array) -> Any:
         """Map `fn` over all sequences, in parts of training's size."""

@@ -105,7 +105,6 @@ class PolicyTrainer(CompletionTrainer):
         self.evaluated = (*evaluation.metrics(self.rollout), *(["kl"] if self.reference else []))
 
     def init(self, key: jax.Array) -> PolicyState:
-        """Return the state before the first step, with a model initialised from `key`."""
         init_key, run_key = jax.random.split(key)
         params, rest = variables(self._make_policy(nnx.Rngs(init_key)))
         critic = critic_opt = reference = None
@@ -188,22 +187,18 @@ class PolicyTrainer(CompletionTrainer):
         return values["train_length"] * self.settings.samples
 
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """Return the checks of `policies/diagnostics.py` on the metrics of some steps."""
         beta = self.settings.beta_kl
         return checklist(values, off_policy=self.learner.updates > 1, beta=beta)
 
     def examples(self, state: PolicyState, batch: Any) -> list[dict[str, Any]]:
-        """Return a completion of each prompt of a batch, with its target and reward."""
         model, temperature = self.model(state), self.settings.eval_temperature
         return evaluation.examples(self.rollout, temperature, model, state.key, batch)
 
     @property
     def constants(self) -> Judge | None:
-        """The reward model, if the reward "judge" has one."""
         return self.rollout.judge
 
     def bind(self, constants: Judge) -> "PolicyTrainer":
-        """Return this trainer with another reward model."""
         bound = copy.copy(self)
         bound.rollout = self.rollout.bind(constants)
         return bound

@@ -109,7 +109,6 @@ class PreferenceTrainer(CompletionTrainer):
         self.better: tuple[str, Literal["min", "max"]] = (better, "max")
 
     def init(self, key: jax.Array) -> PreferenceState:
-        """Return the state before the first step, with a model initialised from `key`."""
         init_key, run_key = jax.random.split(key)
         policy, learner = self._make_models(init_key)
         params, rest = variables(learner)
@@ -162,7 +161,6 @@ class PreferenceTrainer(CompletionTrainer):
         return examples(self.rollout, temperature, self.model(state), state.key, batch)
 
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """Check that the utility of a prompt's completions differs."""
         if "worth_spread" not in values:
             return []
         spread = values["worth_spread"]
@@ -248,14 +246,13 @@ class PreferenceTrainer(CompletionTrainer):
 def preferred_pairs(
     sequences: jax.Array, mask: jax.Array, utility: jax.Array, doubt: float, key: jax.Array
 ) -> PreferencePairs:
-    """Pair neighbouring completions and prefer the one with the higher utility.
+    """Pair neighbouring completions and prefer the one with the higher utility, or by chance.
 
     Args:
         sequences: prompts and completions, (2N, P + T), those of a prompt next to each other.
         mask: 1 at the tokens of the completions, (2N, T).
         utility: utility of the completions of each prompt, (B, 2N / B).
-        doubt: temperature of the choice: with a lead of d in utility the first is preferred with
-            probability sigmoid(d / doubt), and always with 0.
+        doubt: temperature of the choice, as in `PreferenceSettings`.
         key: PRNG key of the choice.
     """
     pairs = utility.reshape(-1, 2)
