@@ -68,7 +68,7 @@ def explain(function):
     """Return the explanation of a step with two rewards, and that without evidence."""
     rewards = Rewards({"good": COMPLETION_REWARDS["share"], "mine": function}, (1.0, 1.0))
     prompts = Prompts(7, 2, 3, 0, lambda tokens: "".join(map(str, tokens)))
-    rollout = Rollout(prompts, rewards, ("good", "mine"), 0.0)
+    rollout = Rollout(prompts, rewards, 0.0)
 
     @jax.jit
     def step():

@@ -101,7 +101,6 @@ class Rollout:
     Attributes:
         prompts: how to read the data.
         rewards: the rewards.
-        names: metric names of the rewards; empty if there is one reward only.
         wrong: reward of a wrong answer.
         temperature: sampling temperature in training.
         judge: the reward model behind the reward "judge", or None.
@@ -109,7 +108,6 @@ class Rollout:
 
     prompts: Prompts
     rewards: Rewards
-    names: tuple[str, ...]
     wrong: float
     temperature: float = 1.0
     judge: Judge | None = None
@@ -133,15 +131,9 @@ class Rollout:
                     f"the reward {name!r} is for a token outside the vocabulary: {data.name} has "
                     f"the tokens 0 to {prompts.vocabulary - 1}"
                 )
-        names = tuple(short_name(name) for name in settings.rewards)
-        return cls(
-            prompts,
-            rewards_from(settings.rewards, settings.reward_weights),
-            names if len(names) > 1 else (),
-            -1.0 if settings.reward_mode == "±1" else 0.0,
-            settings.temperature,
-            judge,
-        )
+        rewards = rewards_from(settings.rewards, settings.reward_weights)
+        wrong = -1.0 if settings.reward_mode == "±1" else 0.0
+        return cls(prompts, rewards, wrong, settings.temperature, judge)
 
     def bind(self, judge: Judge) -> "Rollout":
         """Return this rollout with another reward model."""
@@ -166,16 +158,17 @@ class Rollout:
         mask = found.mask.astype(jnp.float32)
         given: dict[str, Any] = {**columns, "mask": mask, "wrong": self.wrong, "judge": self.judge}
         scores = self.rewards(given.pop("prompt"), found.tokens, **given)
-        rewards = (scores.total, *(scores.by_function if self.names else ()))
-        named = dict(zip(self.metrics, rewards, strict=True))
+        # A single function is the total.
+        named = dict(zip(self.metrics, (scores.total, *scores.by_function), strict=False))
         sequences = jnp.concatenate([columns["prompt"], found.tokens], axis=1)
         evidence = self.evidence(sequences, scores, samples)
         return Sampled(columns, found, sequences, mask, scores, named, evidence)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the rewards' metrics."""
-        return ("reward", *(f"reward_{name}" for name in self.names))
+        """Names of the rewards' metrics: the total, and each function's if there are several."""
+        names = [short_name(name) for name in self.rewards.functions]
+        return ("reward", *(f"reward_{name}" for name in names if len(names) > 1))
 
     def evidence(self, sequences: jax.Array, scores: Scores, samples: int) -> dict[str, jax.Array]:
         """Return what `explain` needs of a step: tokens (B, K, P + T), and rewards (B, K, ...)."""

@@ -100,7 +100,7 @@ class PreferenceTrainer(CompletionTrainer):
             prompts = Prompts.from_data(data, *options, block=block)
             prompts.require_room(policy.block, scored=settings.scores)
             utility = rewards_from(settings.utility, settings.utility_weights)
-            self.rollout = Rollout(prompts, utility, (), 0.0, settings.temperature)
+            self.rollout = Rollout(prompts, utility, 0.0, settings.temperature)
             self.evidence = self.rollout.evidence_shapes(settings.batch_size, 2 * settings.pairs)
             self.metrics += ("worth", "worth_spread")
         self._samples_itself = not (settings.scores or data.pairs)
