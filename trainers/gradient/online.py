@@ -39,38 +39,33 @@ def take_block(
     shifted, grams = chunk.shifted(), chunk.gram()
 
     def body(t: jax.Array, carry: Any) -> Any:
-        kept, us, rest, opt_state, average, folded = carry
+        kept, us, folded = carry
         batch = jax.tree.map(lambda b: b[t], batches)
         # The changes of later examples are still zero.
         zs = [
             z[t] + jnp.einsum("bsc,sco->bo", gram[t], u)
             for z, gram, u in zip(chunk.zs, grams, us, strict=True)
         ]
-        params = chunk.joined(kept, [jnp.zeros_like(z) for z in zs])
+        params = chunk.joined(kept.params, [jnp.zeros_like(z) for z in zs])
+        # Random numbers are sampled ahead if their keys do not depend on the carry.
         step = state.step + t
-        at = state.replace(step=step, rest=rest, opt_state=opt_state, average=average)
+        at = kept.replace(step=step, key=state.key)
         updates, at, values = trainer.updates(shifted, params, at, (batch, zs))
         of_kept, of_shifts = chunk.parted(updates)
-        at = trainer.moved(at, optax.apply_updates(kept, of_kept), step)
+        at = trainer.moved(at, optax.apply_updates(kept.params, of_kept), step)
         us = [u.at[t].set(new) for u, new in zip(us, of_shifts, strict=True)]
-        return at.params, us, at.rest, at.opt_state, at.average, fold(folded, step, values)
+        return at, us, fold(folded, step, values)
 
-    us = [jnp.zeros_like(z) for z in chunk.zs]
     average = None if state.average is None else chunk.split(state.average)
-    carry = chunk.kept, us, state.rest, state.opt_state, average, start
-    kept, us, rest, opt_state, average, folded = jax.lax.fori_loop(
-        0, count, drawn_ahead(body, trainer.block, carry), carry
-    )
+    kept = state.replace(params=chunk.kept, average=average)
+    carry = kept, [jnp.zeros_like(z) for z in chunk.zs], start
+    body = drawn_ahead(body, trainer.block, carry)
+    kept, us, folded = jax.lax.fori_loop(0, count, body, carry)
+    average = kept.average
     if average is not None:
         average = _averaged_block(trainer, state, chunk, average, us, count)
-    state = state.replace(
-        step=state.step + count,
-        params=chunk.absorbed(state.params, kept, us),
-        rest=rest,
-        opt_state=opt_state,
-        average=average,
-    )
-    return state, folded
+    params = chunk.absorbed(state.params, kept.params, us)
+    return kept.replace(params=params, average=average), folded
 
 
 def averaged(average: Any, params: Any, decay: jax.Array) -> Any:
