@@ -59,8 +59,8 @@ def take_block(
     average = None if state.average is None else chunk.split(state.average)
     kept = state.replace(params=chunk.kept, average=average)
     carry = kept, [jnp.zeros_like(z) for z in chunk.zs], start
-    body = drawn_ahead(body, trainer.block, carry)
-    kept, us, folded = jax.lax.fori_loop(0, count, body, carry)
+    ahead = drawn_ahead(body, trainer.block, carry)
+    kept, us, folded = jax.lax.fori_loop(0, count, ahead, carry)
     average = kept.average
     if average is not None:
         average = _averaged_block(trainer, state, chunk, average, us, count)
