@@ -65,7 +65,8 @@ def examples(
     """Return one completion of each prompt of a batch as text, with its target and reward."""
     names, text = ("prompt", "completion", "target"), rollout.prompts.text
     graphdef, state = nnx.split(model)
-    arrays = _sample_and_score(rollout, temperature, graphdef, state, rollout.judge, key, batch)
+    traced = state, rollout.judge, key, batch
+    arrays = _sample_and_score(rollout, temperature, graphdef, traced)
     *texts, rewards = (a.tolist() for a in arrays)
     return [
         {n: text(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
@@ -75,9 +76,9 @@ def examples(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sample_and_score(
-    rollout: Rollout, temperature: float, graphdef: Any, *given: Any
+    rollout: Rollout, temperature: float, graphdef: Any, traced: Any
 ) -> tuple[jax.Array, ...]:
-    state, judge, key, batch = given
+    state, judge, key, batch = traced
     rollout = rollout.bind(judge)  # The traced argument, not the static rollout's constant.
     model = nnx.merge(graphdef, state, copy=True)
     found = rollout.run(model, batch, key, temperature=temperature)

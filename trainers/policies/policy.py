@@ -133,7 +133,8 @@ class PolicyTrainer(CompletionTrainer):
         key = jax.random.fold_in(state.key, state.step)
         sampling, shuffle = jax.random.split(key)
         sampled = self.rollout.run(self.model(state), batch, sampling, samples)
-        found, sequences, mask, scores = sampled[1:5]
+        found, sequences = sampled.completions, sampled.sequences
+        mask, scores = sampled.mask, sampled.scores
         beta = kl.coefficient(settings.beta_kl, state.tokens, settings.kl_warmup_tokens)
         per_token = scores.per_token
         if settings.kl_in == "reward" and self.reference is not None:
