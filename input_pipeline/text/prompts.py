@@ -11,6 +11,9 @@ import numpy as np
 from grlu.errors import UserError
 from input_pipeline.data import Data
 
+BIGRAMS = 8192
+"""Largest vocabulary of a bigram table, which then takes 256 MiB."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
@@ -123,3 +126,19 @@ class Prompts:
             return jnp.ones(target.shape)
         ended = target == self.end_token
         return (jnp.cumsum(ended, 1) - ended == 0).astype(jnp.float32)
+
+
+def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Return log((count + 1) / (row sum + V)) of neighbouring tokens (..., T), shape (V, V).
+
+    Raises:
+        UserError: if the vocabulary, V, is larger than `BIGRAMS`.
+    """
+    if vocabulary > BIGRAMS:
+        raise UserError(
+            f"trainer.reference=bigram is a table of {vocabulary:,} x {vocabulary:,} tokens, at "
+            f"most {BIGRAMS:,}: use start, random or the folder of a run"
+        )
+    counts = np.zeros((vocabulary, vocabulary))
+    np.add.at(counts, (sequences[..., :-1], sequences[..., 1:]), 1)
+    return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)

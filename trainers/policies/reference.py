@@ -10,22 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
-from input_pipeline.text.prompts import Prompts
+from input_pipeline.text.prompts import Prompts, bigram_table
 from trainers.policies.base import variables
 from trainers.policies.settings import PolicySettings
 
+# Values of `trainer.reference` other than the folder of a run.
 NAMED = ("start", "random", "bigram", "none")
-"""Values of `trainer.reference` other than the folder of a run."""
-
-BIGRAMS = 8192
-"""Largest vocabulary of a bigram table, which then takes 256 MiB."""
-
+# (arrays, sequences (N, P + T), P) -> log-probabilities before each new token, (N, T, V).
 LogProbs = Callable[[Any, jax.Array, int], jax.Array]
-"""(arrays, sequences (N, P + T), P) -> log-probabilities before each new token, (N, T, V)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,22 +37,6 @@ class Reference:
     init: Callable[[jax.Array, Any, Any], Any]
     log_probs: LogProbs
     follows: bool = False
-
-
-def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Return log((count + 1) / (row sum + V)) of neighbouring tokens (..., T), shape (V, V).
-
-    Raises:
-        UserError: if the vocabulary, V, is larger than `BIGRAMS`.
-    """
-    if vocabulary > BIGRAMS:
-        raise UserError(
-            f"trainer.reference=bigram is a table of {vocabulary:,} x {vocabulary:,} tokens, at "
-            f"most {BIGRAMS:,}: use start, random or the folder of a run"
-        )
-    counts = np.zeros((vocabulary, vocabulary))
-    np.add.at(counts, (sequences[..., :-1], sequences[..., 1:]), 1)
-    return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)
 
 
 def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] | None) -> Reference:
