@@ -19,7 +19,6 @@ from trainers.objectives.base import Batch, Better, Values
 from trainers.objectives.elbo import METRICS, Bound, Elbo, divergence, terms
 
 Mode = Literal["decoupled", "kl", "e2e"]
-ScheduleName = Literal["constant", "linear"]
 TRUSTED = 1.0  # Largest natural step of a posterior, in nats of KL to second order.
 
 
@@ -48,7 +47,7 @@ class Refinement:
     clip: float | None = None
     natural: bool = False
     draws: int = 1
-    schedule: ScheduleName = "constant"
+    schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self) -> None:
         require("trainer.svi_steps", self.steps, 1)
@@ -156,11 +155,12 @@ class Refined(Bound):
         rewards = self.bound.reward(at_end, refined)
         at_begin = jax.lax.stop_gradient(path["elbo"][0])
         if self.mode == "decoupled":
-            ordinary = terms(frozen, x, guess, guess.draw(first))
-            rewards = _with_gradient_of(rewards, self.bound.reward(ordinary, guess))
-        elif self.mode == "kl":
+            signal = self.bound.reward(terms(frozen, x, guess, guess.draw(first)), guess)
+        else:
             pair = guess.mean, guess.log_variance, refined.mean, refined.log_variance
-            rewards = _with_gradient_of(rewards, -jnp.sum(kl_between(*pair), -1))
+            signal = -jnp.sum(kl_between(*pair), -1)
+        if self.mode != "e2e":  # The encoder's signal adds its gradient alone.
+            rewards = rewards + signal - jax.lax.stop_gradient(signal)
         kl = divergence(guess)
         return rewards, {
             "reward": rewards,
@@ -170,8 +170,3 @@ class Refined(Bound):
             "clamped": guess.clamped,
             "refined": at_end["elbo"],
         }
-
-
-def _with_gradient_of(value: jax.Array, other: jax.Array) -> jax.Array:
-    """Return `value` with the gradients of both."""
-    return value + other - jax.lax.stop_gradient(other)
