@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainers.evaluation import generative
-from trainers.gradient.svi import SVI
+from trainers.gradient.settings import SVI
 
 SAMPLES, TRAVERSED, LINES, FILMED, POINTS = (5, 10), 6, 5, 5, 9
 

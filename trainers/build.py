@@ -14,7 +14,7 @@ from trainers.devices.mesh import MeshSettings, one_device_per_core
 from trainers.gradient.settings import GradientSettings
 from trainers.loop.experiment import Experiment, RunSettings
 from trainers.loop.state import TrainState
-from trainers.policies.preference_settings import PreferenceSettings
+from trainers.policies.settings import PreferenceSettings
 from trainers.registry import TRAINERS
 
 # Largest number of features of images that evaluation takes at once: 8 MB.

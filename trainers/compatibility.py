@@ -14,7 +14,7 @@ from trainers.gradient.settings import GradientSettings
 from trainers.loop.experiment import RunSettings
 from trainers.objectives.base import Objective
 from trainers.objectives.registry import OBJECTIVES, trait
-from trainers.policies.preference_settings import PreferenceSettings
+from trainers.policies.settings import PreferenceSettings
 
 
 def require_data(config: ConfigDict, data: Data, settings: Any, run: RunSettings) -> None:

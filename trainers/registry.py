@@ -7,15 +7,13 @@ import grlu
 import input_pipeline
 from models import MODELS
 from trainers.devices.mesh import MeshSettings
-from trainers.gradient.settings import gradient_settings
-from trainers.gradient.svi import SVI
+from trainers.gradient.settings import SVI, gradient_settings
 from trainers.gradient.trainer import Trainer
 from trainers.loop.experiment import RunSettings
 from trainers.loop.trainer import TrainerLike
 from trainers.policies.policy import PolicyTrainer
 from trainers.policies.preference import PreferenceTrainer
-from trainers.policies.preference_settings import DPO, RewardModel
-from trainers.policies.settings import GRPO, PPO, Reinforce
+from trainers.policies.settings import DPO, GRPO, PPO, Reinforce, RewardModel
 
 
 class TrainerEntry(NamedTuple):

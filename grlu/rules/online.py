@@ -252,9 +252,10 @@ class Chunk:
                 gathered[name] = g.add(gathered[name], step.values[g.indices], change)
         us = []
         for layer, u in zip(self.layers, moving.us, strict=True):
-            change, g = updates[f"{layer.name}.shift"], layer.chosen
-            if g is not None:
-                change = g.add(jnp.zeros_like(u[0]), step.values[g.indices], change)
+            change, chosen = updates[f"{layer.name}.shift"], layer.chosen
+            if chosen is not None:
+                indices = step.values[chosen.indices]
+                change = chosen.add(jnp.zeros_like(u[0]), indices, change)
             us.append(u.at[t].set(change))
         return Moving(kept, gathered, us)
 

@@ -156,11 +156,13 @@ class _Builder:
         (out,) = item.outs
         name = item.eqn.primitive.name
         # Indices choose among the units, they are not an input.
-        data = [f for f, p in zip(facts, pending, strict=True) if p is None and name != "gather"]
+        inputs: list[Pending | Fact] = [*before]
+        if name != "gather":
+            inputs += [f for f, p in zip(facts, pending, strict=True) if p is None]
         self.pending[out] = Pending(
             params,
-            any(p.behind for p in [*before, *data]),
-            any(p.fed for p in [*before, *data]),
+            any(i.behind for i in inputs),
+            any(i.fed for i in inputs),
             gathered=all(p.gathered for p in before)
             and name not in {"add", "sub", "add_any", "dot_general", "mul"},
             indexed=any(p.indexed for p in before)

@@ -9,7 +9,7 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.completions.prompts import Prompts
+from input_pipeline.text.prompts import Prompts
 from trainers.completions.rewards import COMPLETION_REWARDS, in_python
 from trainers.completions.rollout import Rollout
 from trainers.completions.scoring import Rewards, rewards_from
@@ -68,12 +68,13 @@ def explain(function):
     """Return the explanation of a step with two rewards, and that without evidence."""
     rewards = Rewards({"good": COMPLETION_REWARDS["share"], "mine": function}, (1.0, 1.0))
     prompts = Prompts(7, 2, 3, 0, lambda tokens: "".join(map(str, tokens)))
-    rollout = Rollout(prompts, rewards, ("good", "mine"), 0.0)
+    rollout = Rollout(prompts, rewards, 0.0)
 
     @jax.jit
     def step():
         scores = rewards(PROMPTS, COMPLETIONS, **COLUMNS)
-        return rollout.evidence(PROMPTS, COMPLETIONS, scores, 1)
+        sequences = jnp.concatenate([PROMPTS, COMPLETIONS], axis=1)
+        return rollout.evidence(sequences, scores, 1)
 
     evidence = step()
     shapes = rollout.evidence_shapes(2, 1)

@@ -14,8 +14,8 @@ from flax import nnx
 import models
 import trainers
 from grlu.errors import UserError
+from input_pipeline.images.corruptions import CORRUPTIONS
 from trainers.evaluation import generative
-from trainers.evaluation.corruptions import CORRUPTIONS
 from trainers.evaluation.generative import Effort
 from trainers.objectives.refinement import Refinement
 

@@ -15,10 +15,8 @@ from models import GPT
 from trainers.completions.rewards import COMPLETION_REWARDS
 from trainers.loop.compiled import compile_chunk
 from trainers.policies.policy import PolicyTrainer
-from trainers.policies.preference import PreferenceTrainer
-from trainers.policies.preference_pairs import preferred_pairs
-from trainers.policies.preference_settings import DPO, RewardModel
-from trainers.policies.settings import GRPO
+from trainers.policies.preference import PreferenceTrainer, preferred_pairs
+from trainers.policies.settings import DPO, GRPO, RewardModel
 
 KINDS = {"dpo": DPO, "reward_model": RewardModel}
 

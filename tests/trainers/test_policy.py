@@ -11,11 +11,11 @@ import pytest
 import input_pipeline
 import trainers
 from grlu.errors import RunError, UserError
+from input_pipeline.text.prompts import bigram_table
 from models import GPT
 from trainers.completions.evaluation import key_from
 from trainers.completions.rewards import COMPLETION_REWARDS
 from trainers.policies.policy import PolicyTrainer
-from trainers.policies.reference import bigram_table
 from trainers.policies.settings import GRPO, PPO, PolicySettings, Reinforce
 
 KINDS = {"reinforce": Reinforce, "ppo": PPO, "grpo": GRPO}

@@ -5,7 +5,7 @@ import pytest
 
 import input_pipeline
 from grlu.errors import UserError
-from trainers.completions.prompts import Prompts
+from input_pipeline.text.prompts import Prompts
 
 
 def read(data, **options):

@@ -51,9 +51,7 @@ def gradient(estimator, **changes):
     """Gradient of the KL penalty on every token."""
     trainer, state = made(estimator, **changes)
     experience = every_token()
-    grads, _ = trainer.learner._gradient(
-        state, (state.params, None), None, experience, jnp.float32(0.5)
-    )
+    grads, _ = trainer.learner._gradient(state, (state.params, None), experience, jnp.float32(0.5))
     return jax.flatten_util.ravel_pytree(grads[0])[0]
 
 
@@ -83,7 +81,7 @@ def test_a_clipped_ratio_has_no_gradient(ratio, advantage, key, distance):
         old=new - np.log(ratio), advantages=advantage * experience.mask
     )
     grads, values = trainer.learner._gradient(
-        state, (state.params, None), None, experience, jnp.float32(0)
+        state, (state.params, None), experience, jnp.float32(0)
     )
     clipped = distance < 0.3
     np.testing.assert_allclose(values["clip_fraction"], float(clipped), rtol=1e-6)
@@ -100,9 +98,7 @@ def test_a_clipped_value_has_no_gradient_and_its_weight_scales_the_others():
         ones = experience.mask
         experience = experience._replace(values=ones, value_targets=-ones)
         trained = (state.params, state.critic[0])
-        grads, _ = trainer.learner._gradient(
-            state, trained, state.critic, experience, jnp.float32(0)
-        )
+        grads, _ = trainer.learner._gradient(state, trained, experience, jnp.float32(0))
         found[clip, weight] = jax.flatten_util.ravel_pytree(grads[1])[0]
     assert jnp.abs(found[0.2, 1.0]).max() == 0
     assert jnp.abs(found[None, 1.0]).max() > 0.1

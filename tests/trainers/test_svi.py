@@ -14,9 +14,8 @@ import trainers
 from grlu.errors import RunError, UserError
 from models.densities import kl_between
 from models.vae import Posterior
-from trainers.gradient.svi import Refined
 from trainers.objectives.elbo import Elbo, terms
-from trainers.objectives.refinement import Refinement
+from trainers.objectives.refinement import Refined, Refinement
 
 REFINEMENT = Refinement(steps=4, learning_rate=0.05, momentum=0.5, clip=2.0)
 

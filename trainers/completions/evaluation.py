@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainers.completions.rewards import Judge
-from trainers.completions.rollout import RewardSettings, Rollout, repeat_rows
-from trainers.completions.sampling import Completions, log_probs
+from trainers.completions.rollout import RewardSettings, Rollout, Sampled
+from trainers.completions.sampling import log_probs
 from trainers.loop.trainer import Values
 
 
@@ -21,14 +20,8 @@ def metrics(rollout: Rollout) -> tuple[str, ...]:
 
 def evaluate(
     rollout: Rollout, settings: RewardSettings, model: Any, batch: Any
-) -> tuple[Values, Completions]:
-    """Evaluate a policy, deterministically.
-
-    Args:
-        rollout: samples and scores completions.
-        settings: number and temperature of the samples.
-        model: the policy.
-        batch: `prompt` (B, P), `target` (B, T) and other columns.
+) -> tuple[Values, Sampled]:
+    """Evaluate a policy on the prompts of a batch, deterministically.
 
     Returns:
         Values per prompt, each (B,), and the B x `eval_samples` completions. `nll` is in nats per
@@ -37,30 +30,27 @@ def evaluate(
         the fraction of right completions among k samples, `pass_k` whether one of them is right.
         Rewards that ignore the target define their own success, which `reward` measures.
     """
-    key = key_from(batch["prompt"])
-    prompts, count, samples = rollout.prompts, len(batch["prompt"]), settings.eval_samples
-    temperature = settings.eval_temperature
-    completions = rollout.sample(model, batch["prompt"], key, samples, temperature=temperature)
-    rows = repeat_rows(batch, samples)
-    scores = rollout.score(rows, completions)
+    columns = rollout.prompts.columns(batch)
+    prompt, target, key = columns["prompt"], columns["target"], key_from(columns["prompt"])
+    samples, temperature = settings.eval_samples, settings.eval_temperature
+    sampled = rollout.run(model, batch, key, samples, temperature=temperature)
 
     def per_prompt(values: jax.Array) -> jax.Array:
-        return values.reshape(count, samples).astype(jnp.float32)
+        return values.reshape(len(prompt), samples).astype(jnp.float32)
 
-    sampled = {"reward": scores.total, "length": completions.lengths}
-    sampled |= rollout.scores_by_name(scores)
-    values = {name: per_prompt(value).mean(1) for name, value in sampled.items()}
-    target, mask = batch["target"], prompts.target_mask(batch["target"])
+    found = {**sampled.rewards, "length": sampled.completions.lengths}
+    values = {name: per_prompt(value).mean(1) for name, value in found.items()}
+    mask = rollout.prompts.target_mask(target)
     if rollout.rewards.use_target:
-        right = per_prompt((completions.tokens == rows["target"]).all(1))
+        right = per_prompt((sampled.completions.tokens == sampled.columns["target"]).all(1))
         values |= {"pass_1": right.mean(1), "pass_k": right.max(1)}
-        greedy = rollout.sample(model, batch["prompt"], key, greedy=True).tokens
+        greedy = rollout.sample(model, prompt, key, greedy=True).tokens
         values["greedy_accuracy"] = ((greedy == target) * mask).sum(1) / mask.sum(1)
         values["greedy_exact"] = (greedy == target).all(1).astype(jnp.float32)
-    sequences = jnp.concatenate([batch["prompt"], target], axis=1)
-    chosen = log_probs(model(sequences[:, :-1], start=prompts.length - 1), target)
+    sequences = jnp.concatenate([prompt, target], axis=1)
+    chosen = log_probs(model(sequences[:, :-1], start=prompt.shape[1] - 1), target)
     values["nll"] = -(chosen * mask).sum(1) / mask.sum(1)
-    return values, completions
+    return values, sampled
 
 
 def key_from(prompts: jax.Array) -> jax.Array:
@@ -75,7 +65,8 @@ def examples(
     """Return one completion of each prompt of a batch as text, with its target and reward."""
     names, text = ("prompt", "completion", "target"), rollout.prompts.text
     graphdef, state = nnx.split(model)
-    arrays = _sample_and_score(rollout, temperature, graphdef, state, rollout.judge, key, batch)
+    traced = state, rollout.judge, key, batch
+    arrays = _sample_and_score(rollout, temperature, graphdef, traced)
     *texts, rewards = (a.tolist() for a in arrays)
     return [
         {n: text(tokens) for n, tokens in zip(names, row, strict=True)} | {"reward": reward}
@@ -85,17 +76,11 @@ def examples(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sample_and_score(
-    rollout: Rollout,
-    temperature: float,
-    graphdef: Any,
-    state: Any,
-    judge: Judge | None,
-    key: jax.Array,
-    batch: Any,
+    rollout: Rollout, temperature: float, graphdef: Any, traced: Any
 ) -> tuple[jax.Array, ...]:
-    if judge is not None:  # The traced argument, not the static rollout's constant.
-        rollout = rollout.bind(judge)
-    batch, model = rollout.prompts.columns(batch), nnx.merge(graphdef, state, copy=True)
-    completions = rollout.sample(model, batch["prompt"], key, temperature=temperature)
-    scores = rollout.score(batch, completions)
-    return batch["prompt"], completions.tokens, batch["target"], scores.total
+    state, judge, key, batch = traced
+    rollout = rollout.bind(judge)  # The traced argument, not the static rollout's constant.
+    model = nnx.merge(graphdef, state, copy=True)
+    found = rollout.run(model, batch, key, temperature=temperature)
+    prompts, targets = found.columns["prompt"], found.columns["target"]
+    return prompts, found.completions.tokens, targets, found.rewards["reward"]

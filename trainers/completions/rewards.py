@@ -6,11 +6,8 @@ A reward function maps token arrays to numbers and is traced into the compiled s
 
 `prompts` (N, P) and `completions` (N, T) hold token numbers. The columns are `mask` (N, T), 1 at
 the tokens of a completion, `wrong`, the reward of a wrong answer, 0 or -1, and the data set's other
-columns, such as `target` (N, T), the data's own continuation. A function that JAX cannot trace goes
-through `in_python`.
-
-A function that has a parameter named `target` is taken to compare with the data's continuation. A
-run reports how many completions match that continuation only if one of its rewards does so.
+columns, such as `target` (N, T), the data's own continuation: a run whose rewards have a parameter
+of this name reports how many completions match. `in_python` is for what JAX cannot trace.
 """
 
 import functools
@@ -32,14 +29,14 @@ RewardFunction = Callable[..., jax.Array]
 
 
 def match(
-    prompts: jax.Array, completions: jax.Array, *, target: jax.Array, wrong: float, **columns: Any
+    prompts: Any, completions: jax.Array, *, target: jax.Array, wrong: float, **columns: Any
 ) -> jax.Array:
     """Return 1 for each token that equals the target's at its position, else `wrong`, (N, T)."""
     return jnp.where(completions == target, 1.0, wrong)
 
 
 def exact(
-    prompts: jax.Array, completions: jax.Array, *, target: jax.Array, wrong: float, **columns: Any
+    prompts: Any, completions: jax.Array, *, target: jax.Array, wrong: float, **columns: Any
 ) -> jax.Array:
     """Return 1 for each completion that equals its target up to the end, else `wrong`, (N,).
 
@@ -48,34 +45,25 @@ def exact(
     return jnp.where((completions == target).all(1), 1.0, wrong)
 
 
-def share(
-    prompts: jax.Array, completions: jax.Array, *, target: jax.Array, **columns: Any
-) -> jax.Array:
+def share(prompts: Any, completions: jax.Array, *, target: jax.Array, **columns: Any) -> jax.Array:
     """Return the fraction of positions at which a completion has the target's token, (N,)."""
     return (completions == target).mean(1)
 
 
 def preference_score(
-    prompts: jax.Array, completions: jax.Array, *, mask: jax.Array, **columns: Any
+    prompts: Any, completions: jax.Array, *, mask: jax.Array, **columns: Any
 ) -> jax.Array:
-    """Return the sum of fixed scores of a completion's tokens, (N,).
+    """Return the sum of fixed scores of a completion's tokens, (N,), sampled once from N(0, 1).
 
-    Each token's score was sampled once from N(0, 1). It is known, so it shows how well
-    a model learns from preferences that follow it.
+    It is known, so it shows how well a model learns from preferences that follow it.
     """
     scores = jax.random.normal(jax.random.key(7), (2**16,))
     return (scores[completions] * mask).sum(1)
 
 
-def token(number: int) -> RewardFunction:
-    """Return a reward of 1 for each token that is `number`, else `wrong`."""
-
-    def reward(
-        prompts: jax.Array, completions: jax.Array, *, wrong: float, **columns: Any
-    ) -> jax.Array:
-        return jnp.where(completions == number, 1.0, wrong)
-
-    return reward
+def token(number: int, prompts: Any, completions: Any, *, wrong: float, **_: Any) -> jax.Array:
+    """Return 1 for each token that is `number`, else `wrong`, (N, T)."""
+    return jnp.where(completions == number, 1.0, wrong)
 
 
 class Judge(struct.PyTreeNode):
@@ -91,18 +79,9 @@ class Judge(struct.PyTreeNode):
 
 
 def judge(
-    prompts: jax.Array,
-    completions: jax.Array,
-    *,
-    mask: jax.Array,
-    judge: Judge | None = None,
-    **columns: Any,
+    prompts: Any, completions: Any, *, mask: jax.Array, judge: Judge | None = None, **columns: Any
 ) -> jax.Array:
-    """Return the scores of the reward model that the config's `judge` names, (N,).
-
-    Raises:
-        UserError: if the config names none.
-    """
+    """Return the scores of the reward model that the config's `judge` names, (N,)."""
     if judge is None:
         raise UserError(
             "the reward 'judge' needs a reward model: name its stage, or its run, by judge"
@@ -124,14 +103,20 @@ COMPLETION_REWARDS: dict[str, RewardFunction] = {
 
 
 class PythonReward:
-    """A reward that runs outside the compiled step; `in_python` makes one.
+    """A reward that calls any Python code with numpy arrays, outside the compiled step.
+
+    The function must be pure. The step waits for it, which is slower than a traced reward.
+
+    Args:
+        function: takes the arguments of a reward and returns numbers, shape (N,).
+        per_token: whether it returns shape (N, T).
 
     Attributes:
         raised: the last exception of the function, in words, or None. A callback can hand the
             compiled step only numbers, so the step gets NaN and the run's error message this.
     """
 
-    def __init__(self, function: RewardFunction, per_token: bool):
+    def __init__(self, function: RewardFunction, *, per_token: bool = False):
         functools.update_wrapper(self, function)
         self._function, self._per_token = function, per_token
         self.raised: str | None = None
@@ -155,28 +140,15 @@ class PythonReward:
         return jax.pure_callback(call, out, *arguments, vmap_method="sequential")
 
 
-def in_python(function: RewardFunction, *, per_token: bool = False) -> PythonReward:
-    """Return a reward that calls any Python code with numpy arrays, outside the compiled step.
-
-    The function must be pure. The step waits for it, which is slower than a traced reward.
-
-    Args:
-        function: takes the arguments of a reward and returns numbers, shape (N,).
-        per_token: whether it returns shape (N, T).
-    """
-    return PythonReward(function, per_token)
+in_python = PythonReward
 
 
 def reward_named(name: str) -> RewardFunction:
-    """Return the reward function of that name.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the reward function of a name, or raise UserError."""
     if name in COMPLETION_REWARDS:
         return COMPLETION_REWARDS[name]
     if found := re.fullmatch(r"token:(\d+)", name):
-        return token(int(found[1]))
+        return functools.partial(token, int(found[1]))
     if not (found := re.fullmatch(r"(.+\.py):(\w+)", name)):
         raise unknown(f"there is no reward {name!r}", name, COMPLETION_REWARDS)
     path, function = pathlib.Path(found[1]), found[2]

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from grlu.errors import UserError
-from trainers.completions.prompts import Prompts
+from input_pipeline.text.prompts import Prompts
 from trainers.completions.rewards import Judge
 from trainers.completions.sampling import Completions, sample
 from trainers.completions.scoring import Rewards, Scores, rewards_from, short_name
@@ -72,6 +72,28 @@ class RewardSettings(SamplingSettings):
         rewards_from(self.rewards, self.reward_weights)
 
 
+class Sampled(NamedTuple):
+    """N = B x K scored completions, the K of a prompt next to each other.
+
+    Attributes:
+        columns: `prompt` (N, P), `target` (N, T) and the data's other columns.
+        completions: tokens, log-probabilities and lengths.
+        sequences: prompts and completions, (N, P + T).
+        mask: 1 at the tokens of the completions, (N, T), float32.
+        scores: rewards.
+        rewards: total reward, and that of each function if there are several, (N,), by metric.
+        evidence: what `Rollout.explain` needs, (B, K, ...).
+    """
+
+    columns: dict[str, jax.Array]
+    completions: Completions
+    sequences: jax.Array
+    mask: jax.Array
+    scores: Scores
+    rewards: dict[str, jax.Array]
+    evidence: dict[str, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rollout:
     """Samples completions of prompts and scores them.
@@ -79,53 +101,39 @@ class Rollout:
     Attributes:
         prompts: how to read the data.
         rewards: the rewards.
-        names: metric names of the rewards; empty if there is one reward only.
         wrong: reward of a wrong answer.
+        temperature: sampling temperature in training.
         judge: the reward model behind the reward "judge", or None.
     """
 
     prompts: Prompts
     rewards: Rewards
-    names: tuple[str, ...]
     wrong: float
+    temperature: float = 1.0
     judge: Judge | None = None
 
     @classmethod
     def from_settings(
-        cls,
-        settings: RewardSettings,
-        data: Any,
-        block: int | None = None,
-        judge: Judge | None = None,
+        cls, settings: RewardSettings, data: Any, block: int | None = None, judge: Any = None
     ) -> "Rollout":
         """Return the rollout that a trainer's settings describe.
 
-        Args:
-            settings: the trainer's settings.
-            data: the data set.
-            block: maximum number of tokens that a reward model sees, or None.
-            judge: the reward model, or None.
+        `block` is the number of tokens that a reward model sees.
 
         Raises:
             UserError: if the data are not text, or a reward is for a token outside the vocabulary.
         """
-        prompts = Prompts.from_data(
-            data, settings.prompt, settings.horizon, settings.end, block=block
-        )
+        options = settings.prompt, settings.horizon, settings.end
+        prompts = Prompts.from_data(data, *options, block=block)
         for name in settings.rewards:
             if name.startswith("token:") and int(name[6:]) >= prompts.vocabulary:
                 raise UserError(
                     f"the reward {name!r} is for a token outside the vocabulary: {data.name} has "
                     f"the tokens 0 to {prompts.vocabulary - 1}"
                 )
-        names = tuple(short_name(name) for name in settings.rewards)
-        return cls(
-            prompts,
-            rewards_from(settings.rewards, settings.reward_weights),
-            names if len(names) > 1 else (),
-            -1.0 if settings.reward_mode == "±1" else 0.0,
-            judge,
-        )
+        rewards = rewards_from(settings.rewards, settings.reward_weights)
+        wrong = -1.0 if settings.reward_mode == "±1" else 0.0
+        return cls(prompts, rewards, wrong, settings.temperature, judge)
 
     def bind(self, judge: Judge) -> "Rollout":
         """Return this rollout with another reward model."""
@@ -135,65 +143,49 @@ class Rollout:
         self, model: Any, prompts: jax.Array, key: jax.Array, samples: int = 1, **options: Any
     ) -> Completions:
         """Sample `samples` completions of each prompt (B, P); `options` are those of `sample`."""
-        return sample(
-            model,
-            prompts,
-            steps=self.prompts.horizon,
-            key=key,
-            samples=samples,
-            end_token=self.prompts.end_token,
-            **options,
-        )
+        options = {"temperature": self.temperature, **options, "steps": self.prompts.horizon}
+        end_token = self.prompts.end_token
+        return sample(model, prompts, key=key, samples=samples, end_token=end_token, **options)
 
-    def score(self, batch: Any, completions: Completions) -> Scores:
-        """Score N completions, given the columns of their prompts, each with N rows."""
-        columns = {name: column for name, column in batch.items() if name != "prompt"}
-        mask = completions.mask.astype(jnp.float32)
-        columns |= {"mask": mask, "wrong": self.wrong, "judge": self.judge}
-        return self.rewards(batch["prompt"], completions.tokens, **columns)
-
-    def scores_by_name(self, scores: Scores) -> dict[str, jax.Array]:
-        """Return the reward of each function, (N,), by its metric's name."""
-        pairs = zip(self.names, scores.by_function, strict=bool(self.names))
-        return {f"reward_{name}": reward for name, reward in pairs}
+    def run(
+        self, model: Any, batch: Any, key: jax.Array, samples: int = 1, **options: Any
+    ) -> Sampled:
+        """Sample and score `samples` completions of each prompt; `options` are `sample`'s."""
+        columns = self.prompts.columns(batch)
+        found = self.sample(model, columns["prompt"], key, samples, **options)
+        if samples > 1:
+            columns = {name: jnp.repeat(a, samples, axis=0) for name, a in columns.items()}
+        mask = found.mask.astype(jnp.float32)
+        given: dict[str, Any] = {**columns, "mask": mask, "wrong": self.wrong, "judge": self.judge}
+        scores = self.rewards(given.pop("prompt"), found.tokens, **given)
+        # A single function is the total.
+        named = dict(zip(self.metrics, (scores.total, *scores.by_function), strict=False))
+        sequences = jnp.concatenate([columns["prompt"], found.tokens], axis=1)
+        evidence = self.evidence(sequences, scores, samples)
+        return Sampled(columns, found, sequences, mask, scores, named, evidence)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the rewards' metrics."""
-        return ("reward", *(f"reward_{name}" for name in self.names))
+        """Names of the rewards' metrics: the total, and each function's if there are several."""
+        names = [short_name(name) for name in self.rewards.functions]
+        return ("reward", *(f"reward_{name}" for name in names if len(names) > 1))
 
-    def evidence(
-        self, prompts: jax.Array, tokens: jax.Array, scores: Scores, samples: int
-    ) -> dict[str, jax.Array]:
-        """Return what `explain` needs of a step with N = B x samples completions.
-
-        Args:
-            prompts: tokens, (N, P).
-            tokens: tokens of the completions, (N, T).
-            scores: their scores.
-            samples: completions of each prompt, next to each other.
-        """
-        found = {
-            "sequences": jnp.concatenate([prompts, tokens], axis=1),
-            "scores": jnp.stack(scores.by_function, axis=1),
-        }
+    def evidence(self, sequences: jax.Array, scores: Scores, samples: int) -> dict[str, jax.Array]:
+        """Return what `explain` needs of a step: tokens (B, K, P + T), and rewards (B, K, ...)."""
+        found = {"sequences": sequences, "scores": jnp.stack(scores.by_function, axis=1)}
         return {name: a.reshape(-1, samples, a.shape[-1]) for name, a in found.items()}
 
     def evidence_shapes(self, batch_size: int, samples: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return shapes and dtypes of `evidence` for `batch_size` prompts."""
         length = self.prompts.length + self.prompts.horizon
         sizes = {"sequences": (length, jnp.int32), "scores": (len(self.rewards.weights), "float32")}
-        return {
-            name: jax.ShapeDtypeStruct((batch_size, samples, size), dtype)
-            for name, (size, dtype) in sizes.items()
-        }
+        leading = batch_size, samples
+        return {n: jax.ShapeDtypeStruct((*leading, s), d) for n, (s, d) in sizes.items()}
 
     def explain(self, evidence: Mapping[str, Any]) -> str | None:
         """Return which reward was not finite, with a prompt and completion; None if all were.
 
-        Args:
-            evidence: the return value of `evidence`, or {}, for which only exceptions of rewards in
-                Python are reported.
+        Without `evidence`, report only exceptions of rewards in Python.
         """
         raised = self.rewards.raised
         bad = np.argwhere(~np.isfinite(evidence["scores"])).tolist() if evidence else []
@@ -205,8 +197,3 @@ class Rollout:
         prompt, completion = self.prompts.text(tokens[:length]), self.prompts.text(tokens[length:])
         what = f"raised {raised[name]}" if name in raised else "gave a value that is not finite"
         return f"the reward {name!r} {what} for the completion {completion!r} of {prompt!r}"
-
-
-def repeat_rows(batch: Any, times: int) -> Any:
-    """Repeat each row of a batch, with its copies next to each other."""
-    return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), batch)

@@ -68,8 +68,8 @@ def sample(
 ) -> Completions:
     """Sample completions of prompts in evaluation mode, without dropout.
 
-    The function is pure and may be compiled. All samples of a prompt share
-    one pass over it. The loop ends early when every completion has its end token.
+    The function is pure and may be compiled. All samples of a prompt share one pass over it. The
+    loop ends early when every completion has its end token.
 
     Args:
         model: model with `empty_cache` and `cached`, such as `models.GPT`; it is not changed.
@@ -88,88 +88,6 @@ def sample(
     Raises:
         UserError: if a value is outside its range, or prompt and new tokens exceed the block.
     """
-    _require(model, prompts, steps, samples, temperature, top_k, top_p)
-    rows, longest = prompts.shape[0] * samples, prompts.shape[1] + steps - 1
-    graphdef, state = nnx.split(model)
-    # NNX refuses models of an outer trace, so each iteration merges its own.
-    evaluating = nnx.merge(graphdef, state, copy=True)
-    evaluating.eval()
-    graphdef, state = nnx.split(evaluating)
-
-    def choose(logits: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        if greedy:
-            token = jnp.argmax(logits, axis=-1)
-        else:
-            allowed = _truncated(logits / temperature, top_k, top_p)
-            token = jax.random.categorical(jax.random.fold_in(key, step), allowed)
-        token = token.astype(jnp.int32)
-        return token, log_probs(logits, token, temperature)
-
-    cache = evaluating.empty_cache(prompts.shape[0], longest)
-    logits, cache = evaluating.cached(prompts, cache, start=prompts.shape[1] - 1)
-    cache = cache.repeated(samples)
-    first, first_log_probs = choose(jnp.repeat(logits[:, -1], samples, axis=0), 0)
-    padding = 0 if end_token is None else end_token
-    tokens = jnp.full((rows, steps), padding, jnp.int32).at[:, 0].set(first)
-    chosen = jnp.zeros((rows, steps), logits.dtype).at[:, 0].set(first_log_probs)
-
-    def running(carry: Any) -> jax.Array:
-        step, _, _, _, lengths = carry
-        more = step < steps
-        return more if end_token is None else more & jnp.any(lengths == steps)
-
-    def advance(carry: Any) -> Any:
-        step, cache, tokens, chosen, lengths = carry
-        last = jax.lax.dynamic_slice_in_dim(tokens, step - 1, 1, axis=1)
-        logits, cache = nnx.merge(graphdef, state, copy=True).cached(last, cache)
-        token, log_prob = choose(logits[:, 0], step)
-        alive = lengths == steps
-        tokens = tokens.at[:, step].set(jnp.where(alive, token, padding))
-        chosen = chosen.at[:, step].set(jnp.where(alive, log_prob, 0.0))
-        return step + 1, cache, tokens, chosen, _ended(lengths, token, alive, step)
-
-    def _ended(lengths: jax.Array, token: jax.Array, alive: jax.Array, step: Any) -> jax.Array:
-        if end_token is None:
-            return lengths
-        return jnp.where(alive & (token == end_token), step + 1, lengths)
-
-    lengths = jnp.full((rows,), steps, jnp.int32)
-    lengths = _ended(lengths, first, lengths == steps, 0)
-    start = (jnp.ones((), jnp.int32), cache, tokens, chosen, lengths)
-    if unrolled:
-        carry: Any = start
-        for step in range(1, steps):
-            carry = advance((step, *carry[1:]))
-    else:
-        carry = jax.lax.while_loop(running, advance, start)
-    _, _, tokens, chosen, lengths = carry
-    return Completions(tokens, chosen, lengths)
-
-
-def _truncated(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
-    """Return logits (N, V) with -inf for tokens outside `top_k` and `top_p`."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
-    if top_p is not None and top_p < 1:
-        # A token stays if the more likely ones together have less probability than p.
-        order = jnp.argsort(-logits, axis=-1)
-        p = jnp.take_along_axis(nnx.softmax(logits), order, axis=-1)
-        kept = jnp.cumsum(p, axis=-1) - p < top_p
-        kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
-        logits = jnp.where(kept, logits, -jnp.inf)
-    return logits
-
-
-def _require(
-    model: Any,
-    prompts: jax.Array,
-    steps: int,
-    samples: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
     if prompts.ndim != 2 or not prompts.shape[1] or not jnp.issubdtype(prompts.dtype, jnp.integer):
         raise UserError(
             f"prompts must be tokens, integers of shape (prompts, tokens) with at least one token "
@@ -190,3 +108,66 @@ def _require(
             f"a prompt of {prompts.shape[1]} tokens and {steps} new ones don't fit the model's "
             f"block of {model.block}: shorten the prompt or take fewer steps"
         )
+    rows, padding = prompts.shape[0] * samples, 0 if end_token is None else end_token
+    graphdef, state = nnx.split(model)
+    # NNX refuses models of an outer trace, so each iteration merges its own.
+    evaluating = nnx.merge(graphdef, state, copy=True)
+    evaluating.eval()
+    graphdef, state = nnx.split(evaluating)
+
+    def choose(carry: Any, cache: Any, logits: jax.Array) -> Any:
+        """Add a token to each completion that has not ended."""
+        step, _, tokens, chosen, lengths = carry
+        if greedy:
+            token = jnp.argmax(logits, axis=-1)
+        else:
+            allowed = _truncated(logits / temperature, top_k, top_p)
+            token = jax.random.categorical(jax.random.fold_in(key, step), allowed)
+        token = token.astype(jnp.int32)
+        alive = lengths == steps
+        tokens = tokens.at[:, step].set(jnp.where(alive, token, padding))
+        log_prob = jnp.where(alive, log_probs(logits, token, temperature), 0.0)
+        chosen = chosen.at[:, step].set(log_prob)
+        if end_token is not None:
+            lengths = jnp.where(alive & (token == end_token), step + 1, lengths)
+        return step + 1, cache, tokens, chosen, lengths
+
+    def running(carry: Any) -> jax.Array:
+        step, _, _, _, lengths = carry
+        more = step < steps
+        return more if end_token is None else more & jnp.any(lengths == steps)
+
+    def advance(carry: Any) -> Any:
+        step, cache, tokens, _, _ = carry
+        last = jax.lax.dynamic_slice_in_dim(tokens, step - 1, 1, axis=1)
+        logits, cache = nnx.merge(graphdef, state, copy=True).cached(last, cache)
+        return choose(carry, cache, logits[:, 0])
+
+    cache = evaluating.empty_cache(prompts.shape[0], prompts.shape[1] + steps - 1)
+    logits, cache = evaluating.cached(prompts, cache, start=prompts.shape[1] - 1)
+    logits = jnp.repeat(logits[:, -1], samples, axis=0)
+    tokens = jnp.full((rows, steps), padding, jnp.int32)
+    lengths = jnp.full((rows,), steps, jnp.int32)
+    start = 0, None, tokens, jnp.zeros((rows, steps), logits.dtype), lengths
+    carry = choose(start, cache.repeated(samples), logits)
+    if unrolled:
+        for step in range(1, steps):
+            carry = advance((step, *carry[1:]))
+    else:
+        carry = jax.lax.while_loop(running, advance, (jnp.ones((), jnp.int32), *carry[1:]))
+    return Completions(*carry[2:])
+
+
+def _truncated(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
+    """Return logits (N, V) with -inf for tokens outside `top_k` and `top_p`."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    if top_p is not None and top_p < 1:
+        # A token stays if the more likely ones together have less probability than p.
+        order = jnp.argsort(-logits, axis=-1)
+        p = jnp.take_along_axis(nnx.softmax(logits), order, axis=-1)
+        kept = jnp.cumsum(p, axis=-1) - p < top_p
+        kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
+        logits = jnp.where(kept, logits, -jnp.inf)
+    return logits

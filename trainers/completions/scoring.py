@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
-from trainers.completions.rewards import Judge, PythonReward, RewardFunction, reward_named
+from trainers.completions.rewards import PythonReward, RewardFunction, reward_named
 
 
 class Scores(NamedTuple):
@@ -44,20 +44,9 @@ class Rewards:
     weights: tuple[float, ...]
 
     def __call__(
-        self,
-        prompts: jax.Array,
-        completions: jax.Array,
-        *,
-        judge: Judge | None = None,
-        **columns: Any,
+        self, prompts: jax.Array, completions: jax.Array, judge: Any = None, **columns: Any
     ) -> Scores:
-        """Score completions.
-
-        Args:
-            prompts: tokens, (N, P).
-            completions: tokens, (N, T).
-            judge: the reward model, which only the reward "judge" gets.
-            columns: `mask` (N, T), and the data set's columns.
+        """Score completions (N, T) of prompts (N, P); only the reward "judge" gets `judge`.
 
         Raises:
             UserError: if a function raises or returns another shape than (N,) or (N, T).
@@ -89,19 +78,14 @@ class Rewards:
 
 
 def rewards_from(names: Sequence[str], weights: Sequence[float] | None) -> Rewards:
-    """Return the rewards of these names.
-
-    Args:
-        names: entries of `COMPLETION_REWARDS`, `token:NUMBER` or `FILE.py:FUNCTION`.
-        weights: one weight for each; by default 1.
+    """Return the rewards of a config's names, with these weights or 1 each.
 
     Raises:
         UserError: if a name is unknown or repeated, or the numbers of names and weights differ.
     """
     if not names:
         raise UserError("trainer.rewards is empty: name at least one reward")
-    if weights is None:
-        weights = [1.0] * len(names)
+    weights = [1.0] * len(names) if weights is None else weights
     if len(weights) != len(names):
         raise UserError(
             f"trainer.reward_weights must have a weight for each of the {len(names)} rewards, "
@@ -137,16 +121,12 @@ def _call(
     except UserError:
         raise
     except Exception as error:  # whatever the user's function does
-        hint = (
-            "; one that can't be traced by JAX goes through trainers.in_python"
-            if isinstance(
-                error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
-            )
-            else ""
-        )
+        untraceable = jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
+        hint = "; one that can't be traced by JAX goes through trainers.in_python"
         about = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(
-            f"the reward {name!r} raised {about} for completions of shape {completions.shape}{hint}"
+            f"the reward {name!r} raised {about} for completions of shape {completions.shape}"
+            f"{hint if isinstance(error, untraceable) else ''}"
         ) from error
     shape = jnp.shape(rewards)
     if shape not in (completions.shape, completions.shape[:1]):

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from input_pipeline.images.corruptions import CORRUPTIONS
 from models.vae import VAE, Posterior
-from trainers.evaluation.corruptions import CORRUPTIONS
-from trainers.gradient.svi import SVI
+from trainers.gradient.settings import SVI
 from trainers.loop.experiment import Experiment
 from trainers.loop.state import TrainState
 from trainers.objectives.elbo import log_weights, terms
 from trainers.objectives.refinement import Refinement
 from trainers.objectives.registry import trait
 
+# Variance over the data above which a latent's posterior mean is active (Burda 2016).
 ACTIVE = 0.01
-"""Variance over the data above which a latent's posterior mean is active (Burda 2016)."""
 
 _log = logging.getLogger("grlu")
 # Images at once and samples of each at once, which bound the memory.
@@ -45,7 +45,7 @@ class Effort:
 
 
 def is_generative(config: Mapping[str, Any]) -> bool:
-    """Tell whether a run of this config trains a variational autoencoder by a bound."""
+    """Return whether a run of this config trains a variational autoencoder by a bound."""
     name = config["trainer"].get("objective")
     return name is not None and trait(name, "generative")
 
@@ -79,19 +79,20 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
     settings = trainer.settings
     own = settings.refinement() if isinstance(settings, SVI) else None
     proposals = own or (SHORT if effort.refined else None)
-    found: dict[str, Any] = {
-        "test_nll": -float(np.mean(bound(model, x, effort.samples, proposals)))
-    }
-    size = test["image"][0].size
-    everything, labels = images(test, min(len(test["label"]), max(1, _VALUES // size)))
+    nll = -float(np.mean(bound(model, x, effort.samples, proposals)))
+    encodable = max(1, _VALUES // test["image"][0].size)
+    everything, labels = images(test, min(len(test["label"]), encodable))
     codes = _encoded(model, everything)
-    found["test_active_units"] = active_units(codes)
-    seen, seen_labels = images(train, min(_PROBED, max(1, _VALUES // size)))
-    found["test_probe_accuracy"] = probe(_encoded(model, seen), seen_labels, codes, labels)
+    seen, seen_labels = images(train, min(_PROBED, encodable))
     x, _ = images(test, _REFINED)
-    found["test_amortisation_gap"] = amortisation_gap(model, x)
-    closed = amortisation_gap(model, x, own or SHORT) / found["test_amortisation_gap"]
-    found["test_gap_closed"] = closed
+    gap = amortisation_gap(model, x)
+    found: dict[str, Any] = {
+        "test_nll": nll,
+        "test_active_units": active_units(codes),
+        "test_probe_accuracy": probe(_encoded(model, seen), seen_labels, codes, labels),
+        "test_amortisation_gap": gap,
+        "test_gap_closed": amortisation_gap(model, x, own or SHORT) / gap,
+    }
     x, _ = images(test, _CORRUPTED)
     shape = tuple(test["image"].shape[1:])
     if len(shape) == 3 and int(np.prod(shape)) == int(np.prod(x.shape[1:])):
@@ -101,10 +102,9 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
     return found
 
 
+# Refinement for models trained without refinement, and until convergence, for any model.
 SHORT = Refinement(steps=20, learning_rate=0.3, natural=True, draws=8, schedule="linear")
-"""Refinement for models trained without refinement."""
 LONG = dataclasses.replace(SHORT, steps=200)
-"""Refinement until convergence, for any model."""
 
 
 def bound(model: VAE, x: jax.Array, samples: int, refine: Refinement | None = None) -> np.ndarray:
@@ -138,9 +138,7 @@ def active_units(codes: np.ndarray) -> int:
     return int((codes.var(0) > ACTIVE).sum())
 
 
-def probe(
-    codes: np.ndarray, labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
-) -> float:
+def probe(codes: np.ndarray, labels: Any, test_codes: np.ndarray, test_labels: Any) -> float:
     """Return the test accuracy of logistic regression on standardised codes."""
     from sklearn.linear_model import LogisticRegression
 
@@ -180,14 +178,12 @@ def corrupted(
         alike = nnx.merge(graphdef, state, copy=True)
         guess = alike.posterior(shown)
         last, path = refine(alike, shown, guess, loop)
-        points = tuple(
-            jnp.concatenate([path[name], getattr(last, name)[None]])
-            for name in ("mean", "log_variance")
-        )
+        ends = {"mean": last.mean, "log_variance": last.log_variance}
+        points = {name: jnp.concatenate([path[name], end[None]]) for name, end in ends.items()}
 
-        def score(where: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        def score(where: dict[str, jax.Array]) -> dict[str, jax.Array]:
             model = nnx.merge(graphdef, state, copy=True)
-            posterior = Posterior(*where, guess.clamped)
+            posterior = Posterior(**where, clamped=guess.clamped)
             expected = model.expected(model.decode(posterior.mean))
             return {
                 "elbo": jnp.mean(_elbo(model, shown, posterior, judge)),
@@ -236,17 +232,13 @@ def _warn(found: Mapping[str, Any], latent: int) -> None:
     active = found["test_active_units"]
     if active < 0.1 * latent:
         _log.warning(
-            "the posterior has collapsed: only %d of %d latents vary with the data; a trainer."
-            "kl_warmup, trainer.free_bits or a lower trainer.beta may help",
-            active,
-            latent,
+            f"the posterior has collapsed: only {active} of {latent} latents vary with the data; a "
+            "trainer.kl_warmup, trainer.free_bits or a lower trainer.beta may help"
         )
-    curve = found.get("iterative", {}).get("elbo", [0.0])
-    if not np.isfinite(curve[-1]) or curve[-1] < curve[0]:
+    first, *_, last = curve = found.get("iterative", {}).get("elbo", [0.0, 0.0])
+    if not np.isfinite(last) or last < first:
         _log.warning(
-            "the inner loop diverges: in %d steps it takes the ELBO from %.2f to %.2f nats; "
-            "a lower trainer.svi_learning_rate or a trainer.svi_clip may help",
-            len(curve) - 1,
-            curve[0],
-            curve[-1],
+            f"the inner loop diverges: in {len(curve) - 1} steps it takes the ELBO from "
+            f"{first:.2f} to {last:.2f} nats; a lower trainer.svi_learning_rate or a "
+            "trainer.svi_clip may help"
         )

@@ -33,42 +33,34 @@ def take_block(
         batches: T batches, leaves (T, B, ...), where T is `trainer.block`.
         count: number of updates.
         fold: `fold(carried, step, values)`, called after every update.
-        start: initial value of `carried`.
-
-    Returns:
-        The state after the updates, and the last value of `carried`.
+        start: initial value of `carried`; its last value is returned, too.
     """
     # The running average of a parameter moves as a whole.
     sparse = state.average is None
     chunk = Chunk(trainer.pure(state.step), state.params, state.rest, batches, sparse)
 
     def body(t: jax.Array, carry: Any) -> Any:
-        moving, rest, opt_state, average, folded = carry
+        at, folded = carry
+        moving, step = at.params, state.step + t
         batch = jax.tree.map(lambda b: b[t], batches)
-        step = state.step + t
-        streams, _ = seeded(rest, trainer.key(state, step))
+        # Random numbers are sampled ahead if their keys do not depend on the carry.
+        at = at.replace(step=step, key=state.key)
+        streams, _ = seeded(at.rest, trainer.key(at))
         taken = chunk.at(t, moving, streams, batch)
-        at = state.replace(step=step, rest=rest, opt_state=opt_state, average=average)
         updates, at, values = trainer.updates(chunk.objective, taken.params, at, taken.batch)
         moving = chunk.moved(t, moving, taken, updates)
-        at = trainer.moved(at, moving.kept, step)
-        return moving, at.rest, at.opt_state, at.average, fold(folded, step, values)
+        at = trainer.moved(at, moving.kept, step).replace(params=moving)
+        return at, fold(folded, step, values)
 
     average = None if state.average is None else chunk.split(state.average)
-    carry = (chunk.start, state.rest, state.opt_state, average, start)
-    moving, rest, opt_state, average, folded = jax.lax.fori_loop(
-        0, count, drawn_ahead(body, trainer.block, carry), carry
-    )
+    carry = state.replace(params=chunk.start, average=average), start
+    ahead = drawn_ahead(body, trainer.block, carry)
+    state_after, folded = jax.lax.fori_loop(0, count, ahead, carry)
+    moving, average = state_after.params, state_after.average
     if average is not None:
         average = _averaged_block(trainer, state, chunk, moving._replace(kept=average), count)
-    state = state.replace(
-        step=state.step + count,
-        params=chunk.absorbed(state.params, moving),
-        rest=rest,
-        opt_state=opt_state,
-        average=average,
-    )
-    return state, folded
+    params = chunk.absorbed(state.params, moving)
+    return state_after.replace(params=params, average=average), folded
 
 
 def averaged(average: Any, params: Any, decay: jax.Array) -> Any:

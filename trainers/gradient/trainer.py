@@ -19,8 +19,8 @@ from grlu.micro_batches import in_parts
 from grlu.rules.learned_feedback import add_feedback
 from grlu.rules.rule import pure_objective
 from input_pipeline import Data
+from models.gpt import GPT
 from trainers.gradient.online import averaged, take_block
-from trainers.gradient.precision import set_precision
 from trainers.gradient.settings import GradientSettings
 from trainers.loop.state import TrainState
 from trainers.loop.trainer import Arrays, BaseTrainer, Values
@@ -29,19 +29,15 @@ from trainers.optimizer import schedule
 
 # Variables that an objective may change.
 _KEPT = nnx.BatchStat
+# Layers whose attribute `dtype` is the type in which they compute. Parameters, normalisation, sums
+# along a residual stream and all that an objective computes stay in float32.
+_MULTIPLY = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, GPT)
 # Steps with fewer examples times population members gain nothing from several threads.
 _LARGE = 32
 
 
 class Trainer(BaseTrainer):
-    """Trainer that ascends an objective by the credit of a rule.
-
-    Attributes:
-        objective: the objective.
-        learning_rate: schedule of the learning rate.
-        sigma: schedule of the noise scale.
-        optimizer: the optimizer.
-    """
+    """Trainer that ascends an objective by the credit of a rule."""
 
     def __init__(
         self,
@@ -61,11 +57,10 @@ class Trainer(BaseTrainer):
                 f"trainer.objective={settings.objective} rewards a batch as a whole: set "
                 f"trainer.micro_batches to 1, got {settings.micro_batches}"
             )
-        self.evaluated = self.objective.evaluated
-        self.better = self.objective.better
-        monitors = settings.rule().monitors
-        self.metrics = (*self.objective.metrics, *monitors)
-        steps = max(1, settings.epochs * steps_per_epoch)  # Schedules must not have length 0.
+        self.evaluated, self.better = self.objective.evaluated, self.objective.better
+        self.metrics = (*self.objective.metrics, *settings.rule().monitors)
+        # Schedules must not have length 0.
+        self._steps = steps = max(1, settings.epochs * steps_per_epoch)
         hold = steps_per_epoch if settings.schedule_per == "epoch" else 1
         self.learning_rate = settings.rate(steps_per_epoch, hold=hold)
         given = vars(settings)
@@ -78,13 +73,15 @@ class Trainer(BaseTrainer):
             hold=hold,
         )
         self.optimizer = settings.transformation(self.learning_rate)
-        plain = settings.optimizer == "sgd" and settings.clip is None and settings.rule_class.local
-        # A block would bypass the step of a subclass.
-        plain = plain and type(self).step is Trainer.step
-        # A block has one objective for all of its steps.
-        plain = plain and type(self.objective).at is Objective.at
-        # A chunk finds its layers by their float32 products.
-        plain = plain and settings.precision == "float32" and settings.micro_batches == 1
+        plain = (
+            settings.optimizer == "sgd"
+            and settings.clip is None
+            and settings.rule_class.local
+            and type(self).step is Trainer.step  # A block would bypass a subclass's step.
+            and type(self.objective).at is Objective.at  # A block has one objective.
+            and settings.precision == "float32"  # A chunk finds its layers by such products.
+            and settings.micro_batches == 1
+        )
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
         if self.block > 1:
             self.steps = functools.partial(take_block, self)
@@ -100,17 +97,17 @@ class Trainer(BaseTrainer):
 
         self._make_model = prepared
         model = nnx.eval_shape(lambda: prepared(nnx.Rngs(0)))
-        kinds = (nnx.Conv, nnx.ConvTranspose)
-        self.looped = not any(isinstance(m, kinds) for _, m in nnx.iter_modules(model))
+        modules = [module for _, module in nnx.iter_modules(model)]
+        self.looped = not any(isinstance(m, nnx.Conv | nnx.ConvTranspose) for m in modules)
         model.eval()
         self._evaluating = nnx.graphdef(model)
         model.train()
-        set_precision(model, settings.precision)
+        for module in modules:
+            if settings.precision == "bfloat16" and isinstance(module, _MULTIPLY):
+                module.dtype = jnp.bfloat16
         self._training = nnx.graphdef(model)
-        self._steps = steps
 
     def init(self, key: jax.Array) -> TrainState:
-        """Return the state before the first step, with a model initialised from `key`."""
         init_key, run_key = jax.random.split(key)
         model = self._make_model(nnx.Rngs(init_key))
         model.train()
@@ -125,7 +122,6 @@ class Trainer(BaseTrainer):
         )
 
     def _at(self, step: jax.Array) -> Objective:
-        """Return the objective at a step."""
         return self.objective.at(step / self._steps)
 
     def _whole(self, step: jax.Array) -> Any:
@@ -137,34 +133,23 @@ class Trainer(BaseTrainer):
         return in_parts(self._whole(step), self.settings.micro_batches, _KEPT)
 
     def rewards(self, state: TrainState, batch: Arrays) -> tuple[jax.Array, jax.Array] | None:
-        """Return the rewards of the traced network and of the model; None if nothing is traced."""
         if not self.settings.rule(self.sigma(state.step)).traces:
             return None
         return traced_and_own(self._whole(state.step), state.params, state.rest, batch)
 
-    def key(self, state: TrainState, step: jax.Array) -> jax.Array:
-        """Return the key of the rule at a step."""
-        return jax.random.fold_in(state.key, step)
+    @staticmethod
+    def key(state: TrainState) -> jax.Array:
+        """Return the key of the rule in a step."""
+        return jax.random.fold_in(state.key, state.step)
 
     def updates(
-        self,
-        objective: Any,
-        params: Any,
-        state: TrainState,
-        batch: Any,
+        self, objective: Any, params: Any, state: TrainState, batch: Any
     ) -> tuple[Any, TrainState, Values]:
-        """Compute the updates of one step from the credit of the rule.
+        """Compute updates of `params` from the rule's credit, for a function of them, rest, batch.
 
-        Args:
-            objective: function of params, rest and batch.
-            params: its parameters.
-            state: the state before the step; its `params` and `average` are not used.
-            batch: the batch.
-
-        Returns:
-            Updates of `params`; the state after the step, but for its params and average; values.
+        Return also the state after the step, but for its params and average, and the values.
         """
-        key = self.key(state, state.step)
+        key = self.key(state)
         rule = self.settings.rule(self.sigma(state.step))
         _, (values, changed), ascent, monitored = rule.estimate(
             objective, params, state.rest, batch, key
@@ -184,10 +169,9 @@ class Trainer(BaseTrainer):
 
     def moved(self, state: TrainState, params: Any, step: jax.Array) -> TrainState:
         """Return a state with new parameters, and their running average after `step`."""
-        average = state.average
-        if average is not None:
-            average = averaged(average, params, self.decay(step))
-        return state.replace(params=params, average=average)
+        if state.average is not None:
+            state = state.replace(average=averaged(state.average, params, self.decay(step)))
+        return state.replace(params=params)
 
     def decay(self, step: jax.Array) -> jax.Array:
         """Return the decay of the running average of the weights at a step."""
@@ -200,15 +184,12 @@ class Trainer(BaseTrainer):
         return nnx.merge(self._evaluating, params, state.rest, copy=True)
 
     def evaluate(self, state: TrainState, batch: Arrays) -> Values:
-        """Return deterministic values per example."""
         return self.objective.evaluate(self.model(state), batch)
 
     def examples(self, state: TrainState, batch: Arrays) -> list[dict[str, Any]]:
-        """Return the objective's samples of the model for people to read."""
         return self.objective.examples(self.model(state), state.key, batch)
 
     def pictures(self, state: TrainState, x: jax.Array) -> dict[str, jax.Array]:
-        """Return the objective's pictures of the model's work on images."""
         return self.objective.pictures(self.model(state), x)
 
     @property
@@ -223,7 +204,6 @@ class Trainer(BaseTrainer):
         return bound
 
     def reason(self, evidence: Mapping[str, Any]) -> str:
-        """Explain a non-finite value if the objective can, or say what may help."""
         return self.objective.reason(evidence) or self.settings.remedy
 
     @property
@@ -231,11 +211,7 @@ class Trainer(BaseTrainer):
         return self.objective.end_token
 
     def encode(self, state: TrainState, batch: Arrays) -> jax.Array:
-        """Return the model's features of a batch of images, as in `evaluate`.
-
-        Raises:
-            UserError: if the model has no `encode`.
-        """
+        """Return the model's features of a batch of images, as in `evaluate`."""
         model = self.model(state)
         if not hasattr(model, "encode"):
             raise UserError(f"a {type(model).__name__} has no features to learn on, no `encode`")
@@ -247,7 +223,5 @@ class Trainer(BaseTrainer):
         return self._tokens if sampled is None else sampled * self.objective.settings.completions
 
     def scales(self, step: jax.Array) -> dict[str, jax.Array]:
-        """Return the values of the schedules at a step, for the log."""
-        scales = {"learning_rate": self.learning_rate(step)}
-        scales |= self._at(step).scales()
-        return scales | ({"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {})
+        sigma = {"sigma": self.sigma(step)} if "sigma" in vars(self.settings) else {}
+        return {"learning_rate": self.learning_rate(step), **self._at(step).scales(), **sigma}

@@ -8,11 +8,9 @@ from ml_collections import ConfigDict
 
 from grlu.rules.rule import Rule
 from input_pipeline import Data
-from trainers.loop.trainer import Arrays as Batch
-from trainers.loop.trainer import Values
+from trainers.loop.trainer import Arrays, Values
 
-__all__ = ["Batch", "Better", "Objective", "Values"]
-
+Batch = Arrays
 Better = tuple[str, Literal["min", "max"]]
 
 
@@ -65,13 +63,9 @@ class Objective:
         return {}
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError if a model does not fit.
+        """Raise UserError if an abstract model does not fit config and data.
 
-        Args:
-            config: config of the run.
-            data: the data.
-            model: abstract model, with shapes instead of weights.
-            answered: shape and dtype of the model's output for one example.
+        `answered` has the shape and dtype of the model's output for one example.
         """
 
     def prepare(self, model: Any) -> None:

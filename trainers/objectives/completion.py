@@ -1,12 +1,10 @@
 """Reward for the completions of a language model, under any learning rule.
 
-A rule that moves the weights themselves (evolution, weight perturbation) needs only the reward. The
-moved weights sample their own completions, all with the same random numbers, and nothing needs to
-be differentiable.
+A rule that moves the weights themselves (evolution, weight perturbation) needs only the reward of
+completions that the moved weights sample, all with the same random numbers.
 
 Every other rule needs the slope of the reward, or its response to noise on a unit, and a sampled
-token has neither. These rules get the slope of the policy gradient instead: the unperturbed weights
-sample the completions, and the reward is
+token has neither. For these rules the unperturbed weights sample the completions, and the reward is
 
     R + Σ A (log π(token) - stop(log π(token)))
 
@@ -17,7 +15,7 @@ to each unit for its effect on the probability of better completions.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +30,8 @@ from trainers.completions import evaluation
 from trainers.completions.rewards import Judge
 from trainers.completions.rollout import RewardSettings, Rollout
 from trainers.completions.sampling import log_probs
-from trainers.completions.scoring import Scores
 from trainers.config.values import require
-from trainers.objectives.base import Objective, Values
+from trainers.objectives.base import Better, Objective, Values
 from trainers.objectives.language import require_language_model
 
 
@@ -48,18 +45,16 @@ class CompletionReward(Objective):
         by_weights: whether the rule moves the weights themselves.
         unrolled: whether to unroll the sampler's loop, which a rule needs that never adds noise to
             a kernel but to the kernel's product with its input.
-        better: metric that selects checkpoints, and its direction.
     """
 
     rollout: Rollout
     settings: "CompletionSettings"
     by_weights: bool
     unrolled: bool
-    better: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
+    better: ClassVar[Better] = ("reward", "max")
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the values of `__call__`, per prompt."""
         exact = ("exact",) if self.rollout.rewards.use_target else ()
         return (*self.rollout.metrics, *exact, "length")
 
@@ -69,7 +64,6 @@ class CompletionReward(Objective):
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """Names of the values of `evaluate`."""
         return evaluation.metrics(self.rollout)
 
     @property
@@ -78,49 +72,42 @@ class CompletionReward(Objective):
         return self.rollout.judge
 
     def bind(self, constants: Judge) -> "CompletionReward":
-        """Return the objective with another reward model."""
         return dataclasses.replace(self, rollout=self.rollout.bind(constants))
 
     def evidence(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Return shapes and dtypes of the values that `explain` needs."""
         return self.rollout.evidence_shapes(batch_size, self.settings.completions)
 
     def __call__(self, model: Any, batch: Any) -> tuple[jax.Array, Values]:
         settings, rollout = self.settings, self.rollout
-        batch = rollout.prompts.columns(batch)
-        prompts, key = batch["prompt"], model.draws()
+        columns, key = rollout.prompts.columns(batch), model.draws()
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
         if not self.by_weights:
             params = jax.lax.stop_gradient(params)
+        options = {"greedy": settings.greedy, "unrolled": self.unrolled}
 
         # The samples have an axis of their own, since the axis of the prompts is the rule's.
         def one(key: jax.Array) -> Any:
             policy = nnx.merge(graphdef, params, rest, copy=True)
-            options: dict[str, Any] = {
-                "temperature": settings.temperature,
-                "greedy": settings.greedy,
-            }
-            found = rollout.sample(policy, prompts, key, unrolled=self.unrolled, **options)
-            mask = found.mask.astype(jnp.float32)
-            scores = rollout.score(batch, found)
-            evidence = rollout.evidence(prompts, found.tokens, scores, 1)
-            return found.tokens, mask, found.lengths, scores, evidence
+            found = rollout.run(policy, batch, key, **options)
+            return found.completions, found.mask, found.scores, found.rewards, found.evidence
 
         keys = jax.random.split(key, settings.completions)
-        tokens, mask, lengths, scores, evidence = jax.vmap(one)(keys)
-        measured = {"reward": scores.total, **rollout.scores_by_name(scores)}
+        found, mask, scores, measured, evidence = jax.vmap(one)(keys)
         if rollout.rewards.use_target:
-            measured["exact"] = (tokens == batch["target"][None]).all(2).astype(jnp.float32)
-        measured["length"] = lengths
+            right = found.tokens == columns["target"][None]
+            measured["exact"] = right.all(2).astype(jnp.float32)
+        measured["length"] = found.lengths
         values = {name: value.mean(0, dtype=jnp.float32) for name, value in measured.items()}
         rewards = values["reward"]
         values |= {name: jnp.moveaxis(a[:, :, 0], 0, 1) for name, a in evidence.items()}
         if not self.by_weights:
-            rewards = rewards + self._response(model, prompts, tokens, mask, self._returns(scores))
+            later = jax.vmap(lambda each: returns(each, settings.discount))(scores.per_token)
+            returned = scores.per_completion[..., None] + later
+            prompts = columns["prompt"]
+            rewards = rewards + self._response(model, prompts, found.tokens, mask, returned)
         return rewards, values
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError if the model is no causal language model."""
         require_language_model(config, data, answered, causal=True)
 
     def prepare(self, model: Any) -> None:
@@ -128,51 +115,32 @@ class CompletionReward(Objective):
         model.draws = nnx.Rngs(0).default
 
     def evaluate(self, model: Any, batch: Any) -> Values:
-        """Return values per prompt, deterministic, for any number of samples in training."""
-        batch = self.rollout.prompts.columns(batch)
         return evaluation.evaluate(self.rollout, self.settings, model, batch)[0]
 
     def examples(self, model: Any, key: jax.Array, batch: Any) -> list[dict[str, Any]]:
-        """Return a completion of each prompt of a batch, with its target and reward."""
         temperature = self.settings.eval_temperature
         return evaluation.examples(self.rollout, temperature, model, key, batch)
 
     def reason(self, evidence: Mapping[str, Any]) -> str | None:
-        """Return which reward was not finite, and for which completion, if one was not."""
         return self.rollout.explain(evidence)
 
-    def _returns(self, scores: Scores) -> jax.Array:
-        """Return the discounted discounted return from each token on, (K, B, T)."""
-        later = jax.vmap(lambda rewards: returns(rewards, self.settings.discount))(scores.per_token)
-        return scores.per_completion[..., None] + later
-
     def _response(
-        self,
-        model: Any,
-        prompts: jax.Array,
-        tokens: jax.Array,
-        mask: jax.Array,
-        returned: jax.Array,
+        self, model: Any, prompts: jax.Array, tokens: jax.Array, mask: Any, returned: jax.Array
     ) -> jax.Array:
         """Return zeros, (B,), that respond to noise as log-probabilities times advantages do.
 
-        Args:
-            model: the policy.
-            prompts: tokens, (B, P).
-            tokens: tokens of K completions of each, (K, B, T).
-            mask: 1 at the tokens of a completion, (K, B, T).
-            returned: discounted return from each token on, (K, B, T).
+        Prompts are (B, P); `tokens`, `mask` and `returned`, the discounted return from each token
+        on, are those of K completions of each, (K, B, T).
         """
         baseline = leave_one_out if len(tokens) > 1 else no_baseline
         advantages = jnp.moveaxis(baseline(jnp.moveaxis(returned, 0, 1)), 1, 0) * mask
         graphdef, state = nnx.split(model)
-        length = prompts.shape[1]
 
         def log_policy(tokens: jax.Array) -> jax.Array:
             policy = nnx.merge(graphdef, state, copy=True)
             policy.eval()
             sequences = jnp.concatenate([prompts, tokens], axis=1)[:, :-1]
-            logits = policy(sequences, start=length - 1)
+            logits = policy(sequences, start=prompts.shape[1] - 1)
             return log_probs(logits, tokens, self.settings.temperature)
 
         found = jax.vmap(log_policy)(tokens)
@@ -197,11 +165,7 @@ class CompletionSettings(RewardSettings):
         require("trainer.completions", self.completions, 1)
 
     def on(self, data: Data, rule: Rule) -> CompletionReward:
-        """Return the objective on some data, under a rule.
-
-        Raises:
-            UserError: if `greedy` is set for a rule that needs a slope, which it has not.
-        """
+        """Return the objective on some data; `greedy` needs a rule that moves the weights."""
         if self.greedy and not rule.of_weights:
             raise UserError(
                 "trainer.greedy: the likeliest tokens respond to noise on weights alone: use "

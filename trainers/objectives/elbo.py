@@ -5,6 +5,7 @@ Kingma et al. 2016, arXiv:1606.04934; the importance-weighted bound: Burda et al
 arXiv:1509.00519.
 """
 
+import copy
 import dataclasses
 import math
 from typing import Any, ClassVar
@@ -17,11 +18,12 @@ from grlu.errors import UserError
 from input_pipeline import Data
 from models.densities import kl_to_standard, log_normal
 from models.vae import VAE, Posterior
+from trainers.config.values import require
 from trainers.objectives.base import Batch, Better, Objective, Values
 
+# The reward; the bound with β 1; its two terms, the first a mean over samples and the second exact;
+# the number of log variances that were clamped.
 METRICS = ("reward", "elbo", "reconstruction", "kl", "clamped")
-"""Metrics per example: the reward; the bound with β 1; its two terms, the first a mean over samples
-and the second exact; the number of log variances that were clamped."""
 
 _SAMPLED = 4  # rows of samples in a picture
 
@@ -29,7 +31,8 @@ _SAMPLED = 4  # rows of samples in a picture
 def log_weights(model: VAE, x: jax.Array, posterior: Posterior, z: jax.Array) -> jax.Array:
     """Return log p(x, z) - log q(z | x), (B, samples), of samples (B, samples, latent)."""
     mean, log_variance = posterior.mean[:, None], posterior.log_variance[:, None]
-    prior = log_normal(z, jnp.zeros(()).reshape(1, 1, 1), jnp.zeros(()).reshape(1, 1, 1))
+    zero = jnp.zeros((1, 1, 1))
+    prior = log_normal(z, zero, zero)
     return model.log_likelihood(x, z) + jnp.sum(prior - log_normal(z, mean, log_variance), -1)
 
 
@@ -51,7 +54,9 @@ def terms(model: VAE, x: jax.Array, posterior: Posterior, z: jax.Array) -> Value
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
-class _Bound(Objective):
+class Bound(Objective):
+    """Base class of the bounds, for `models.VAE`."""
+
     metrics: ClassVar[tuple[str, ...]] = METRICS
     generative: ClassVar[bool] = True
     described: ClassVar[str] = (
@@ -59,7 +64,6 @@ class _Bound(Objective):
     )
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError unless the model is a variational autoencoder that fits the pixels."""
         if not isinstance(model, VAE):
             raise UserError(
                 f"trainer.objective={config.trainer.objective} needs a variational autoencoder such"
@@ -75,29 +79,25 @@ class _Bound(Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class Elbo(_Bound):
-    """Rewards a `models.VAE` for E[log p(x | z)] - β KL(q(z | x) ‖ p(z)).
+class Elbo(Bound):
+    """Rewards a variational autoencoder for E[log p(x | z)] - β KL(q(z | x) ‖ p(z)).
 
     Attributes:
         latent_samples: samples of the posterior for the expectation.
         beta: weight of the KL divergence.
         free_bits: nats of KL divergence per latent without a cost.
         kl_warmup: fraction of the run in which the weight of the KL rises from 0 to `beta`.
-        weight: fraction of `beta` reached so far (`at`).
-
-    Raises:
-        UserError: if a value is out of range.
     """
 
     latent_samples: int = 1
     beta: float = 1.0
     free_bits: float = 0.0
     kl_warmup: float = 0.0
-    weight: Any = 1.0
+    weight: ClassVar[Any] = 1.0  # Fraction of `beta` reached so far (`at`).
     better: ClassVar[Better] = ("elbo", "max")
 
     def __post_init__(self) -> None:
-        _require_samples(self.latent_samples)
+        require("trainer.latent_samples", self.latent_samples, 1)
         if self.beta < 0 or self.free_bits < 0 or not 0 <= self.kl_warmup <= 1:
             raise UserError(
                 "trainer.beta and trainer.free_bits must be at least 0 and trainer.kl_warmup a "
@@ -105,14 +105,13 @@ class Elbo(_Bound):
             )
 
     def at(self, progress: jax.Array) -> "Elbo":
-        """Return the objective after a fraction, in [0, 1], of the run."""
         if self.kl_warmup == 0:
             return self
-        weight = jnp.minimum(1.0, progress / self.kl_warmup)
-        return dataclasses.replace(self, weight=weight)
+        warmed = copy.copy(self)
+        object.__setattr__(warmed, "weight", jnp.minimum(1.0, progress / self.kl_warmup))
+        return warmed
 
     def scales(self) -> Values:
-        """Return the current weight of the KL if it changes."""
         return {"kl_weight": jnp.asarray(self.beta * self.weight)} if self.kl_warmup else {}
 
     def reward(self, found: Values, posterior: Posterior) -> jax.Array:
@@ -133,21 +132,18 @@ class Elbo(_Bound):
 
 
 @dataclasses.dataclass(frozen=True)
-class Iwae(_Bound):
+class Iwae(Bound):
     """Rewards a `models.VAE` for the log of the mean of k importance weights.
 
     Attributes:
         latent_samples: k; 1 gives the ELBO with a sampled KL divergence.
-
-    Raises:
-        UserError: if a value is out of range.
     """
 
     latent_samples: int = 1
     better: ClassVar[Better] = ("reward", "max")
 
     def __post_init__(self) -> None:
-        _require_samples(self.latent_samples)
+        require("trainer.latent_samples", self.latent_samples, 1)
 
     def __call__(self, model: VAE, batch: Batch) -> tuple[jax.Array, Values]:
         x = batch["image"]
@@ -169,8 +165,3 @@ def require_pixels(config: ConfigDict, section: str, likelihood: str) -> None:
             f"{section}.likelihood=bernoulli needs pixels in [0, 1]: set dataset.normalize=unit, "
             f"or {section}.likelihood=gaussian"
         )
-
-
-def _require_samples(samples: int) -> None:
-    if samples < 1:
-        raise UserError(f"trainer.latent_samples must be at least 1, got {samples}")

@@ -19,14 +19,10 @@ from trainers.objectives.base import Batch, Better, Objective, Values
 class FastLearner(Objective):
     """Rewards a model for features, `model.encode(x)`, on which a head learns fast.
 
-    The first half of the batch is the support: a linear head, initially zero, answers one example
-    after the other and learns from each by GRLU. The second half is the query, which the trained
-    head answers. The reward of a support example is that of its answer before the head learned from
-    it, so the sum over the batch rewards both speed and final accuracy. All models that are
-    compared see the same noise.
-
-    The rewards of a batch depend on each other: rules that score whole batches, such as evolution,
-    can maximise them; rules that assign credit to single examples cannot.
+    A linear head, initially zero, answers the first half of the batch one by one, and learns from
+    each example by GRLU after its answer; then it answers the second half. So the sum of rewards
+    over the batch measures both speed and final accuracy. All models that are compared see the same
+    noise. Since the rewards of a batch depend on each other, the rule must score whole batches.
 
     Attributes:
         reward: reward function of logits and labels.
@@ -44,11 +40,6 @@ class FastLearner(Objective):
     of_batches: ClassVar[bool] = True
 
     def on(self, data: Data, rule: grlu.Rule) -> "FastLearner":
-        """Return the objective on some data, under a rule.
-
-        Raises:
-            UserError: if the rule assigns credit to single examples.
-        """
         if rule.local:
             raise UserError(
                 "trainer.objective=fast_learner rewards a batch as a whole and assigns no credit "
@@ -74,10 +65,8 @@ class FastLearner(Objective):
             head = jax.tree.map(lambda w, d: w + self.learning_rate * d, head, ascent)
             return head, (rewards[0], correct[0])
 
-        head = {
-            "kernel": jnp.zeros((features.shape[-1], self.classes)),
-            "bias": jnp.zeros(self.classes),
-        }
+        kernel = jnp.zeros((features.shape[-1], self.classes))
+        head = {"kernel": kernel, "bias": jnp.zeros(self.classes)}
         examples = (features[:support], labels[:support], keys[:support])
         head, seen = jax.lax.scan(learn, head, examples)
         queried = answer(head, (), (features[support:], labels[support:]))

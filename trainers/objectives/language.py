@@ -17,6 +17,10 @@ class _Text(Objective):
     metrics: ClassVar[tuple[str, ...]] = ("nll", "perplexity", "accuracy")
     better: ClassVar[Better] = ("nll", "min")
     of_text: ClassVar[bool] = True
+    causal: ClassVar[bool]
+
+    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
+        require_language_model(config, data, answered, causal=self.causal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +31,11 @@ class LanguageModelling(_Text):
     negative log-likelihood in nats, its exponential, and the accuracy of the most likely token.
     """
 
+    causal: ClassVar[bool] = True
+
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         targets = batch["tokens"][:, 1:]
         return _scored(model(batch["tokens"][:, :-1]), targets, batch["scored"])
-
-    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError unless the model is a causal language model."""
-        require_language_model(config, data, answered, causal=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +53,12 @@ class Denoising(_Text):
     arXiv:2406.07524.
     """
 
+    causal: ClassVar[bool] = False
+
     def __call__(self, model: Any, batch: Batch) -> tuple[jax.Array, Values]:
         targets = batch["tokens"][:, 1:]
         masked = mask(model.rngs(), batch["scored"])
         return _scored(model(jnp.where(masked, model.vocabulary, targets)), targets, masked)
-
-    def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError unless the model is a language model that sees the whole text."""
-        require_language_model(config, data, answered, causal=False)
 
 
 def require_language_model(config: ConfigDict, data: Data, answered: Any, *, causal: bool) -> None:
@@ -101,10 +101,10 @@ def unmask(
     temperature: float = 1.0,
     greedy: bool = False,
 ) -> jax.Array:
-    """Fill in the masks of a text, the most confident first. Pure, and may be compiled.
+    """Return tokens (B, T), int32, with the masks filled in, the most confident first.
 
     Each step samples a token for every mask, and keeps those with the highest probability: the same
-    number in each step.
+    number in each step. The function is pure, and may be compiled.
 
     Source: Chang et al. (2022), "MaskGIT", arXiv:2202.04200, with a constant schedule.
 
@@ -115,9 +115,6 @@ def unmask(
         key: sampling key.
         temperature: divides the logits.
         greedy: take the most likely token instead of sampling.
-
-    Returns:
-        `tokens` without masks, shape (B, T), int32.
 
     Raises:
         UserError: on a causal model, or steps or temperature that are not positive.

@@ -1,29 +1,25 @@
-"""Iterative inference: gradient steps on each example's own posterior (SVI).
+"""Iterative inference: gradient steps on each example's own posterior (SVI), and learning there.
 
-Hoffman et al. 2013, arXiv:1206.7051; starting from an encoder's posterior: Kim et al. 2018,
-arXiv:1802.02550.
+Hoffman et al. 2013, arXiv:1206.7051; starting from an encoder's posterior, and with the gradient
+through the loop ("e2e"): Kim et al. 2018, arXiv:1802.02550.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from models.densities import kl_between
 from models.vae import LOG_VARIANCES, VAE, Posterior
 from trainers.config.values import require
-from trainers.objectives.base import Values
-from trainers.objectives.elbo import terms
+from trainers.objectives.base import Batch, Better, Values
+from trainers.objectives.elbo import METRICS, Bound, Elbo, divergence, terms
 
-ScheduleName = Literal["constant", "linear"]
-# (terms of the bound, posterior) -> value to maximise, (B,)
-Reward = Callable[[Values, Posterior], jax.Array]
-
-TRUSTED = 1.0
-"""Largest natural step of a posterior, in nats of KL to second order."""
+Mode = Literal["decoupled", "kl", "e2e"]
+TRUSTED = 1.0  # Largest natural step of a posterior, in nats of KL to second order.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +39,6 @@ class Refinement:
         draws: samples of the posterior per step.
         schedule: learning rate schedule: "constant", or "linear" to zero, which reduces the
             sampling noise of the result.
-
-    Raises:
-        UserError: if a value is out of range.
     """
 
     steps: int = 20
@@ -54,7 +47,7 @@ class Refinement:
     clip: float | None = None
     natural: bool = False
     draws: int = 1
-    schedule: ScheduleName = "constant"
+    schedule: Literal["constant", "linear"] = "constant"
 
     def __post_init__(self) -> None:
         require("trainer.svi_steps", self.steps, 1)
@@ -68,21 +61,11 @@ class Refinement:
             )
 
     def __call__(
-        self,
-        model: VAE,
-        x: jax.Array,
-        begin: Posterior,
-        key: jax.Array,
-        reward: Reward | None = None,
+        self, model: VAE, x: jax.Array, begin: Posterior, key: jax.Array, reward: Any = None
     ) -> tuple[Posterior, Values]:
         """Refine the posteriors of `x` in one scan, differentiable in `model` and `begin`.
 
-        Args:
-            model: model with the likelihood; its encoder is not used.
-            x: examples, (B, *example_shape).
-            begin: initial posteriors.
-            key: sampling key.
-            reward: value to maximise, by default the ELBO.
+        The value to maximise is `reward(terms of the bound, posterior)`, (B,), or the ELBO.
 
         Returns:
             The last posteriors, and the values before each step: "elbo" (steps, B), "mean" and
@@ -100,9 +83,8 @@ class Refinement:
         def step(carry: Any, at: tuple[jax.Array, jax.Array]) -> Any:
             (where, velocity), (key, rate) = carry, at
             slope, elbo = jax.grad(raised, has_aux=True)(where, key)
-            velocity = jax.tree.map(
-                lambda v, g: self.momentum * v + g, velocity, self._scaled(slope, where)
-            )
+            slope = self._scaled(slope, where)
+            velocity = jax.tree.map(lambda v, g: self.momentum * v + g, velocity, slope)
             move = jax.tree.map(lambda v: rate * v, velocity)
             if self.natural:
                 move = _trusted(move, where)
@@ -115,9 +97,8 @@ class Refinement:
         rates = jnp.full(self.steps, self.learning_rate)
         if self.schedule == "linear":
             rates *= 1 - jnp.arange(self.steps) / self.steps
-        ((mean, log_variance), _), path = jax.lax.scan(
-            step, start, (jax.random.split(key, self.steps), rates)
-        )
+        keys = jax.random.split(key, self.steps)
+        ((mean, log_variance), _), path = jax.lax.scan(step, start, (keys, rates))
         return begin._replace(mean=mean, log_variance=log_variance), path
 
     def _scaled(self, slope: Any, where: Any) -> Any:
@@ -132,8 +113,60 @@ class Refinement:
 
 
 def _trusted(move: Any, where: Any) -> Any:
-    """Limit a step to `TRUSTED` nats."""
     length = jnp.square(move[0]) * jnp.exp(-where[1]) + 0.5 * jnp.square(move[1])
     moved = 0.5 * jnp.sum(length, -1, keepdims=True)
     shrink = jnp.sqrt(TRUSTED / jnp.maximum(moved, TRUSTED))
     return jax.tree.map(lambda each: each * shrink, move)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined(Bound):
+    """Rewards a `models.VAE` for its bound at refined posteriors, from which the decoder learns.
+
+    The metric "refined" is the ELBO at the refined posterior, the others are the encoder's.
+
+    Attributes:
+        bound: objective of the decoder, of the inner loop and, if "decoupled", of the encoder.
+        refine: the inner loop.
+        mode: learning signal of the encoder, as in `trainers.gradient.settings.SVI`.
+    """
+
+    bound: Elbo
+    refine: Refinement
+    mode: Mode
+    metrics: ClassVar[tuple[str, ...]] = (*METRICS, "refined")
+    better: ClassVar[Better] = ("refined", "max")
+
+    def at(self, progress: jax.Array) -> "Refined":
+        return dataclasses.replace(self, bound=self.bound.at(progress))
+
+    def scales(self) -> Values:
+        return self.bound.scales()
+
+    def __call__(self, model: VAE, batch: Batch) -> tuple[jax.Array, Values]:
+        x = batch["image"]
+        loop, last, first = jax.random.split(model.rngs(), 3)
+        guess = model.posterior(x)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+        frozen = nnx.merge(graphdef, jax.lax.stop_gradient(params), rest, copy=True)
+        begin = (model, guess) if self.mode == "e2e" else (frozen, jax.lax.stop_gradient(guess))
+        refined, path = self.refine(begin[0], x, begin[1], loop, self.bound.reward)
+        at_end = terms(model, x, refined, refined.draw(last))
+        rewards = self.bound.reward(at_end, refined)
+        at_begin = jax.lax.stop_gradient(path["elbo"][0])
+        if self.mode == "decoupled":
+            signal = self.bound.reward(terms(frozen, x, guess, guess.draw(first)), guess)
+        else:
+            pair = guess.mean, guess.log_variance, refined.mean, refined.log_variance
+            signal = -jnp.sum(kl_between(*pair), -1)
+        if self.mode != "e2e":  # The encoder's signal adds its gradient alone.
+            rewards = rewards + signal - jax.lax.stop_gradient(signal)
+        kl = divergence(guess)
+        return rewards, {
+            "reward": rewards,
+            "elbo": at_begin,
+            "reconstruction": at_begin + kl,
+            "kl": kl,
+            "clamped": guess.clamped,
+            "refined": at_end["elbo"],
+        }

@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
+from grlu.kl import chosen
 from input_pipeline import Data
 from models.layers import precise
 from trainers.config.values import require
@@ -28,18 +29,17 @@ Reward = Callable[[jax.Array, jax.Array], jax.Array]
 
 def log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """log softmax(logits)[label], in nats."""
-    return jnp.take_along_axis(nnx.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+    return chosen(nnx.log_softmax(logits), labels)
 
 
 def floored_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """log(softmax(logits)[label] + 1e-10), in nats: the reward of the published algorithm."""
-    chosen = jnp.take_along_axis(nnx.softmax(logits), labels[:, None], axis=-1)[:, 0]
-    return jnp.log(chosen + 1e-10)
+    return jnp.log(probability(logits, labels) + 1e-10)
 
 
 def probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """softmax(logits)[label], in [0, 1]: the expected accuracy of a sampled answer."""
-    return jnp.take_along_axis(nnx.softmax(logits), labels[:, None], axis=-1)[:, 0]
+    return chosen(nnx.softmax(logits), labels)
 
 
 # Add your own: `trainers.REWARDS["margin"] = lambda logits, labels: ...`
@@ -73,11 +73,10 @@ class Classification(Objective):
             logits = logits[:, -1]
         else:
             rewards = self.reward(logits, labels)
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        correct = jnp.argmax(logits, axis=-1) == labels
         return rewards, {"reward": rewards, "accuracy": correct.astype(jnp.float32)}
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError if the model does not return a logit for each class."""
         if answered.shape[-1:] != (data.num_classes,):
             raise UserError(
                 "trainer.objective=classification needs a model with a logit for each of the "
@@ -97,10 +96,6 @@ class Reconstruction(Objective):
         likelihood: meaning of the model's output: "bernoulli", logits of pixels in [0, 1]
             (dataset.normalize=unit), or "gaussian", means.
         sd: standard deviation of the Gaussian, in units of the input.
-
-    Raises:
-        UserError: on another likelihood, an sd that is not positive, or a model whose output
-            differs in shape from its input.
     """
 
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
@@ -129,16 +124,13 @@ class Reconstruction(Objective):
             mean = nnx.sigmoid(out)
             nats = target * nnx.log_sigmoid(out) + (1 - target) * nnx.log_sigmoid(-out)
         else:
-            mean = out
-            nats = -0.5 * jnp.square((target - out) / self.sd) - math.log(
-                self.sd * math.sqrt(2 * math.pi)
-            )
+            mean, norm = out, math.log(self.sd * math.sqrt(2 * math.pi))
+            nats = -0.5 * jnp.square((target - out) / self.sd) - norm
         features = tuple(range(1, jnp.ndim(target)))
         rewards = jnp.sum(nats, features)
         return rewards, {"reward": rewards, "mse": jnp.mean(jnp.square(target - mean), features)}
 
     def require(self, config: ConfigDict, data: Data, model: Any, answered: Any) -> None:
-        """Raise UserError if the model's output or the pixels do not fit the likelihood."""
         if answered.shape[1:] != data.example_shape:
             raise UserError(
                 "trainer.objective=reconstruction needs an autoencoder, which returns examples of "
@@ -157,22 +149,8 @@ def reconstruction(*, likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     return Reconstruction(likelihood)
 
 
-def elbo(
-    *,
-    latent_samples: int = 1,
-    beta: float = 1.0,
-    free_bits: float = 0.0,
-    kl_warmup: float = 0.0,
-) -> Elbo:
-    """Rewards a variational autoencoder for its evidence lower bound; the keys are `Elbo`'s."""
-    return Elbo(latent_samples, beta, free_bits, kl_warmup)
-
-
 def fast_learner(
-    *,
-    reward: str = "log_likelihood",
-    fast_samples: int = 16,
-    fast_learning_rate: float = 0.01,
+    *, reward: str = "log_likelihood", fast_samples: int = 16, fast_learning_rate: float = 0.01
 ) -> FastLearner:
     """Rewards features for the success of a head that learns on them by GRLU; for evolution."""
     require("trainer.fast_learning_rate", fast_learning_rate, 0)
@@ -185,7 +163,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "classification": classification,
     "completion_reward": CompletionSettings,
     "denoising": Denoising,
-    "elbo": elbo,
+    "elbo": Elbo,
     "fast_learner": fast_learner,
     "iwae": Iwae,
     "lm": LanguageModelling,
@@ -194,11 +172,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
 
 
 def objective_named(name: str) -> Callable[..., Any]:
-    """Return the class or function that makes the objective of a name.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the class or function that makes the objective of a name, or raise UserError."""
     if str(name) not in OBJECTIVES:  # A config may hold any value.
         raise UserError(f"trainer.objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
     return OBJECTIVES[name]
@@ -213,11 +187,7 @@ def trait(name: str, attribute: str) -> Any:
 
 
 def reward_named(name: str) -> Reward:
-    """Return the reward of a name.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the reward of a name, or raise UserError."""
     if name not in REWARDS:
         raise UserError(f"trainer.reward must be one of {', '.join(REWARDS)}; got {name!r}")
     return REWARDS[name]

@@ -9,6 +9,7 @@ from flax import nnx
 
 from grlu import kl
 from grlu.policy_losses import clipped, clipped_value, entropy, ratios, reinforce, token_weights
+from input_pipeline.text.prompts import Prompts
 from trainers.optimizer import Schedule
 from trainers.policies.reference import LogProbs
 from trainers.policies.settings import PolicySettings
@@ -39,17 +40,7 @@ class Experience(NamedTuple):
 
 
 class Learner:
-    """Updates of a policy, and of its critic if it has one.
-
-    Args:
-        settings: the trainer's settings.
-        graphdef: graph definition of the policy.
-        critic_graphdef: graph definition of a separate critic, or None.
-        reference: log-probabilities of the reference policy, or None.
-        prompt: P, tokens of a prompt.
-        horizon: T, maximum number of tokens of a completion.
-        learning_rate: schedule of the policy, by step.
-        critic_rate: schedule of the critic, by step.
+    """Updates of a policy, and of its critic if it has one; rates are schedules by step.
 
     Attributes:
         updates: optimizer steps per rollout.
@@ -65,54 +56,36 @@ class Learner:
         graphdef: Any,
         critic_graphdef: Any,
         reference: LogProbs | None,
-        prompt: int,
-        horizon: int,
+        prompts: Prompts,
         learning_rate: Schedule,
         critic_rate: Schedule,
     ):
         self.settings = settings
         self._graphdef, self._critic_graphdef = graphdef, critic_graphdef
-        self._reference, self._prompt = reference, prompt
+        self._reference, self._prompt = reference, prompts.length
         self.updates = updates = settings.updates * settings.minibatches
         # With one token per completion, all samples of a prompt share one distribution.
         shared = updates == 1 and settings.batch_size % settings.micro_batches == 0
-        self._copies = settings.samples if horizon == 1 and shared else 1
+        self._copies = settings.samples if prompts.horizon == 1 and shared else 1
 
         def transformation(rate: Schedule) -> optax.GradientTransformation:
             # Schedules count steps, each of several updates.
             return settings.transformation(lambda count: rate(count // updates))
 
-        self.optimizer = transformation(learning_rate)
-        self.critic_optimizer = transformation(critic_rate)
+        self.optimizer, self.critic_optimizer = map(transformation, (learning_rate, critic_rate))
         self._gae = settings.advantage == "gae"
-        self.metrics = (
-            "loss",
-            "entropy",
-            *(["kl"] if reference else []),
-            *(["value_loss"] if self._gae else []),
-            "ratio",
-            "clip_fraction",
-            "mismatch",
-            "p_error",
-            "gradient",
-            "advantage",
-            "advantage_spread",
-        )
+        optional = (["kl"] if reference else []) + (["value_loss"] if self._gae else [])
+        diagnosed = ("ratio", "clip_fraction", "mismatch", "p_error", "gradient", "advantage")
+        self.metrics = ("loss", "entropy", *optional, *diagnosed, "advantage_spread")
 
     def log_policy(
-        self,
-        params: Any,
-        rest: Any,
-        sequences: jax.Array,
-        copies: int = 1,
+        self, params: Any, rest: Any, sequences: jax.Array, critic: Any = None, copies: int = 1
     ) -> tuple[jax.Array, jax.Array]:
         """Return log-probabilities of all tokens (N, T, V) and values (N, T) before each token.
 
-        Args:
-            params: weights of the policy.
-            rest: its other variables.
-            sequences: prompts and completions, (N, P + T).
-            copies: consecutive rows that differ in the last token only, so that one pass serves.
+        Values are those of `critic`, the variables of a separate one, if given. `copies`
+        consecutive rows of `sequences`, (N, P + T), differ in the last token only, so that one pass
+        serves them.
         """
         model = nnx.merge(self._graphdef, params, rest, copy=True)
         seen = sequences[::copies, :-1]
@@ -122,21 +95,24 @@ class Learner:
             logits = model(seen, start=self._prompt - 1)
             values = jnp.zeros(logits.shape[:2])
         log_p = nnx.log_softmax(logits / self.settings.temperature)
-        if copies == 1:
-            return log_p, values
-        return jnp.repeat(log_p, copies, 0), jnp.repeat(values, copies, 0)
+        if copies > 1:
+            log_p, values = (jnp.repeat(a, copies, 0) for a in (log_p, values))
+        if critic is not None:
+            model = nnx.merge(self._critic_graphdef, *critic, copy=True)
+            values = model(sequences[:, :-1])[:, self._prompt - 1 :]
+        return log_p, values
 
     def before_updates(
         self, state: Any, sequences: jax.Array, sampled: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Return log-probabilities of the sampled tokens and values, (N, T), before the updates."""
         if not self._gae and self.updates == 1:
-            return sampled, jnp.zeros_like(
-                sampled
-            )  # The only update starts from the sampling policy.
+            # The only update starts from the sampling policy.
+            return sampled, jnp.zeros_like(sampled)
 
         def score(sequences: jax.Array) -> tuple[jax.Array, jax.Array]:
-            log_p, values = self._values(state.params, state.rest, state.critic, sequences)
+            policy = state.params, state.rest
+            log_p, values = self.log_policy(*policy, sequences, state.critic, self._copies)
             return kl.chosen(log_p, sequences[:, self._prompt :]), values
 
         return self._in_parts(score, sequences)
@@ -155,12 +131,8 @@ class Learner:
 
     def learn(
         self, state: Any, experience: Experience, beta: jax.Array, key: jax.Array
-    ) -> tuple[Any, Any, Any, Any, dict[str, jax.Array]]:
-        """Apply all updates of a step.
-
-        Returns:
-            Weights, critic, the states of their optimizers, and the values of `metrics`.
-        """
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Return the state after all updates of a step, and the values of `metrics`."""
         settings = self.settings
         count, updates = len(experience.sequences), self.updates
         if updates == 1:
@@ -174,7 +146,7 @@ class Learner:
             params, critic, opt, critic_opt = carry
             part = jax.tree.map(lambda a: a[rows], experience)
             trained = (params, None if critic is None else critic[0])
-            grads, sums = self._gradient(state, trained, critic, part, beta)
+            grads, sums = self._gradient(state, trained, part, beta)
             changes, opt = self.optimizer.update(grads[0], opt, params)
             sums["gradient"] = optax.tree.norm(grads[0])
             params = optax.apply_updates(params, changes)
@@ -191,28 +163,26 @@ class Learner:
         measured["advantage"] = (weights * experience.advantages).sum()
         spread = jnp.square(experience.advantages - measured["advantage"])
         measured["advantage_spread"] = jnp.sqrt((weights * spread).sum())
-        return params, critic, opt, critic_opt, measured
+        state = state.replace(params=params, critic=critic, opt_state=opt, critic_opt=critic_opt)
+        return state, measured
 
     def _gradient(
-        self, state: Any, trained: Any, critic: Any, part: Experience, beta: jax.Array
+        self, state: Any, trained: Any, part: Experience, beta: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
-        """Return the gradient of a minibatch's loss and its metrics, summed over micro-batches."""
+        """Return the gradient of a minibatch's loss and its metrics, summed over micro-batches.
+
+        `trained` holds the weights of the policy, and of its separate critic or None.
+        """
         weights = token_weights(part.mask, self.settings.aggregation)
         # Metrics and the critic's error are means over tokens under every aggregation.
-        plain = token_weights(part.mask, "token")
-        rest = () if critic is None else critic[1:]
+        micro = part, weights, token_weights(part.mask, "token")
 
-        def loss(
-            trained: Any, micro: tuple[Experience, jax.Array, jax.Array]
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            params, own = trained
-            full = None if own is None else (own, *rest)
-            part, weights, plain = micro
-            return self._loss(state, params, full, part, weights, plain, beta)
+        def loss(trained: Any, micro: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self._loss(state, trained, micro, beta)
 
         gradient = jax.grad(loss, has_aux=True)
         if self.settings.micro_batches == 1:
-            return gradient(trained, (part, weights, plain))
+            return gradient(trained, micro)
 
         def add(total: Any, micro: Any) -> tuple[Any, None]:
             grads, sums = gradient(trained, micro)
@@ -220,23 +190,19 @@ class Learner:
             grads, sums = jax.tree.map(jnp.add, total, (grads, sums))
             return (grads, sums | largest), None
 
-        micros = self._split((part, weights, plain))
+        parts = self.settings.micro_batches
+        micros = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), micro)
         shapes = jax.eval_shape(gradient, trained, jax.tree.map(lambda a: a[0], micros))
-        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, start, micros)[0]
+        return jax.lax.scan(add, optax.tree.zeros_like(shapes), micros)[0]
 
     def _loss(
-        self,
-        state: Any,
-        params: Any,
-        critic: Any,
-        part: Experience,
-        weights: jax.Array,
-        plain: jax.Array,
-        beta: jax.Array,
+        self, state: Any, trained: Any, micro: Any, beta: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        part, weights, plain = micro
+        params, critic = trained
         settings, tokens = self.settings, part.sequences[:, self._prompt :]
-        log_p, values = self._values(params, state.rest, critic, part.sequences)
+        full = None if critic is None else (critic, *state.critic[1:])
+        log_p, values = self.log_policy(params, state.rest, part.sequences, full, self._copies)
         new = kl.chosen(log_p, tokens)
         old = jax.lax.stop_gradient(new) if self.updates == 1 else part.old
         ratio = ratios(new, old, part.mask, settings.ratio)
@@ -273,19 +239,6 @@ class Learner:
             sums["value_loss"] = (plain * error).sum()
             total = total + settings.value_weight * sums["value_loss"]
         return total, {"loss": total, **sums}
-
-    def _values(
-        self, params: Any, rest: Any, critic: Any, sequences: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        log_p, values = self.log_policy(params, rest, sequences, copies=self._copies)
-        if critic is not None:
-            model = nnx.merge(self._critic_graphdef, *critic, copy=True)
-            values = model(sequences[:, :-1])[:, self._prompt - 1 :]
-        return log_p, values
-
-    def _split(self, tree: Any) -> Any:
-        parts = self.settings.micro_batches
-        return jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), tree)
 
     def _in_parts(self, fn: Any, sequences: jax.Array) -> Any:
         """Map `fn` over all sequences, in parts of training's size."""

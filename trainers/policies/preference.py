@@ -7,7 +7,7 @@ predict that. Alternatively the pairs come from a data set of recorded preferenc
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,57 @@ from flax import nnx
 
 from grlu import kl
 from grlu.preferences import bradley_terry, dpo, dpo_margin
+from input_pipeline.text.prompts import Prompts
 from trainers.completions.evaluation import examples, key_from
-from trainers.completions.prompts import Prompts
 from trainers.completions.rewards import Judge
-from trainers.completions.rollout import Rollout, repeat_rows
-from trainers.completions.sampling import Completions
+from trainers.completions.rollout import Rollout
 from trainers.completions.scoring import rewards_from
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import BaseTrainer, Values
-from trainers.policies.critic import make_critic
-from trainers.policies.preference_pairs import (
-    PreferencePairs,
-    Tokens,
-    preferred_pairs,
-    recorded_pairs,
-)
-from trainers.policies.preference_settings import PreferenceSettings
-from trainers.policies.state import PreferenceState
+from trainers.loop.trainer import Values
+from trainers.policies.base import CompletionTrainer, Critic, variables
+from trainers.policies.settings import PreferenceSettings
+
+Tokens = tuple[jax.Array, jax.Array]
+"""Token numbers (N, L), and a mask (N, L), 1 at the tokens of the completion."""
 
 
-class PreferenceTrainer(BaseTrainer):
+class PreferencePairs(NamedTuple):
+    """N preference pairs of B prompts.
+
+    Attributes:
+        chosen: the preferred completions, with their prompts.
+        rejected: the others.
+        utility: utility of the completions of each prompt, (B, 2N / B), (B, 0) of recorded pairs.
+    """
+
+    chosen: Tokens
+    rejected: Tokens
+    utility: jax.Array
+
+
+class PreferenceState(TrainState):
+    """State of a run that learns from preferences.
+
+    Attributes:
+        drawn_from: variables of the frozen policy that samples the pairs, parameters and other.
+    """
+
+    drawn_from: Any
+
+    @property
+    def begins(self) -> Any:
+        return self.drawn_from[0]
+
+    def begun_from(self, other: TrainState) -> "PreferenceState":
+        """Return this state with another run's policy, to sample from and to start with."""
+        params, policy = (jax.tree.map(jnp.copy, other.params) for _ in range(2))
+        if "body" in self.params:  # A reward model's features.
+            params = nnx.merge_state(self.params, nnx.State({"body": params}))
+        return self.replace(params=params, drawn_from=(policy, self.drawn_from[1]))
+
+
+class PreferenceTrainer(CompletionTrainer):
     """Pure functions of a run that learns from preferences: `init`, `step`, `evaluate`.
-
-    Args:
-        settings: the trainer's settings.
-        make_model: rngs -> the policy.
-        steps_per_epoch: steps of an epoch, for schedules.
-        data: the data set.
 
     Attributes:
         metrics: names of the values of `step`, per prompt. `pair_accuracy` is the fraction of pairs
@@ -52,13 +76,9 @@ class PreferenceTrainer(BaseTrainer):
         evaluated: names of the values of `evaluate`. Of DPO on sampled pairs also `utility`, that
             of the policy's own completions minus that of the frozen policy's, and `kl` between the
             two, in nats per completion.
-        better: metric that selects checkpoints, and its direction.
-        block: updates in one program: 1.
-        tiny: whether a step consists of operations of a microsecond each.
     """
 
-    block = 1
-    tiny = False
+    settings: PreferenceSettings
 
     def __init__(
         self,
@@ -67,42 +87,31 @@ class PreferenceTrainer(BaseTrainer):
         steps_per_epoch: int,
         data: Any,
     ):
-        self.settings = settings
-        self._make_model = make_model
-        policy, learner = nnx.eval_shape(
-            lambda: (self._make_policy(nnx.Rngs(0)), self._make_learner(nnx.Rngs(0)))
-        )
-        self.rollout: Rollout | None = None
-        if not data.pairs:
-            prompts = Prompts.from_data(
-                data,
-                settings.prompt,
-                settings.horizon,
-                settings.end,
-                block=policy.block if settings.scores else None,
-            )
-            prompts.require_room(policy.block, scored=settings.scores)
-            utility = rewards_from(settings.utility, settings.utility_weights)
-            self.rollout = Rollout(prompts, utility, names=(), wrong=0.0)
-            shape = settings.batch_size, 2 * settings.pairs
-            self.evidence = self.rollout.evidence_shapes(*shape)
+        self.settings, self._make_model = settings, make_model
+        policy, learner = nnx.eval_shape(lambda: self._make_models(0))
+        self._policy_graphdef, self._graphdef = nnx.graphdef(policy), nnx.graphdef(learner)
         self.learning_rate = settings.rate(steps_per_epoch)
         self.optimizer = settings.transformation(self.learning_rate)
+        self.rollout: Rollout | None = None
         self.metrics: tuple[str, ...] = ("loss", "pair_accuracy", "margin", "length")
-        self.metrics += () if data.pairs else ("worth", "worth_spread")
+        if not data.pairs:
+            options = settings.prompt, settings.horizon, settings.end
+            block = policy.block if settings.scores else None
+            prompts = Prompts.from_data(data, *options, block=block)
+            prompts.require_room(policy.block, scored=settings.scores)
+            utility = rewards_from(settings.utility, settings.utility_weights)
+            self.rollout = Rollout(prompts, utility, 0.0, settings.temperature)
+            self.evidence = self.rollout.evidence_shapes(settings.batch_size, 2 * settings.pairs)
+            self.metrics += ("worth", "worth_spread")
         self._samples_itself = not (settings.scores or data.pairs)
         self.evaluated = self.metrics + (("utility", "kl") if self._samples_itself else ())
-        self.better: tuple[str, Literal["min", "max"]] = ("pair_accuracy", "max")
-        if self._samples_itself:
-            self.better = ("utility", "max")
-        self._policy_graphdef, self._graphdef = nnx.graphdef(policy), nnx.graphdef(learner)
+        better = "utility" if self._samples_itself else "pair_accuracy"
+        self.better: tuple[str, Literal["min", "max"]] = (better, "max")
 
     def init(self, key: jax.Array) -> PreferenceState:
-        """Return the state before the first step, with a model initialised from `key`."""
         init_key, run_key = jax.random.split(key)
-        _, *policy = nnx.split(self._make_policy(nnx.Rngs(init_key)), nnx.Param, ...)
-        learner = self._make_learner(nnx.Rngs(init_key))
-        _, params, rest = nnx.split(learner, nnx.Param, ...)  # type: ignore[misc]
+        policy, learner = self._make_models(init_key)
+        params, rest = variables(learner)
         return PreferenceState(
             step=jnp.zeros((), jnp.int32),
             key=run_key,
@@ -110,13 +119,13 @@ class PreferenceTrainer(BaseTrainer):
             rest=rest,
             opt_state=self.optimizer.init(params),
             average=None,
-            drawn_from=tuple(policy),
+            drawn_from=variables(policy),
         )
 
     def step(self, state: PreferenceState, batch: Any) -> tuple[PreferenceState, Values]:
         """Take one step; the values, per prompt, precede the update."""
         key = jax.random.fold_in(state.key, state.step)
-        pairs, evidence = self._pairs(state, batch, key)
+        pairs, evidence = self._pairs(state, batch, key, self.settings.doubt)
 
         def loss(params: Any) -> tuple[jax.Array, Values]:
             values = self._compare(state, params, pairs)
@@ -130,22 +139,17 @@ class PreferenceTrainer(BaseTrainer):
 
     def evaluate(self, state: PreferenceState, batch: Any) -> Values:
         """Return values per prompt, deterministic, with preferences free of doubt."""
-        if self.rollout is None:
-            return self._compare(state, state.params, recorded_pairs(batch))
-        key = key_from(batch["tokens"])
+        key: Any = None if self.rollout is None else key_from(batch["tokens"])
         pairs, _ = self._pairs(state, batch, key, doubt=0.0)
         values = self._compare(state, state.params, pairs)
-        if not self._samples_itself:
+        if self.rollout is None or not self._samples_itself:
             return values
-        batch = self.rollout.prompts.columns(batch)
-        found = self._sample(self.model(state), batch["prompt"], key, 1)
-        sequences = jnp.concatenate([batch["prompt"], found.tokens], axis=1)
-        log_p, log_q = (
-            self._log_policy(graphdef, variables, sequences, self.rollout.prompts.length - 1)
-            for graphdef, variables in self._policies(state, state.params)
-        )
+        found = self.rollout.run(self.model(state), batch, key)
+        start = self.rollout.prompts.length - 1
+        policies = self._policies(state, state.params)
+        log_p, log_q = (self._log_policy(model, found.sequences, start) for model in policies)
         return values | {
-            "utility": self.rollout.score(batch, found).total - values["worth"],
+            "utility": found.rewards["reward"] - values["worth"],
             "kl": (kl.exact(log_p, log_q) * found.mask).sum(1),
         }
 
@@ -157,7 +161,6 @@ class PreferenceTrainer(BaseTrainer):
         return examples(self.rollout, temperature, self.model(state), state.key, batch)
 
     def diagnose(self, values: Mapping[str, float]) -> list[tuple[bool, str]]:
-        """Check that the utility of a prompt's completions differs."""
         if "worth_spread" not in values:
             return []
         spread = values["worth_spread"]
@@ -165,77 +168,52 @@ class PreferenceTrainer(BaseTrainer):
         same = f"{found}: no signal; is it the same for every completion?"
         return [(spread > 0, found if spread > 0 else same)]
 
-    def reason(self, evidence: Mapping[str, Any]) -> str:
-        """Return which utility was not finite, if one was not; else what may help."""
-        found = None if self.rollout is None else self.rollout.explain(evidence)
-        return found or self.settings.remedy
-
-    def model(self, state: PreferenceState) -> Any:
-        """Return the model in evaluation mode; a reward model has a method `score`."""
-        return nnx.merge(self._graphdef, state.params, state.rest, copy=True)
-
     def judge(self, state: TrainState) -> Judge:
         """Return the trained reward model, to score the completions of a policy."""
         return Judge((state.params, state.rest), self._graphdef)
-
-    @property
-    def end_token(self) -> int | None:
-        return None if self.rollout is None else self.rollout.prompts.end_token
-
-    def scales(self, step: jax.Array) -> Values:
-        """Return the learning rate at a step, for the log."""
-        return {"learning_rate": self.learning_rate(step)}
 
     def tokens(self, values: Mapping[str, float]) -> float:
         """Return the number of tokens in the pairs of a prompt."""
         pairs = 1 if self.rollout is None else self.settings.pairs
         return 2 * pairs * values["train_length"]
 
-    def _make_policy(self, rngs: nnx.Rngs) -> Any:
-        model = self._make_model(rngs)
-        model.eval()
-        return model
-
-    def _make_learner(self, rngs: nnx.Rngs) -> Any:
-        policy = self._make_policy(rngs)
-        return make_critic(policy, rngs) if self.settings.scores else policy
-
-    def _sample(self, model: Any, prompts: jax.Array, key: jax.Array, samples: int) -> Completions:
-        assert self.rollout is not None
-        temperature = self.settings.temperature
-        return self.rollout.sample(model, prompts, key, samples, temperature=temperature)
+    def _make_models(self, key: Any) -> tuple[Any, Any]:
+        """Return the policy, and the model that learns: the same, or a critic on its features."""
+        rngs = nnx.Rngs(key)
+        policy, learner = self._make_model(nnx.Rngs(key)), self._make_model(rngs)
+        if self.settings.scores:
+            learner = Critic(learner, rngs)
+        policy.eval()
+        learner.eval()
+        return policy, learner
 
     def _pairs(
-        self, state: PreferenceState, batch: Any, key: jax.Array, doubt: float | None = None
+        self, state: PreferenceState, batch: Any, key: Any, doubt: float
     ) -> tuple[PreferencePairs, Values]:
         """Return recorded or sampled pairs, and the evidence of their scores."""
         if self.rollout is None:
-            return recorded_pairs(batch), {}
-        batch = self.rollout.prompts.columns(batch)
+            chosen, rejected = ((batch[n], batch[f"{n}_mask"]) for n in ("chosen", "rejected"))
+            return PreferencePairs(chosen, rejected, jnp.zeros((len(chosen[0]), 0))), {}
         sampling, choice = jax.random.split(key)
         policy = nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
         samples = 2 * self.settings.pairs
-        found = self._sample(policy, batch["prompt"], sampling, samples)
-        rows = repeat_rows(batch, samples)
-        sequences = jnp.concatenate([rows["prompt"], found.tokens], axis=1)
-        scores = self.rollout.score(rows, found)
-        doubt = self.settings.doubt if doubt is None else doubt
-        utility = scores.total.reshape(-1, samples)
-        evidence = self.rollout.evidence(rows["prompt"], found.tokens, scores, samples)
-        return preferred_pairs(sequences, found.mask, utility, doubt, choice), evidence
+        found = self.rollout.run(policy, batch, sampling, samples)
+        utility = found.rewards["reward"].reshape(-1, samples)
+        pairs = preferred_pairs(found.sequences, found.mask, utility, doubt, choice)
+        return pairs, found.evidence
 
     def _compare(self, state: PreferenceState, params: Any, pairs: PreferencePairs) -> Values:
         """Return the loss and the metrics of pairs, means per prompt."""
         chosen, rejected = pairs.chosen, pairs.rejected
+        learning, frozen = self._policies(state, params)
         if self.settings.scores:
-            model = nnx.merge(self._graphdef, params, state.rest, copy=True)
-            first, second = (model.score(s, _last(mask)) for s, mask in (chosen, rejected))
+            first, second = (learning.score(s, _last(mask)) for s, mask in (chosen, rejected))
             margin = first - second
             losses = bradley_terry(first, second)
         else:
             new, old = (
-                [self._log_likelihood(graphdef, variables, c) for c in (chosen, rejected)]
-                for graphdef, variables in self._policies(state, params)
+                [self._log_likelihood(model, c) for c in (chosen, rejected)]
+                for model in (learning, frozen)
             )
             margin = dpo_margin(*new, *old)
             losses = dpo(margin, self.settings.beta)
@@ -249,24 +227,45 @@ class PreferenceTrainer(BaseTrainer):
         spread = pairs.utility.std(1, ddof=1)
         return values | {"worth": pairs.utility.mean(1), "worth_spread": spread}
 
-    def _policies(self, state: PreferenceState, params: Any) -> list[tuple[Any, Any]]:
-        """Return graph definition and variables of the learning policy and of the frozen one."""
-        learning = self._graphdef, (params, state.rest)
-        return [learning, (self._policy_graphdef, state.drawn_from)]
+    def _policies(self, state: PreferenceState, params: Any) -> tuple[Any, Any]:
+        """Return the learning model and the frozen policy."""
+        learning = nnx.merge(self._graphdef, params, state.rest, copy=True)
+        return learning, nnx.merge(self._policy_graphdef, *state.drawn_from, copy=True)
 
-    def _log_policy(
-        self, graphdef: Any, variables: Any, sequences: jax.Array, start: int = 0
-    ) -> jax.Array:
+    def _log_policy(self, model: Any, sequences: jax.Array, start: int = 0) -> jax.Array:
         """Return log-probabilities of all tokens after position `start`, (N, L - 1 - start, V)."""
-        model = nnx.merge(graphdef, *variables, copy=True)
-        logits = model(sequences[:, :-1], start=start)
-        return nnx.log_softmax(logits / self.settings.temperature)
+        return nnx.log_softmax(model(sequences[:, :-1], start=start) / self.settings.temperature)
 
-    def _log_likelihood(self, graphdef: Any, variables: Any, completions: Tokens) -> jax.Array:
+    def _log_likelihood(self, model: Any, completions: Tokens) -> jax.Array:
         """Return the log-probability of each completion, in nats, (N,)."""
         sequences, mask = completions
-        log_p = self._log_policy(graphdef, variables, sequences)
+        log_p = self._log_policy(model, sequences)
         return (kl.chosen(log_p, sequences[:, 1:]) * mask[:, 1:]).sum(1)
+
+
+def preferred_pairs(
+    sequences: jax.Array, mask: jax.Array, utility: jax.Array, doubt: float, key: jax.Array
+) -> PreferencePairs:
+    """Pair neighbouring completions and prefer the one with the higher utility, or by chance.
+
+    Args:
+        sequences: prompts and completions, (2N, P + T), those of a prompt next to each other.
+        mask: 1 at the tokens of the completions, (2N, T).
+        utility: utility of the completions of each prompt, (B, 2N / B).
+        doubt: temperature of the choice, as in `PreferenceSettings`.
+        key: PRNG key of the choice.
+    """
+    pairs = utility.reshape(-1, 2)
+    lead = pairs[:, 0] - pairs[:, 1]
+    first = lead >= 0
+    if doubt:
+        first = lead + doubt * jax.random.logistic(key, lead.shape) >= 0
+    order = jnp.where(first[:, None], jnp.array([[0, 1]]), jnp.array([[1, 0]]))
+    rows = 2 * jnp.arange(len(order))[:, None] + order
+    prompt = sequences.shape[1] - mask.shape[1]
+    masks = jnp.pad(mask.astype(jnp.float32), ((0, 0), (prompt, 0)))
+    chosen, rejected = ((sequences[i], masks[i]) for i in (rows[:, 0], rows[:, 1]))
+    return PreferencePairs(chosen, rejected, utility)
 
 
 def _last(mask: jax.Array) -> jax.Array:

@@ -10,19 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from grlu.errors import UserError
+from input_pipeline.text.prompts import Prompts, bigram_table
+from trainers.policies.base import variables
+from trainers.policies.settings import PolicySettings
 
+# Values of `trainer.reference` other than the folder of a run.
 NAMED = ("start", "random", "bigram", "none")
-"""Values of `trainer.reference` other than the folder of a run."""
-
-BIGRAMS = 8192
-"""Largest vocabulary of a bigram table, which then takes 256 MiB."""
-
+# (arrays, sequences (N, P + T), P) -> log-probabilities before each new token, (N, T, V).
 LogProbs = Callable[[Any, jax.Array, int], jax.Array]
-"""(arrays, sequences (N, P + T), P) -> log-probabilities before each new token, (N, T, V)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,44 +39,10 @@ class Reference:
     follows: bool = False
 
 
-def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Return log((count + 1) / (row sum + V)) of neighbouring tokens, shape (V, V).
-
-    Args:
-        sequences: token numbers, (..., T).
-        vocabulary: V.
-
-    Raises:
-        UserError: if the vocabulary is larger than `BIGRAMS`.
-    """
-    if vocabulary > BIGRAMS:
-        raise UserError(
-            f"trainer.reference=bigram is a table of {vocabulary:,} x {vocabulary:,} tokens, at "
-            f"most {BIGRAMS:,}: use start, random or the folder of a run"
-        )
-    pairs = np.stack([sequences[..., :-1].reshape(-1), sequences[..., 1:].reshape(-1)])
-    counts = np.zeros((vocabulary, vocabulary))
-    np.add.at(counts, tuple(pairs), 1)
-    return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)
-
-
-def bigram(table: np.ndarray, temperature: float = 1.0) -> Reference:
-    """Return a reference that looks up the next token by the preceding one."""
-
-    def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
-        found = stored[sequences[:, prompt - 1 : -1]]
-        return found if temperature == 1 else nnx.log_softmax(found / temperature)
-
-    return Reference(lambda key, params, rest: jnp.asarray(table), log_probs)
-
-
 def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] | None) -> Reference:
-    """Return a frozen model as the reference.
+    """Return a frozen model as the reference, with its distribution at a temperature.
 
-    Args:
-        graphdef: graph definition of the model.
-        temperature: temperature of its distribution.
-        make: key -> (params, rest) of the model; None: those of the policy at the start.
+    `make` maps a key to the model's (params, rest); None: those of the policy at the start.
     """
 
     def log_probs(stored: Any, sequences: jax.Array, prompt: int) -> jax.Array:
@@ -92,33 +56,31 @@ def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] |
     return Reference(init, log_probs, follows=make is None)
 
 
-def model_reference(
-    name: str, graphdef: Any, make_model: Callable[[nnx.Rngs], Any], temperature: float
+def named_reference(
+    settings: PolicySettings, data: Any, prompts: Prompts, graphdef: Any, make_policy: Any
 ) -> Reference | None:
-    """Return the reference "start" or "random", or None for "none".
-
-    Args:
-        name: the reference's name.
-        graphdef: graph definition of the policy.
-        make_model: rngs -> a new policy.
-        temperature: sampling temperature of the policy.
+    """Return the reference "start", "random" or "bigram", or None for "none".
 
     Raises:
         UserError: on another name.
     """
+    name = settings.reference or ("start" if settings.beta_kl else "none")
+    temperature = settings.temperature
     if name == "none":
         return None
     if name == "start":
         return frozen(graphdef, temperature, None)
     if name == "random":
+        return frozen(graphdef, temperature, lambda key: variables(make_policy(nnx.Rngs(key))))
+    if name != "bigram":
+        raise UserError(
+            f"trainer.reference must be start, random, bigram, none or the folder of a run, got "
+            f"{name!r}: a run is opened by trainers.train, or given as `reference`"
+        )
+    table = bigram_table(prompts.sequences(data), prompts.vocabulary)
 
-        def make(key: jax.Array) -> Any:
-            model = make_model(nnx.Rngs(key))
-            model.eval()
-            return nnx.split(model, nnx.Param, ...)[1:]
+    def log_probs(stored: jax.Array, sequences: jax.Array, prompt: int) -> jax.Array:
+        found = stored[sequences[:, prompt - 1 : -1]]
+        return found if temperature == 1 else nnx.log_softmax(found / temperature)
 
-        return frozen(graphdef, temperature, make)
-    raise UserError(
-        f"trainer.reference must be start, random, bigram, none or the folder of a run, got "
-        f"{name!r}: a run is opened by trainers.train, or given as `reference`"
-    )
+    return Reference(lambda key, params, rest: jnp.asarray(table), log_probs)

@@ -1,13 +1,13 @@
-"""Settings of the policy trainer, with the defaults of REINFORCE, GRPO and PPO."""
+"""Settings of the trainers of policies (REINFORCE, GRPO, PPO) and on preferences."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
-from grlu.advantages import ADVANTAGES
 from grlu.errors import UserError
 from grlu.kl import KLName, Place, require_sound
 from grlu.policy_losses import Aggregation, Level
-from trainers.completions.rollout import RewardSettings
+from trainers.completions.rollout import RewardSettings, SamplingSettings
+from trainers.completions.scoring import rewards_from
 from trainers.config.values import require
 from trainers.optimizer import OptimizerSettings
 
@@ -22,9 +22,7 @@ class PolicySettings(RewardSettings, OptimizerSettings):
     over them. Dropout is off, so that the trained policy is the one that was sampled.
 
     The reference policy costs a second forward pass per update and, as a model, a second set of
-    weights in each checkpoint. So by default a run has one only for a KL penalty, "start". With
-    `beta_kl` 0 a named reference still logs `kl`. Configs of older runs name theirs, "start" by
-    default, so these runs resume with it.
+    weights in each checkpoint. With `beta_kl` 0 a named reference still logs `kl`.
 
     Attributes:
         samples: K, completions of each prompt.
@@ -93,15 +91,12 @@ class PolicySettings(RewardSettings, OptimizerSettings):
             require(f"trainer.{name}", getattr(self, name), 0)
         require("trainer.gae_decay", self.gae_decay, 0, 1)
         require_sound(self.kl, self.kl_in)
-        if self.advantage in ("leave_one_out", "group_mean", "group_mean_std"):
-            if self.samples < 2:
-                raise UserError(
-                    f"trainer.advantage={self.advantage} compares the samples of a prompt: "
-                    f"trainer.samples must be at least 2, got {self.samples}"
-                )
-        elif self.advantage not in (*ADVANTAGES, "gae"):
-            names = ", ".join((*ADVANTAGES, "gae"))
-            raise UserError(f"trainer.advantage must be one of {names}, got {self.advantage!r}")
+        compares = self.advantage in ("leave_one_out", "group_mean", "group_mean_std")
+        if compares and self.samples < 2:
+            raise UserError(
+                f"trainer.advantage={self.advantage} compares the samples of a prompt: "
+                f"trainer.samples must be at least 2, got {self.samples}"
+            )
         completions, parts = self.batch_size * self.samples, self.minibatches * self.micro_batches
         if completions % parts:
             raise UserError(
@@ -115,11 +110,6 @@ class PolicySettings(RewardSettings, OptimizerSettings):
                 "trainer.loss=reinforce needs samples of the current policy: with several updates "
                 "per rollout use trainer.loss=clip"
             )
-
-    @property
-    def reference_name(self) -> str:
-        """The reference policy, with the default filled in."""
-        return self.reference or ("start" if self.beta_kl else "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,3 +135,48 @@ class PPO(PolicySettings):
     whiten: bool = True
     updates: int = 4
     minibatches: int = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceSettings(SamplingSettings, OptimizerSettings):
+    """The `trainer` section of a model that learns from preferences.
+
+    Recorded preferences ignore the keys that sample pairs: all but `beta`.
+
+    Attributes:
+        pairs: preference pairs sampled per prompt, in a step and in evaluation.
+        utility: rewards (`trainers.COMPLETION_REWARDS`, ...) whose sum decides the preference.
+        utility_weights: weight of each; by default 1.
+        doubt: temperature of the preference: a completion whose utility is higher by d is preferred
+            with probability sigmoid(d / doubt), and always with 0. Evaluation has no doubt.
+        beta: strength of DPO's implied KL penalty, in units of the implied reward per nat.
+    """
+
+    pairs: int = 1
+    utility: tuple[str, ...] = ("preference_score",)
+    utility_weights: tuple[float, ...] | None = None
+    doubt: float = 0.0
+    beta: float = 0.1
+
+    scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        OptimizerSettings.__post_init__(self)
+        super().__post_init__()
+        require("trainer.pairs", self.pairs, 1)
+        require("trainer.doubt", self.doubt, 0)
+        require("trainer.beta", self.beta, 0)
+        rewards_from(self.utility, self.utility_weights)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModel(PreferenceSettings):
+    """Reward model: scores of completions that predict preferences."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPO(PreferenceSettings):
+    """Direct preference optimisation: a policy learns from preferences."""
+
+    learning_rate: float = 1e-4
+    scores: ClassVar[bool] = False

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from grlu.errors import UserError
-from input_pipeline import Data
+from input_pipeline.data import Data
+
+BIGRAMS = 8192
+"""Largest vocabulary of a bigram table, which then takes 256 MiB."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,10 +64,9 @@ class Prompts:
             )
         tokens = data.example_shape[0] + 1
         length = data.prompt if prompt is None else prompt
-        usable = tokens if block is None else min(tokens, block)
-        steps = usable - length if horizon is None else horizon
-        if length + steps > tokens or steps < 1:
-            wanted = length + max(steps, 1)
+        steps = min(tokens, block or tokens) - length if horizon is None else horizon
+        wanted = length + max(steps, 1)
+        if wanted > tokens or steps < 1:
             hint = f": set dataset.length to {wanted - 1}" if data.prompt == 1 else ""
             raise UserError(
                 f"an example of {data.name} has {tokens} tokens, too few for a trainer.prompt of "
@@ -82,15 +84,11 @@ class Prompts:
         return cls(data.num_classes, length, steps, end_token, data.tokenizer.decode)
 
     def require_room(self, block: int, *, scored: bool = False) -> None:
-        """Check that prompt and completion fit a model's block.
+        """Raise UserError unless prompt and completion fit a model's block.
 
         Args:
             block: maximum number of tokens that the model sees.
-            scored: whether it also sees the last token, as a reward model does and a policy does
-                not.
-
-        Raises:
-            UserError: if they do not fit.
+            scored: whether it also sees the last token, as a reward model does.
         """
         if self.length + self.horizon - (not scored) > block:
             raise UserError(
@@ -128,3 +126,19 @@ class Prompts:
             return jnp.ones(target.shape)
         ended = target == self.end_token
         return (jnp.cumsum(ended, 1) - ended == 0).astype(jnp.float32)
+
+
+def bigram_table(sequences: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Return log((count + 1) / (row sum + V)) of neighbouring tokens (..., T), shape (V, V).
+
+    Raises:
+        UserError: if the vocabulary, V, is larger than `BIGRAMS`.
+    """
+    if vocabulary > BIGRAMS:
+        raise UserError(
+            f"trainer.reference=bigram is a table of {vocabulary:,} x {vocabulary:,} tokens, at "
+            f"most {BIGRAMS:,}: use start, random or the folder of a run"
+        )
+    counts = np.zeros((vocabulary, vocabulary))
+    np.add.at(counts, (sequences[..., :-1], sequences[..., 1:]), 1)
+    return np.log((counts + 1) / (counts.sum(1, keepdims=True) + vocabulary)).astype(np.float32)

@@ -11,23 +11,20 @@ Corruption = Callable[[jax.Array, jax.Array], jax.Array]
 
 def identity(images: jax.Array, key: jax.Array) -> jax.Array:
     """Return the images themselves, for comparison."""
-    del key
     return images
 
 
 def blur(images: jax.Array, key: jax.Array, *, size: int = 5, sd: float = 6.0) -> jax.Array:
     """Blur by a Gaussian of `sd` pixels, cut to `size` pixels; edges are repeated."""
-    del key
     window = jnp.exp(-0.5 * jnp.square((jnp.arange(size) - size // 2) / sd))
     window = window / jnp.sum(window)
     for axis in (1, 2):
         length, half = images.shape[axis], size // 2
         widths = [(half, half) if a == axis else (0, 0) for a in range(4)]
         wide = jnp.pad(images, widths, mode="edge")
-        parts = [
-            window[i] * jax.lax.slice_in_dim(wide, i, i + length, axis=axis) for i in range(size)
-        ]
-        images = sum(parts[1:], parts[0])
+        shifted = (jax.lax.slice_in_dim(wide, i, i + length, axis=axis) for i in range(size))
+        first, *others = (weight * image for weight, image in zip(window, shifted, strict=True))
+        images = sum(others, first)
     return images
 
 
@@ -64,7 +61,6 @@ def cutout(images: jax.Array, key: jax.Array, *, fraction: float = 0.4) -> jax.A
 
 def occlusion(images: jax.Array, key: jax.Array) -> jax.Array:
     """Set the lower half of the images to the lowest value."""
-    del key
     height = images.shape[1]
     hidden = (jnp.arange(height) >= height // 2).reshape(1, height, 1, 1)
     return jnp.where(hidden, jnp.min(images), images)
