@@ -16,8 +16,7 @@ from trainers.config.load import load_config
 from trainers.loop.run_dir import RunDirectory
 from trainers.objectives.language import unmask
 from trainers.pipelines import stages
-from trainers.pipelines.links import config_of, require_writer
-from trainers.pipelines.open import fresh, restored
+from trainers.pipelines.open import fresh, require_writer, restored
 
 _OPTIONS = ("temperature", "top_k", "top_p", "greedy")
 
@@ -61,7 +60,7 @@ def generate(
     run = RunDirectory.open(pathlib.Path(run_dir))
     if "stages" in (config := load_config(run.config)):
         run = stages.last_stage(stages.complete(config), run)
-    experiment, data = fresh(config_of(run), run, ())
+    experiment, data = fresh(run)
     require_writer(run, experiment, data)
     given = _encoded(data, prompt)
     state = restored(run, best=best, seen=experiment).state

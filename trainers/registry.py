@@ -11,7 +11,7 @@ from trainers.gradient.settings import gradient_settings
 from trainers.gradient.svi import SVI
 from trainers.gradient.trainer import Trainer
 from trainers.loop.experiment import RunSettings
-from trainers.loop.trainer import TrainerLike
+from trainers.loop.trainer import BaseTrainer
 from trainers.policies.policy import PolicyTrainer
 from trainers.policies.preference import PreferenceTrainer
 from trainers.policies.preference_settings import DPO, RewardModel
@@ -28,7 +28,7 @@ class TrainerEntry(NamedTuple):
     """
 
     settings: Any
-    trainer: Callable[..., TrainerLike]
+    trainer: Callable[..., BaseTrainer]
 
 
 def gradient_trainer(name: str, rule: type[grlu.Rule], summary: str) -> TrainerEntry:

@@ -60,15 +60,11 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def by_first(action: Callable[[], None], what: str) -> None:
-    """Act in the first process, while the others wait.
-
-    Args:
-        action: function that the first process calls; its errors are raised there.
-        what: name of the action.
+def by_first(action: Callable[[], object], what: str) -> None:
+    """Call `action` in the first process, while the others wait.
 
     Raises:
-        UserError: in the other processes, if the action failed.
+        UserError: in the other processes, naming `what` failed in the first.
     """
     try:
         if first():

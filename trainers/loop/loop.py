@@ -5,29 +5,28 @@ import dataclasses
 import logging
 import pathlib
 import signal
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 from flax import nnx
 
 from checkpoints import Checkpoints
 from grlu.errors import Interrupted
 from trainers.devices import processes
 from trainers.devices.mesh import Devices, Seeds, placed
-from trainers.loop.compiled import compile_chunk, compile_evaluation
-from trainers.loop.console import Reporter, parameter_overview
-from trainers.loop.early_stopping import exhausted, latest_is_best
+from trainers.loop.compiled import compile_chunk, compile_evaluation, require_step
+from trainers.loop.console import Reporter
 from trainers.loop.experiment import Experiment
-from trainers.loop.pictures import compile_pictures
 from trainers.loop.rows import columns, failure, prefixed, require_numbers
 from trainers.loop.run_dir import MetricsTable, RunDirectory, latest_metrics, read_metrics
-from trainers.loop.samples import write_examples
+from trainers.loop.samples import compile_pictures, write_examples
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import Arrays, Values
-from trainers.loop.watch import Watch, stop_signals
+from trainers.loop.trainer import Values
+from trainers.loop.wandb import import_wandb
+from trainers.loop.watch import Watch, exhausted, latest_is_best, stop_signals
 
 _log = logging.getLogger("grlu")
 # Bytes of data that a chunk reads from disk at once.
@@ -49,6 +48,14 @@ class Result:
     metrics: dict[str, float]
 
 
+def require_runnable(experiment: Experiment) -> None:
+    """Raise the errors of a run before its folder is created."""
+    placed(experiment.run.seeds, experiment.mesh)
+    if experiment.run.wandb:
+        import_wandb()
+    require_step(experiment)
+
+
 def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     """Train from the newest checkpoint, or from the initial state, to the end.
 
@@ -65,21 +72,22 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
     ):
         state, saved = _restore(experiment, checkpoints, initial, where)
         del initial
-        loop = _Loop(experiment, run, checkpoints, where, state, saved)
+        step = int(jnp.max(state.step))
         with (
-            contextlib.closing(loop.table),
-            contextlib.closing(
-                Reporter(experiment, run, step=loop.step, show=progress)
-            ) as reporter,
+            contextlib.closing(MetricsTable(run.metrics, columns(experiment), step)) as table,
+            contextlib.closing(Reporter(experiment, run, step=step, show=progress)) as reporter,
         ):
+            loop = _Loop(experiment, run, checkpoints, where, state, saved)
             if experiment.steps == 0:
-                loop.record_initial(state)
+                table.write({"step": 0, "epoch": 0.0, **loop.evaluate_initial(state)})
             while loop.step < experiment.steps and not loop.ended:
-                state, averages = loop.run_chunk(state)
-                row = loop.log_chunk(state, averages)
+                state, row = loop.run_chunk(state)
                 if loop.epoch_is_over:
-                    row |= loop.end_epoch(state, reporter)
-                loop.record(row, reporter)
+                    row |= loop.end_epoch(state)
+                    reporter.images(loop.step, loop.pictures(state, loop.step))
+                require_numbers(row, experiment, loop.step, loop.saved, run)
+                table.write({"step": loop.step, "epoch": loop.epoch, **row})
+                reporter.row(loop.step, row)
                 loop.save_or_stop(state, row, signals)
     processes.agreed(False)  # The other processes read what the first has written.
     return Result(run.path, loop.step, latest_metrics(run.metrics))
@@ -96,9 +104,17 @@ def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
     )
 
 
-def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:
-    """Return the trainer's metrics on a split: means over its examples, and `_sd` over seeds."""
-    return prefixed("test", compile_evaluation(experiment)(state, arrays))
+def evaluate_checkpoint(
+    experiment: Experiment, state: TrainState, run: RunDirectory, step: int
+) -> dict[str, float]:
+    """Return the trainer's test metrics at a checkpoint: means, and `_sd` over seeds.
+
+    Raises:
+        RunError: if a metric is not a number.
+    """
+    metrics = prefixed("test", compile_evaluation(experiment)(state, experiment.test))
+    require_numbers(metrics, experiment, step, step, run)
+    return metrics
 
 
 def _restore(
@@ -109,7 +125,8 @@ def _restore(
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state).state
         return state, int(jnp.max(state.step))
-    _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(initial.params)))
+    overview = parameter_overview.get_parameter_overview(nnx.to_pure_dict(initial.params))
+    _log.info("parameters\n%s", overview)
     if not experiment.borrowed or not experiment.steps:
         return state, None
     # The run that the weights come from may be gone when this one is resumed.
@@ -121,9 +138,10 @@ class _Loop:
     """One run between its restore and its end.
 
     Attributes:
-        table: `metrics.csv`, cut back to the restored step.
         step: number of steps taken.
+        saved: step of the newest checkpoint, or None.
         ended: whether early stopping ended the run.
+        pictures: (state, step) → grids of images to display.
     """
 
     def __init__(
@@ -136,34 +154,36 @@ class _Loop:
         saved: int | None,
     ):
         self._experiment, self._run, self._checkpoints = experiment, run, checkpoints
-        self._saved = saved
-        self.step = step = int(jnp.max(state.step))
+        self.saved, self.step = saved, int(jnp.max(state.step))
+        self.pictures = compile_pictures(experiment)
         self._chunks = _Chunks(experiment, where)
         self._evaluate = compile_evaluation(experiment, where)
-        self._pictures = compile_pictures(experiment)
-        self.table = MetricsTable(run.metrics, columns(experiment), step)
-        self._watch = Watch(experiment.trainer, state if step == 0 else None)
+        self._watch = Watch(experiment.trainer, state if self.step == 0 else None)
         better, self._direction = experiment.trainer.better
         self._column = f"validation_{better}"
         # Another process may read the table before the first has cut it back to the checkpoint.
-        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
+        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= self.step]
         self._history = [float(row[self._column]) for row in past if row.get(self._column)]
-        self.ended = self._is_exhausted()
+        self.ended = exhausted(self._history, self._direction, experiment.run.patience)
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self._experiment.steps_per_epoch
 
     @property
     def epoch_is_over(self) -> bool:
         return self.step % self._experiment.steps_per_epoch == 0
 
-    def record_initial(self, state: TrainState) -> None:
+    def evaluate_initial(self, state: TrainState) -> dict[str, float]:
         """Evaluate and save the state of a run without steps."""
-        row = self._validated(state) | self._tested(state)
-        self._require_numbers(row)
-        self.table.write({"step": 0, "epoch": 0.0, **row})
+        row = self._metrics("validation", state) | self._metrics("test", state)
+        require_numbers(row, self._experiment, 0, self.saved, self._run)
         if self._checkpoints.latest_step is None:
             self._checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
+        return row
 
-    def run_chunk(self, state: TrainState) -> tuple[TrainState, Values]:
-        """Train on the next chunk, and return the state and the averages of its steps.
+    def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """Train on the next chunk; return the state, and training metrics and schedules.
 
         Raises:
             RunError: if a value is not finite.
@@ -175,36 +195,30 @@ class _Loop:
             what = f"a value that is not finite appeared at step {first}"
             if broken.ndim:
                 evidence = jax.tree.map(lambda a: a[int(jnp.argmax(broken >= 0))], evidence)
-            raise failure(what, self._experiment, evidence, self._saved, self._run)
-        return state, averages
-
-    def log_chunk(self, state: TrainState, averages: Values) -> dict[str, float]:
-        """Return the training metrics and schedules of a chunk, and log what looks wrong."""
+            raise failure(what, self._experiment, evidence, self.saved, self._run)
         row = prefixed("train", averages)
         scales = self._experiment.trainer.scales(jnp.asarray(self.step - 1))
         row |= {name: float(value) for name, value in scales.items()}
         self._watch.check(row, state, self.step)
-        return row
+        return state, row
 
-    def end_epoch(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
+    def end_epoch(self, state: TrainState) -> dict[str, float]:
         """Return the validation metrics, and the test metrics once the run is over."""
-        experiment, run = self._experiment, self._run
-        row = self._validated(state)
+        experiment, patience = self._experiment, self._experiment.run.patience
+        row = self._metrics("validation", state)
         self._history += [row[self._column]] if self._column in row else []
-        self.ended = self._is_exhausted()
+        self.ended = exhausted(self._history, self._direction, patience)
         if self.ended:
-            _log.info("ended: %s was best %d epochs ago", self._column, experiment.run.patience)
+            _log.info("ended: %s was best %d epochs ago", self._column, patience)
         if self.ended or self.step == experiment.steps:
-            row |= self._tested(self._outcome(state))
-        write_examples(experiment, state, run.samples, self.step)
-        reporter.images(self.step, self._pictures(state, self.step))
+            tested = state
+            if patience and not latest_is_best(self._history, self._direction):
+                best = self._checkpoints.restore(state, best=True)
+                _log.info("tested: step %d, the best by %s", best.step, self._column)
+                tested = best.state
+            row |= self._metrics("test", tested)
+        write_examples(experiment, state, self._run.samples, self.step)
         return row
-
-    def record(self, row: Mapping[str, float], reporter: Reporter) -> None:
-        """Write a row to the table, the progress bar and TensorBoard."""
-        self._require_numbers(row)
-        self.table.write({"step": self.step, "epoch": self._epoch, **row})
-        reporter.row(self.step, row)
 
     def save_or_stop(self, state: TrainState, row: dict[str, float], signals: list[int]) -> None:
         """Save at the end of an epoch and on a signal; raise Interrupted after a signal.
@@ -213,8 +227,8 @@ class _Loop:
         """
         stopping = processes.agreed(bool(signals))
         if self.epoch_is_over or stopping:
-            self._checkpoints.save(self.step, state, metrics=row, meta={"epoch": self._epoch})
-            self._saved = self.step
+            self._checkpoints.save(self.step, state, metrics=row, meta={"epoch": self.epoch})
+            self.saved = self.step
         if stopping and self.step < self._experiment.steps and not self.ended:
             self._checkpoints.wait()
             raise Interrupted(
@@ -223,31 +237,9 @@ class _Loop:
                 signals[0] if signals else signal.SIGTERM,
             )
 
-    @property
-    def _epoch(self) -> float:
-        return self.step / self._experiment.steps_per_epoch
-
-    def _is_exhausted(self) -> bool:
-        return exhausted(self._history, self._direction, self._experiment.run.patience)
-
-    def _outcome(self, state: TrainState) -> TrainState:
-        """Return the state to test: with `run.patience` the best, otherwise the last."""
-        patience = self._experiment.run.patience
-        if not patience or latest_is_best(self._history, self._direction):
-            return state
-        best = self._checkpoints.restore(state, best=True)
-        _log.info("tested: step %d, the best by %s", best.step, self._column)
-        return best.state
-
-    def _validated(self, state: TrainState) -> dict[str, float]:
-        arrays = self._experiment.validation
-        return {} if arrays is None else prefixed("validation", self._evaluate(state, arrays))
-
-    def _tested(self, state: TrainState) -> dict[str, float]:
-        return prefixed("test", self._evaluate(state, self._experiment.test))
-
-    def _require_numbers(self, row: Mapping[str, float]) -> None:
-        require_numbers(row, self._experiment, self.step, self._saved, self._run)
+    def _metrics(self, split: str, state: TrainState) -> dict[str, float]:
+        arrays = getattr(self._experiment, split)
+        return {} if arrays is None else prefixed(split, self._evaluate(state, arrays))
 
 
 class _Chunks:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import errno
 import io
 import logging
@@ -20,7 +19,6 @@ _log = logging.getLogger("grlu")
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events
     and, for a policy, `samples.jsonl`.
@@ -29,19 +27,30 @@ class RunDirectory:
     `linked/` holds copies of the runs and files that the run needs later. A pipeline has one run
     for each stage in `stages/NAME/`, and `summary.json` instead of metrics and checkpoints.
 
-    Attributes:
+    Args:
         path: the folder.
         pipeline: folder of the pipeline that this run is a stage of, or None.
+
+    Attributes:
+        files: folder with copies of the user's files.
+        resumed: folder to pass to `grlu resume`.
 
     Raises:
         UserError: if the folder is remote.
     """
 
-    path: pathlib.Path
-    pipeline: pathlib.Path | None = None
-
-    def __post_init__(self) -> None:
-        local(self.path, "the run")
+    def __init__(self, path: pathlib.Path, pipeline: pathlib.Path | None = None):
+        local(path, "the run")
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.csv"
+        self.log = path / "log.txt"
+        self.samples = path / "samples.jsonl"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.stages = path / "stages"
+        self.files = path / "linked" / "files"
+        self.resumed = pipeline or path
 
     @classmethod
     def create(
@@ -58,40 +67,41 @@ class RunDirectory:
             path: the folder.
             config_json: text of `config.json`.
             overwrite: replace a run that the folder already holds.
-            fill: writes the other files that the run needs from the start.
+            fill: writes the other files of the run before `config.json`.
 
         Raises:
             UserError: if the folder holds a run (unless `overwrite`) or something else, or cannot
                 be written.
         """
         run = cls(path)
-        processes.by_first(lambda: run._make(config_json, overwrite, fill), f"creating {path}")
-        return run
 
-    def _make(
-        self, config_json: str, overwrite: bool, fill: Callable[["RunDirectory"], None]
-    ) -> None:
-        run, path = self, self.path
-        if run.config.exists() and not overwrite:
-            raise UserError(
-                f"{path} already holds a run; continue it with 'grlu resume {path}', choose "
-                "another folder with --run, or replace it with --overwrite"
-            )
-        try:
-            if path.is_dir() and any(path.iterdir()):
-                if not run.config.exists():
-                    raise UserError(f"{path} is not empty and holds no run; choose a new folder")
-                run.config.unlink()
-                run._clear()
-            path.mkdir(parents=True, exist_ok=True)
+        def make() -> None:
+            if run.config.exists() and not overwrite:
+                raise UserError(
+                    f"{path} already holds a run; continue it with 'grlu resume {path}', choose "
+                    "another folder with --run, or replace it with --overwrite"
+                )
             try:
-                fill(run)
-            except BaseException:
-                run._clear()
-                raise
-            write_atomically(run.config, config_json)
-        except OSError as error:
-            raise UserError(f"cannot write the run to {path}: {error.strerror or error}") from error
+                if path.is_dir() and any(path.iterdir()):
+                    if not run.config.exists():
+                        raise UserError(
+                            f"{path} is not empty and holds no run; choose a new folder"
+                        )
+                    run.config.unlink()
+                    run._clear()
+                path.mkdir(parents=True, exist_ok=True)
+                try:
+                    fill(run)
+                except BaseException:
+                    run._clear()
+                    raise
+                write_atomically(run.config, config_json)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"cannot write the run to {path}: {reason}") from error
+
+        processes.by_first(make, f"creating {path}")
+        return run
 
     def _clear(self) -> None:
         """Remove only the files that a run writes: all others belong to the user."""
@@ -116,47 +126,9 @@ class RunDirectory:
         return run
 
     @property
-    def config(self) -> pathlib.Path:
-        return self.path / "config.json"
-
-    @property
-    def metrics(self) -> pathlib.Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def log(self) -> pathlib.Path:
-        return self.path / "log.txt"
-
-    @property
-    def samples(self) -> pathlib.Path:
-        return self.path / "samples.jsonl"
-
-    @property
-    def checkpoints(self) -> pathlib.Path:
-        return self.path / "checkpoints"
-
-    @property
     def trained(self) -> bool:
         """Tell whether a complete checkpoint exists."""
         return any(folder.name.isdigit() for folder in self.checkpoints.glob("*/"))
-
-    @property
-    def files(self) -> pathlib.Path:
-        """Folder with copies of the user's files."""
-        return self.path / "linked" / "files"
-
-    @property
-    def stages(self) -> pathlib.Path:
-        return self.path / "stages"
-
-    @property
-    def summary(self) -> pathlib.Path:
-        return self.path / "summary.json"
-
-    @property
-    def resumed(self) -> pathlib.Path:
-        """Folder to pass to `grlu resume`."""
-        return self.pipeline or self.path
 
     def linked(self, kind: str) -> "RunDirectory":
         """Return the copy of the run linked as "features", "judge" or "reference"."""

@@ -13,10 +13,14 @@ from trainers.loop.run_dir import RunDirectory
 _log = logging.getLogger("grlu")
 
 
-def require_wandb(wanted: bool) -> None:
-    """Raise UserError if wandb is wanted and not installed."""
-    if wanted:
-        _wandb()
+def import_wandb() -> Any:
+    """Return the module, or raise UserError if it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            "run.wandb=true needs wandb: run `pip install wandb`, or set it to false"
+        ) from error
 
 
 class WandbLogger:
@@ -26,45 +30,31 @@ class WandbLogger:
     """
 
     def __init__(self, run: RunDirectory):
-        wandb = _wandb()
         created = f"{run.path.resolve()} {run.config.stat().st_mtime_ns}"
-        self._run: Any = None
+        self._run: Any = import_wandb()
         self._run = self._try(
-            lambda: wandb.init(
-                project="grlu",
-                name=run.path.name,
-                id=hashlib.sha256(created.encode()).hexdigest()[:16],
-                resume="allow",
-                dir=str(run.path),
-                config=json.loads(run.config.read_text()),
-            )
+            "init",
+            project="grlu",
+            name=run.path.name,
+            id=hashlib.sha256(created.encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(run.path),
+            config=json.loads(run.config.read_text()),
         )
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of a step."""
-        if self._run is not None:
-            self._try(lambda: self._run.log(dict(values), step=step))
+        self._try("log", dict(values), step=step)
 
     def close(self) -> None:
-        if self._run is not None:
-            self._try(lambda: self._run.finish())
+        self._try("finish")
 
-    def _try(self, action: Any) -> Any:
+    def _try(self, method: str, *args: Any, **options: Any) -> Any:
         try:
-            return action()
+            return None if self._run is None else getattr(self._run, method)(*args, **options)
         except Exception as error:  # a failing network, login or program
             reason = str(error).partition("\n")[0]
-            _log.warning(
-                "wandb: %s: %s; the run continues without it", type(error).__name__, reason
-            )
+            name = type(error).__name__
+            _log.warning("wandb: %s: %s; the run continues without it", name, reason)
             self._run = None
             return None
-
-
-def _wandb() -> Any:
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        raise UserError(
-            "run.wandb=true needs wandb: run `pip install wandb`, or set it to false"
-        ) from error

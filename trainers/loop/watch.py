@@ -1,17 +1,17 @@
-"""Watch over a run: what looks wrong, and signals that stop it."""
+"""Watch over a run: what looks wrong, early stopping, and signals that stop it."""
 
 import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import TrainerLike
+from trainers.loop.trainer import BaseTrainer
 
 _log = logging.getLogger("grlu")
 
@@ -24,7 +24,7 @@ class Watch:
         initial: the state before the first step, None for a run that is resumed.
     """
 
-    def __init__(self, trainer: TrainerLike, initial: TrainState | None):
+    def __init__(self, trainer: BaseTrainer, initial: TrainState | None):
         self._trainer = trainer
         self._before = None if initial is None else jax.tree.map(jnp.copy, initial.params)
         self._warned: set[int] = set()
@@ -34,7 +34,8 @@ class Watch:
         values = {k.removeprefix("train_"): v for k, v in row.items() if k.startswith("train_")}
         checks = self._trainer.diagnose(values)
         if self._before is not None:
-            if _equal(self._before, state.params):
+            same = jax.tree.map(jnp.array_equal, self._before, state.params)
+            if all(jax.tree.leaves(same)):
                 _log.warning(
                     "no signal: %d steps have not moved a weight; is the reward the same "
                     "whatever the weights, or trainer.learning_rate 0?",
@@ -50,9 +51,22 @@ class Watch:
                 self._warned.add(number)
 
 
-def _equal(one: Any, two: Any) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
+def exhausted(
+    values: Sequence[float], direction: Literal["min", "max"], patience: int | None
+) -> bool:
+    """Tell whether the best of the values, one per epoch, was `patience` or more epochs ago.
+
+    A pure function of the values: a resumed run ends where an uninterrupted one does.
+    """
+    if patience is None or not values:
+        return False
+    best = max(values) if direction == "max" else min(values)
+    return len(values) - 1 - values.index(best) >= patience
+
+
+def latest_is_best(values: Sequence[float], direction: Literal["min", "max"]) -> bool:
+    """Tell whether no value is better than the last; of equals, the newest is the best."""
+    return values[-1] == (max(values) if direction == "max" else min(values))
 
 
 @contextlib.contextmanager
