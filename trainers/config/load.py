@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import configs
 from grlu.errors import UserError
 from input_pipeline.storage.local import local
-from trainers.config import legacy_original, legacy_vae, legacy_yaml
+from trainers.config import legacy
 from trainers.config.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown, validate
 from trainers.config.values import plain
 
@@ -49,11 +49,9 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
     if isinstance(source, Mapping | ConfigDict):
         config = plain(source)
     else:
-        path, member = _located(source)
-        reader = _READERS[path.suffix]
-        config = plain(reader(path) if member is None else reader(path, member))
+        config = plain(_read(*_located(source)))
     if "training" in config:
-        config = legacy_original.translate(config)
+        config = legacy.from_original(config)
     for where in config:
         if where not in (*_SECTIONS, "seed", "stages", *LINKS, INHERITED):
             raise unknown(f"the config has no section {where!r}", where, [*_SECTIONS, "seed"])
@@ -66,7 +64,7 @@ def source_name(source: Source) -> str:
     if not isinstance(source, str | os.PathLike):
         return "run"
     path = Path(source)
-    return path.stem if path.suffix in _READERS else re.sub(r"[^\w.]+", "_", str(source))
+    return path.stem if path.suffix in _PARSERS else re.sub(r"[^\w.]+", "_", str(source))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -84,7 +82,7 @@ def to_json(config: ConfigDict) -> str:
 def _located(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """Return the file of a config, and the member of a family that it selects."""
     path = Path(source)
-    if path.suffix in _READERS:
+    if path.suffix in _PARSERS:
         local(path, "the config")
         return path, None
     entries = configs.entries()
@@ -95,13 +93,14 @@ def _located(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
     if name in entries and (not colon or member in entries[name].members):
         return entries[name].path, member or None
     raise unknown(
-        f"there is no config {str(source)!r}, nor is it a path that ends in {', '.join(_READERS)}",
+        f"there is no config {str(source)!r}, nor is it a path that ends in {', '.join(_PARSERS)}",
         str(source),
         configs.names(),
     )
 
 
-def _text(path: Path) -> str:
+def _read(path: Path, member: str | None) -> Mapping[str, Any]:
+    """Return the sections in a file."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -110,23 +109,21 @@ def _text(path: Path) -> str:
         raise UserError(f"the config {path} can't be read: it is not text ({error})") from error
     if not text.strip():
         raise UserError(f"the config {path} is empty")
-    return text
-
-
-def _sections(path: Path, config: Any) -> Mapping[str, Any]:
+    config = _PARSERS[path.suffix](text, path, *([] if member is None else [member]))
     if not isinstance(config, Mapping | ConfigDict):
         raise UserError(f"the config {path} must hold sections of keys and values, not {config!r}")
+    if path.suffix in (".yaml", ".yml"):
+        return legacy.from_vae(config) if legacy.is_vae(config) else legacy.from_yaml(config)
     return config
 
 
-def _read_python(path: Path, *member: str) -> Mapping[str, Any]:
-    text = _text(path)
+def _python(text: str, path: Path, *member: str) -> Any:
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(text, str(path), "exec"), namespace)
         if "get_config" not in namespace:
             raise UserError(f"the config {path} defines no get_config()")
-        config = namespace["get_config"](*member)
+        return namespace["get_config"](*member)
     except UserError:
         raise
     except SyntaxError as error:
@@ -137,36 +134,30 @@ def _read_python(path: Path, *member: str) -> Mapping[str, Any]:
         lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
         error_text = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}{lines[-1] if lines else ''}: {error_text}") from error
-    return _sections(path, config)
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _json(text: str, path: Path) -> Any:
     try:
-        config = json.loads(_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    return _sections(path, config)
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _yaml(text: str, path: Path) -> Any:
     try:
-        config = yaml.load(_text(path), _Yaml)
+        return yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
-    sections = _sections(path, config)
-    if legacy_vae.is_vae(sections):
-        return legacy_vae.translate(sections)
-    return legacy_yaml.translate(sections)
 
 
-_READERS: dict[str, Callable[..., Mapping[str, Any]]] = {
-    ".py": _read_python,
-    ".json": _read_json,
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
+_PARSERS: dict[str, Callable[..., Any]] = {
+    ".py": _python,
+    ".json": _json,
+    ".yaml": _yaml,
+    ".yml": _yaml,
 }
 
 

@@ -30,12 +30,10 @@ Sections = Mapping[str, Mapping[str, Factory] | type | Callable[[str | None], Fa
 """Section → what it builds: a class, a dict by name, or a function of the name."""
 
 _log = logging.getLogger("grlu")
-_REQUIRED = inspect.Parameter.empty
+_EMPTY = inspect.Parameter.empty
 
 
 class Key(NamedTuple):
-    """One key of a section."""
-
     type: Any
     default: Any
     required: bool
@@ -50,28 +48,23 @@ def schema(factory: Factory, exclude: Collection[str] = ()) -> dict[str, Key]:
     if dataclasses.is_dataclass(factory):
         hints = typing.get_type_hints(factory)
         defaults = {
-            field.name: _REQUIRED
-            if field.default is field.default_factory is dataclasses.MISSING
+            field.name: field.default
+            if field.default_factory is dataclasses.MISSING
             else field.default_factory()
-            if field.default_factory is not dataclasses.MISSING
-            else field.default
             for field in dataclasses.fields(factory)
             if field.init
         }
     else:
         function = factory.__init__ if inspect.isclass(factory) else factory
         hints = typing.get_type_hints(function)
+        kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         defaults = {
-            name: parameter.default
+            name: dataclasses.MISSING if parameter.default is _EMPTY else parameter.default
             for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-            or (
-                parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-                and parameter.default is not _REQUIRED
-            )
+            if parameter.kind in kinds[: 1 if parameter.default is _EMPTY else 2]
         }
     return {
-        name: Key(hints.get(name, Any), default, default is _REQUIRED)
+        name: Key(hints.get(name, Any), default, default is dataclasses.MISSING)
         for name, default in defaults.items()
         if name != "rngs" and name not in exclude
     }
