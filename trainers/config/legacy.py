@@ -24,26 +24,18 @@ def from_original(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of our config that run a config of the original project.
 
     As in the published runs, all 60,000 training images are used, without a validation split.
-
-    Raises:
-        UserError: for an unknown key, a wrong type, or layers that do not fit MNIST.
     """
-    for key in given:
-        if key not in ("model", "training"):
-            message = f"the original configuration has no section {key!r}"
-            raise unknown(message, key, ["model", "training"])
     for section, values in given.items():
+        if section not in ("model", "training"):
+            message = f"the original configuration has no section {section!r}"
+            raise unknown(message, section, ["model", "training"])
         _require_section(section, values)
-    model, training = given.get("model", {}), given.get("training", {})
-    trainer = _perturbation if _PERTURBATION & set(training) else _backprop
-    seed, activation, own = build(trainer, training, "training")
-    epochwise = {"optimizer": "sgd", "schedule": "cosine", "schedule_per": "epoch"}
-    return {
-        "seed": seed,
-        "dataset": {"name": "mnist", "validation": 0},
-        "model": build(_layers, model, "model") | activation,
-        "trainer": own | epochwise,
-    }
+    training = given.get("training", {})
+    perturbed = bool(_PERTURBATION & set(training))
+    defaults = {"epochs": 10, "batch_size": 1} if perturbed else {"epochs": 50, "batch_size": 256}
+    sections = build(_training, defaults | training, "training", perturbed=perturbed)
+    sections["model"] |= build(_layers, given.get("model", {}), "model")
+    return sections | {"dataset": {"name": "mnist", "validation": 0}}
 
 
 def _layers(*, layer_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -59,23 +51,10 @@ def _layers(*, layer_sizes: tuple[int, ...]) -> dict[str, Any]:
     return {"name": "mlp", "hidden": layer_sizes[1:-1], "layer_norm": True}
 
 
-def _backprop(
+def _training(
     *,
-    epochs: int = 50,
-    batch_size: int = 256,
-    lr_max: float = 0.1,
-    lr_min: float = 0.0,
-    seed: int = 42,
-) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    rates = {"learning_rate": lr_max, "learning_rate_end": lr_min}
-    trainer = {"name": "backprop", "epochs": epochs, "batch_size": batch_size, **rates}
-    return seed, {"activation": "relu"}, trainer
-
-
-def _perturbation(
-    *,
-    epochs: int = 10,
-    batch_size: int = 1,
+    epochs: int,
+    batch_size: int,
     n_perturbations: int = 128,
     noise_max: float = 0.1,
     noise_min: float = 0.0,
@@ -83,15 +62,19 @@ def _perturbation(
     lr_min: float = 0.0,
     k: float | None = None,
     seed: int = 42,
-) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    seed, relu, common = _backprop(
-        epochs=epochs, batch_size=batch_size, lr_max=lr_max, lr_min=lr_min, seed=seed
-    )
-    rule = vars(NodePerturbation.published(n_perturbations, noise_max))
-    trainer = common | {key: v for key, v in rule.items() if key not in ("wrt", "update")}
-    trainer |= {"name": "grlu", "reward": "floored_log_likelihood"}
-    trainer |= {"sigma_end": noise_min, "sigma_schedule": "cosine"}
-    return seed, relu if k is None else {"activation": "topk", "topk": k}, trainer
+    perturbed: bool,
+) -> dict[str, Any]:
+    trainer: dict[str, Any] = {"name": "backprop"}
+    if perturbed:
+        rule = vars(NodePerturbation.published(n_perturbations, noise_max))
+        trainer = {key: value for key, value in rule.items() if key not in ("wrt", "update")}
+        trainer |= {"name": "grlu", "reward": "floored_log_likelihood"}
+        trainer |= {"sigma_end": noise_min, "sigma_schedule": "cosine"}
+    trainer |= {"epochs": epochs, "batch_size": batch_size, "optimizer": "sgd"}
+    trainer |= {"learning_rate": lr_max, "learning_rate_end": lr_min}
+    trainer |= {"schedule": "cosine", "schedule_per": "epoch"}
+    activation = {"activation": "relu"} if k is None else {"activation": "topk", "topk": k}
+    return {"seed": seed, "model": activation, "trainer": trainer}
 
 
 _RENAMED = {
@@ -109,9 +92,6 @@ def from_yaml(layout: Mapping[str, Any]) -> dict[str, Any]:
 
     `train` becomes `trainer`, `model.type` becomes `model.name`, and `dataset.batch_size` becomes
     `trainer.batch_size`. Keys that have no effect here are dropped with a warning.
-
-    Raises:
-        UserError: if a key is given under both names.
     """
     sections: dict[str, Any] = {}
     for where, section in layout.items():
@@ -138,29 +118,28 @@ def from_yaml(layout: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _MODELS = {"vae_mlp": "vae_mlp", "vae_conv": "vae_conv", "ivae_iterative": "ivae"}
-# (their section, their key) -> (our section, our key)
+# Their section → their key → our section and key.
 _MOVED = {
-    ("dataset", "batch_size"): ("trainer", "batch_size"),
-    ("model", "z_dim"): ("model", "latent"),
-    ("model", "lr"): ("trainer", "learning_rate"),
-    ("model", "lr_inf"): ("trainer", "svi_learning_rate"),
-    ("model", "svi_steps"): ("trainer", "svi_steps"),
-    ("model", "beta"): ("trainer", "beta"),
-    ("model", "weight_decay"): ("trainer", "weight_decay"),
-    ("model", "init_weights"): ("run", "init_from"),
-    ("train", "epochs"): ("trainer", "epochs"),
-    ("train", "grad_clip"): ("trainer", "clip"),
-    ("train", "save_top_k"): ("run", "keep_best"),
-    ("train", "patience"): ("run", "patience"),
-    ("train", "seed"): ("", "seed"),
+    "dataset": {"batch_size": "trainer.batch_size"},
+    "model": {
+        "z_dim": "model.latent",
+        "lr": "trainer.learning_rate",
+        "lr_inf": "trainer.svi_learning_rate",
+        "svi_steps": "trainer.svi_steps",
+        "beta": "trainer.beta",
+        "weight_decay": "trainer.weight_decay",
+        "init_weights": "run.init_from",
+    },
+    "train": {
+        "grad_clip": "trainer.clip",
+        "save_top_k": "run.keep_best",
+        "patience": "run.patience",
+    },
 }
-# Keys that `from_vae` reads by name.
-_NAMED = (("dataset", "name"), ("model", "type"), ("train", "early_stopping"), ("train", "use_amp"))
-_SECTIONS = {"dataset": "dataset", "model": "model", "train": "trainer"}
 
 
 def is_vae(layout: Mapping[str, Any]) -> bool:
-    """Tell whether a file has this layout: a `model.type` of the research code."""
+    """Tell whether a file has the layout of `from_vae`: a `model.type` of the research code."""
     model = layout.get("model")
     return isinstance(model, Mapping) and model.get("type") in _MODELS
 
@@ -169,52 +148,51 @@ def from_vae(layout: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of our config.
 
     Other keys keep their names, and validation drops unknown ones with a warning.
-
-    Raises:
-        UserError: if a section is not a mapping.
     """
-    iterative = layout["model"]["type"] == "ivae_iterative"
-    name = _MODELS[layout["model"]["type"]]
-    trainer = "svi" if iterative else "backprop"
+    if ignored := [where for where in layout if where not in (*_MOVED, "seed")]:
+        _log.warning("ignored: %s is not supported", ", ".join(ignored))
+    theirs = {where: layout.get(where) or {} for where in _MOVED}
+    for where, section in theirs.items():
+        _require_section(where, section)
+    data, model, train = (dict(section) for section in theirs.values())
+    kind = model.pop("type")
+    iterative, name = kind == "ivae_iterative", _MODELS[kind]
+    dataset = str(data.pop("name", "mnist")).lower()
+    seed = train.pop("seed", layout.get("seed", 0))
+    trainer: dict[str, Any] = {
+        "name": "backprop",
+        "objective": "elbo",
+        "batch_size": 256,
+        "epochs": 225,
+        "optimizer": "adam",
+        "schedule": "constant",
+        "learning_rate": 1e-3,
+        "beta": 2.0,
+        "clip": 1.0,
+    }
+    if iterative:
+        trainer |= {"name": "svi", "mode": "decoupled", "learning_rate": 1e-4, "beta": 1.0}
     sections: dict[str, dict[str, Any]] = {
-        "": {"seed": layout.get("seed", 0)},
-        "dataset": {"name": "mnist", "normalize": "unit", "flatten": name != "vae_conv"},
+        "dataset": {"name": dataset, "normalize": "unit", "flatten": name != "vae_conv"},
         "model": {"name": name},
-        "trainer": {
-            "name": trainer,
-            "objective": "elbo",
-            "batch_size": 256,
-            "epochs": 225,
-            "optimizer": "adam",
-            "schedule": "constant",
-            "learning_rate": 1e-4 if iterative else 1e-3,
-            "beta": 1.0 if iterative else 2.0,
-            "clip": 1.0,
-        }
-        | ({"mode": "decoupled"} if iterative else {}),
+        "trainer": trainer,
         "run": {"patience": 25, "keep_best": 5, "rows_per_epoch": 1},
     }
-    if ignored := [where for where in layout if where not in (*_SECTIONS, "seed")]:
-        _log.warning("ignored: %s is not supported", ", ".join(ignored))
+    stopping, half = train.pop("early_stopping", True), train.pop("use_amp", False)
     inherited: dict[str, list[str]] = {}
-    for where, ours in _SECTIONS.items():
-        section = layout.get(where) or {}
-        _require_section(where, section)
+    for where, section in (("dataset", data), ("model", model), ("train", train)):
         for key, value in section.items():
-            if (where, key) in _NAMED:
-                continue
-            target, new = _MOVED.get((where, key), (ours, key))
+            ours = "trainer" if where == "train" else where
+            target, _, new = _MOVED[where].get(key, f"{ours}.{key}").partition(".")
             sections[target][new] = value
             inherited.setdefault(target, []).append(new)
-    given, train = layout.get("dataset") or {}, layout.get("train") or {}
-    sections["dataset"]["name"] = str(given.get("name", "mnist")).lower()
-    if train.get("early_stopping") is False:
+    if stopping is False:
         sections["run"]["patience"] = None
-    if train.get("use_amp"):
-        sections["trainer"]["precision"] = "bfloat16"
-    if sections["trainer"].get("weight_decay"):
-        sections["trainer"]["optimizer"] = "adamw"
-    return {**sections.pop(""), **sections, INHERITED: inherited}
+    if half:
+        trainer["precision"] = "bfloat16"
+    if trainer.get("weight_decay"):
+        trainer["optimizer"] = "adamw"
+    return {"seed": seed, **sections, INHERITED: inherited}
 
 
 def _require_section(where: str, section: Any) -> None:

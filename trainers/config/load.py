@@ -46,10 +46,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         UserError: on a file that cannot be read, with its line, or a wrong override.
     """
-    if isinstance(source, Mapping | ConfigDict):
-        config = plain(source)
-    else:
-        config = plain(_read(*_located(source)))
+    config = plain(_read(*_located(source)) if isinstance(source, str | os.PathLike) else source)
     if "training" in config:
         config = legacy.from_original(config)
     for where in config:
@@ -68,11 +65,7 @@ def source_name(source: Source) -> str:
 
 
 def to_json(config: ConfigDict) -> str:
-    """Return a config as JSON, which `load_config` reads back from a file.
-
-    Raises:
-        UserError: if a value, such as a function, has no JSON form.
-    """
+    """Return a config as JSON, which `load_config` reads back from a file."""
     try:
         return json.dumps(config.to_dict(), indent=2) + "\n"
     except TypeError as error:

@@ -23,11 +23,7 @@ _PATHS: dict[str, Any] = {
 
 
 def absolute(config: ConfigDict) -> ConfigDict:
-    """Return a config with absolute paths of all existing files and of all linked runs.
-
-    Raises:
-        UserError: if it names a remote path.
-    """
+    """Return a config with absolute paths of all existing files and linked runs, none remote."""
 
     def resolved(key: str, match: re.Match) -> str:
         path = local(match["path"], f"{key}:")

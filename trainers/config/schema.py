@@ -40,10 +40,10 @@ class Key(NamedTuple):
 
 
 def schema(factory: Factory, exclude: Collection[str] = ()) -> dict[str, Key]:
-    """Return the keys that `factory` accepts from a config.
+    """Return the keys that `factory` accepts from a config, except `rngs` and `exclude`.
 
     These are the fields of a dataclass, or the parameters of a function or `__init__` that are
-    keyword-only or have a default, except `rngs` and `exclude`.
+    keyword-only or have a default.
     """
     if dataclasses.is_dataclass(factory):
         hints = typing.get_type_hints(factory)
@@ -82,11 +82,7 @@ def of_section(factory: Factory, section: Mapping[str, Any]) -> Factory:
 def check(
     section: Mapping[str, Any], factory: Factory, where: str, exclude: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Convert the values of a section, and fill in the defaults of `factory`.
-
-    Raises:
-        UserError: for an unknown or missing key, or a value of the wrong type.
-    """
+    """Convert the values of a section, and fill in the defaults of `factory`."""
     keys = schema(factory, exclude)
     for name in section:
         if name not in keys:
@@ -106,12 +102,10 @@ def check(
             checked[name] = convert(section[name], key.type)
         except ValueError as error:
             value, wanted = section[name], describe(key.type)
-            quoted = (
-                f"; as text it is written '{where}.{name}=\"{value}\"'"
-                if "a string" in wanted and isinstance(value, int | float)
-                else ""
-            )
-            raise UserError(f"{where}.{name} must be {wanted}, got {value!r}{quoted}") from error
+            message = f"{where}.{name} must be {wanted}, got {value!r}"
+            if "a string" in wanted and isinstance(value, int | float):
+                message += f"; as text it is written '{where}.{name}=\"{value}\"'"
+            raise UserError(message) from error
     return checked
 
 
@@ -181,11 +175,7 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
 
 
 def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a section of a plain config, empty if missing.
-
-    Raises:
-        UserError: if it is not a mapping.
-    """
+    """Return a section of a plain config, empty if missing."""
     section = config.get(where, {})
     if not isinstance(section, dict):
         raise UserError(f"{where} must be a section of keys and values, got {section!r}")
@@ -193,11 +183,7 @@ def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def factory_of(choice: Any, section: Mapping[str, Any], where: str) -> Factory:
-    """Return what a section builds, by an entry of `Sections`.
-
-    Raises:
-        UserError: if the name is missing or unknown.
-    """
+    """Return what a section builds, by an entry of `Sections`."""
     name = section.get("name")
     if inspect.isclass(choice):
         return choice

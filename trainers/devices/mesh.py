@@ -5,6 +5,7 @@ noisy passes (`grlu.noise.spread`), the axis "data" the examples of a batch; XLA
 the rest. The devices of a CPU are its cores.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -54,18 +55,12 @@ def one_device_per_core(wanted: int) -> None:
         return
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
+    with contextlib.suppress(RuntimeError):  # Another run in this process has started JAX.
         jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:  # Another run in this process has started JAX.
-        return
 
 
 def placed(seeds: int, settings: MeshSettings) -> "Seeds | Devices":
-    """Return the devices of a run with this number of seeds.
-
-    Raises:
-        UserError: if there are too few devices.
-    """
+    """Return the devices of a run with this number of seeds."""
     return Devices(settings) if settings.size > 1 or processes.count() > 1 else Seeds(seeds)
 
 
@@ -88,13 +83,12 @@ class Seeds:
     def compiled(
         self, fn: Callable, in_axes: Sequence[int | None], like: Any = None, **options: Any
     ) -> Callable:
-        """Compile `fn`, mapped over the seeds, as one program.
+        """Compile `fn`, mapped over the seeds, as one program, with options of `jax.jit`.
 
         Args:
             fn: the function.
             in_axes: for each argument, 0 if it has a leading axis of seeds, or None.
             like: a state, if `fn` returns a new state and two more values.
-            options: options of `jax.jit`.
         """
         if self.count > 1:
             fn = jax.vmap(fn, in_axes=tuple(in_axes))
@@ -122,11 +116,7 @@ class Seeds:
 
 
 class Devices:
-    """Mesh of devices for one run, of one or several processes, with the methods of `Seeds`.
-
-    Raises:
-        UserError: if there are too few devices, or a process would have none of them.
-    """
+    """Mesh of devices for one run, of one or several processes, with the methods of `Seeds`."""
 
     def __init__(self, settings: MeshSettings):
         devices = jax.devices()

@@ -22,9 +22,6 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
             arguments, as on a TPU pod or under SLURM.
         processes: total number of processes.
         process: index of this process, from 0.
-
-    Raises:
-        UserError: if the arguments do not fit, or the other processes cannot be reached.
     """
     try:
         if coordinator == "auto":
@@ -61,11 +58,7 @@ def agreed(flag: bool) -> bool:
 
 
 def by_first(action: Callable[[], object], what: str) -> None:
-    """Call `action` in the first process, while the others wait.
-
-    Raises:
-        UserError: in the other processes, naming `what` failed in the first.
-    """
+    """Call `action`, named `what`, in the first process, while the others wait."""
     try:
         if first():
             action()

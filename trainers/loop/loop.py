@@ -107,11 +107,7 @@ def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
 def evaluate_checkpoint(
     experiment: Experiment, state: TrainState, run: RunDirectory, step: int
 ) -> dict[str, float]:
-    """Return the trainer's test metrics at a checkpoint: means, and `_sd` over seeds.
-
-    Raises:
-        RunError: if a metric is not a number.
-    """
+    """Return the trainer's test metrics at a checkpoint: means, and `_sd` over seeds."""
     metrics = prefixed("test", compile_evaluation(experiment)(state, experiment.test))
     require_numbers(metrics, experiment, step, step, run)
     return metrics
@@ -141,7 +137,6 @@ class _Loop:
         step: number of steps taken.
         saved: step of the newest checkpoint, or None.
         ended: whether early stopping ended the run.
-        pictures: (state, step) → grids of images to display.
     """
 
     def __init__(
@@ -183,11 +178,7 @@ class _Loop:
         return row
 
     def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        """Train on the next chunk; return the state, and training metrics and schedules.
-
-        Raises:
-            RunError: if a value is not finite.
-        """
+        """Train on the next chunk; return the state, and training metrics and schedules."""
         state, averages, (broken, evidence), count = self._chunks.train(state, self.step)
         self.step += count
         if jnp.any(broken >= 0):

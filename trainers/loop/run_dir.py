@@ -28,15 +28,8 @@ class RunDirectory:
     for each stage in `stages/NAME/`, and `summary.json` instead of metrics and checkpoints.
 
     Args:
-        path: the folder.
+        path: the folder, which may not be remote.
         pipeline: folder of the pipeline that this run is a stage of, or None.
-
-    Attributes:
-        files: folder with copies of the user's files.
-        resumed: folder to pass to `grlu resume`.
-
-    Raises:
-        UserError: if the folder is remote.
     """
 
     def __init__(self, path: pathlib.Path, pipeline: pathlib.Path | None = None):
@@ -49,8 +42,8 @@ class RunDirectory:
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.stages = path / "stages"
-        self.files = path / "linked" / "files"
-        self.resumed = pipeline or path
+        self.files = path / "linked" / "files"  # Copies of the user's files.
+        self.resumed = pipeline or path  # Folder to pass to `grlu resume`.
 
     @classmethod
     def create(
@@ -61,17 +54,9 @@ class RunDirectory:
         overwrite: bool,
         fill: Callable[["RunDirectory"], None] = lambda run: None,
     ) -> "RunDirectory":
-        """Make the folder of a run.
+        """Make the folder of a run, instead of a run that it already holds if `overwrite`.
 
-        Args:
-            path: the folder.
-            config_json: text of `config.json`.
-            overwrite: replace a run that the folder already holds.
-            fill: writes the other files of the run before `config.json`.
-
-        Raises:
-            UserError: if the folder holds a run (unless `overwrite`) or something else, or cannot
-                be written.
+        `fill` writes the run's other files before `config.json`.
         """
         run = cls(path)
 
@@ -113,11 +98,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: pathlib.Path) -> "RunDirectory":
-        """Return an existing run.
-
-        Raises:
-            UserError: if the folder holds no run.
-        """
+        """Return an existing run."""
         run = cls(path)
         if not run.config.is_file():
             raise UserError(

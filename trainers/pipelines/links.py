@@ -32,9 +32,6 @@ def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
     """Return the complete config in a run's folder, with `overrides`.
 
     Paths of the user's files that are gone are replaced by the run's copies.
-
-    Raises:
-        UserError: if there is no run, or it is a pipeline.
     """
     config = load_config(RunDirectory.open(run.path).config, overrides)
     if "stages" in config:
@@ -53,9 +50,6 @@ def linked_run(
         kind: "features", "start", "judge" or "reference".
         link: path of the other run, relative to the folder of `run`.
         copied: accept a copy, which has no weights if it is a reference.
-
-    Raises:
-        UserError: if neither exists.
     """
     if run is None:
         return RunDirectory.open(pathlib.Path(link))
@@ -86,11 +80,7 @@ def keep(
 ) -> None:
     """Copy the runs and files that a config names into the folder of a run.
 
-    Args:
-        config: the config.
-        run: the run.
-        source: run of the config, whose folder its links are relative to; None if absolute.
-        judge: also copy the judge.
+    Links are relative to the folder of the config's run, `source`, or absolute if it is None.
     """
     for kind in ("features", "judge") if judge else ("features",):
         if kind in config:
@@ -109,9 +99,6 @@ def copy_run(
     """Copy a run's config with absolute links, what it links to, and its checkpoints if `weights`.
 
     Only training and evaluation need a judge.
-
-    Raises:
-        UserError: if it has no checkpoints.
     """
     config = config_of(source)
     keep(config, copy, source, judge=judge)

@@ -91,13 +91,7 @@ def restored(
 ) -> Restored[TrainState]:
     """Restore the newest (or best) checkpoint of a run; with `run.patience` always the best.
 
-    Args:
-        run: the run.
-        best: restore the best checkpoint by validation.
-        seen: experiment of the run, if already built.
-
-    Raises:
-        UserError: if there is no checkpoint.
+    `seen` is the run's experiment, if already built.
     """
     experiment = seen or fresh(run)[0]
     with open_checkpoints(experiment, run) as checkpoints:
@@ -128,9 +122,6 @@ def warm_started(experiment: Experiment) -> Experiment:
     """Return an experiment that starts from the weights of `run.init_from` that fit.
 
     The weights are those of a run, or of a GPT-2 in a safetensors file (`models.gpt2_weights`).
-
-    Raises:
-        UserError: if no array has the name and shape of one of this model's.
     """
     if experiment.run.init_from is None:
         return experiment

@@ -58,11 +58,7 @@ _KEYS = ("name", *STAGE_KEYS, *_SHARED, "model", "trainer")
 
 
 def complete(config: Mapping[str, Any]) -> ConfigDict:
-    """Return a validated pipeline in which every stage has all its keys.
-
-    Raises:
-        UserError: on a mistake, naming the stage and the key.
-    """
+    """Return a validated pipeline in which every stage has all its keys."""
     given = plain(config)
     for where in given:
         if where not in (*_COMMON, INHERITED):
@@ -97,11 +93,7 @@ def stage_config(pipeline: Mapping[str, Any], stage: Mapping[str, Any]) -> Confi
 
 
 def check(pipeline: ConfigDict) -> list[Experiment]:
-    """Build every stage once, on features of zeros, to find all mistakes before training.
-
-    Raises:
-        UserError: on a mistake, naming the stage.
-    """
+    """Build every stage once, on features of zeros, to find all mistakes before training."""
     built = []
     with tempfile.TemporaryDirectory() as scratch, _errors(without=f"{scratch}/"):
         run = RunDirectory(pathlib.Path(scratch))
@@ -117,12 +109,7 @@ def check(pipeline: ConfigDict) -> list[Experiment]:
 def fit_stages(
     pipeline: ConfigDict, run: RunDirectory, *, progress: bool, overrides: Sequence[str] = ()
 ) -> Result:
-    """Train the unfinished stages in order, with overrides of their configs for this call.
-
-    Raises:
-        RunError: if a stage fails.
-        Interrupted: on SIGINT or SIGTERM, after saving.
-    """
+    """Train the unfinished stages in order, with overrides of their configs for this call."""
     given = plain(pipeline)
     steps = 0
     with logged_to(run.log):
@@ -163,11 +150,7 @@ def keep(pipeline: ConfigDict, run: RunDirectory) -> None:
 
 
 def last_stage(pipeline: ConfigDict, run: RunDirectory) -> RunDirectory:
-    """Return the run of the last stage, which evaluates the pipeline end to end.
-
-    Raises:
-        UserError: if that stage has not been started.
-    """
+    """Return the run of the last stage, which evaluates the pipeline end to end."""
     last = run.stage(plain(pipeline)["stages"][-1]["name"])
     if not last.config.is_file():
         raise UserError(f"{run.path} is not finished; 'grlu resume {run.path}' trains it")
