@@ -17,6 +17,8 @@ from trainers.loop.state import TrainState
 from trainers.loop.trainer import Arrays, BaseTrainer, Values
 
 Where = Seeds | Devices
+# Bytes of data that a chunk reads from disk at once.
+_STREAMED = 2**24
 # Folded into a step's key for augmentation; rules fold in nothing.
 _AUGMENT = 0xA06
 
@@ -175,6 +177,46 @@ def _one_by_one(compiled: Callable, evidence: bool) -> Callable:
         return state, {name: value / count for name, value in total.items()}, broken
 
     return chunk
+
+
+class Chunks:
+    """Compiled chunks of a run's steps, and the batches that they train on.
+
+    Chunks end at fixed steps, whether or not the run was interrupted before.
+    """
+
+    def __init__(self, experiment: Experiment, where: Where):
+        self._experiment = experiment
+        self._longest = -(-experiment.steps_per_epoch // experiment.run.rows_per_epoch)
+        self._train = dict(experiment.train)
+        if experiment.streamed:
+            batch = experiment.batch_size * sum(a[0].nbytes for a in self._train.values())
+            self._longest = min(self._longest, max(1, _STREAMED // batch))
+        self._program = compile_chunk(experiment, where, evidence=True)
+        if not experiment.streamed:
+            self._train = where.data(self._train, by_seed=experiment.by_seed)
+        self._epoch, self._order = -1, np.zeros(0, np.int32)
+
+    def train(self, state: TrainState, step: int) -> tuple[TrainState, Values, Any, int]:
+        """Train from `step` to the end of its chunk.
+
+        Returns:
+            State; averages over the steps; the first non-finite step, or -1, with its evidence;
+            number of steps.
+        """
+        epoch, done = divmod(step, self._experiment.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._experiment.order(epoch)
+        end = min(self._experiment.steps_per_epoch, (done // self._longest + 1) * self._longest)
+        count = end - done
+        rows = np.take(self._order, range(done, end), axis=-2)
+        # Pad to one shape, for one compilation: rows beyond the count are never used.
+        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 2) + [(0, self._longest - count), (0, 0)])
+        arrays = self._train
+        if self._experiment.streamed:
+            arrays = {name: a[rows.reshape(-1)] for name, a in arrays.items()}
+            rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+        return *self._program(state, arrays, rows, count), count
 
 
 def require_step(experiment: Experiment) -> None:

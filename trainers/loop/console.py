@@ -1,5 +1,8 @@
 """Console and dashboards of a run: progress bar, TensorBoard, W&B, tables of results."""
 
+import hashlib
+import importlib
+import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -10,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from grlu.errors import UserError
 from trainers.devices import processes
 from trainers.loop.experiment import Experiment
 from trainers.loop.run_dir import RunDirectory
-from trainers.loop.wandb import WandbLogger
 
 _log = logging.getLogger("grlu")
 
@@ -25,7 +28,7 @@ class Reporter:
         from tensorboardX import SummaryWriter
 
         first = processes.first()
-        self._wandb = WandbLogger(run) if experiment.run.wandb and first else None
+        self._wandb = _WandbLogger(run) if experiment.run.wandb and first else None
         self._events = SummaryWriter(str(run.path), purge_step=step + 1, write_to_disk=first)
         self._batch_size, self._tokens = experiment.batch_size, experiment.trainer.tokens
         self._step, self._time = step, time.monotonic()
@@ -93,6 +96,53 @@ class Reporter:
         if self._timed and (seconds := self._timed.pop("seconds")):
             rates = (f"{v / seconds:,.0f} {k}/s" for k, v in self._timed.items() if v)
             _log.info("speed after the first row: %s", ", ".join(rates))
+
+
+def import_wandb() -> Any:
+    """Return the module, or raise UserError if it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            "run.wandb=true needs wandb: run `pip install wandb`, or set it to false"
+        ) from error
+
+
+class _WandbLogger:
+    """Logger of rows to Weights & Biases; its first failure ends the logging, never the run.
+
+    A resumed run keeps its id, a hash of the run's folder and its creation time.
+    """
+
+    def __init__(self, run: RunDirectory):
+        created = f"{run.path.resolve()} {run.config.stat().st_mtime_ns}"
+        self._run: Any = import_wandb()
+        self._run = self._try(
+            "init",
+            project="grlu",
+            name=run.path.name,
+            id=hashlib.sha256(created.encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(run.path),
+            config=json.loads(run.config.read_text()),
+        )
+
+    def row(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of a step."""
+        self._try("log", dict(values), step=step)
+
+    def close(self) -> None:
+        self._try("finish")
+
+    def _try(self, method: str, *args: Any, **options: Any) -> Any:
+        try:
+            return None if self._run is None else getattr(self._run, method)(*args, **options)
+        except Exception as error:  # a failing network, login or program
+            reason = str(error).partition("\n")[0]
+            name = type(error).__name__
+            _log.warning("wandb: %s: %s; the run continues without it", name, reason)
+            self._run = None
+            return None
 
 
 def results_table(title: str, metrics: Mapping[str, float]) -> Table:

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,23 +16,18 @@ from clu import parameter_overview
 from flax import nnx
 
 from checkpoints import Checkpoints
-from grlu.errors import Interrupted
+from grlu.errors import Interrupted, RunError
 from trainers.devices import processes
 from trainers.devices.mesh import Devices, Seeds, placed
-from trainers.loop.compiled import compile_chunk, compile_evaluation, require_step
-from trainers.loop.console import Reporter
+from trainers.loop.compiled import Chunks, compile_evaluation, require_step
+from trainers.loop.console import Reporter, import_wandb
 from trainers.loop.experiment import Experiment
-from trainers.loop.rows import columns, failure, prefixed, require_numbers
 from trainers.loop.run_dir import MetricsTable, RunDirectory, latest_metrics, read_metrics
 from trainers.loop.samples import compile_pictures, write_examples
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import Values
-from trainers.loop.wandb import import_wandb
 from trainers.loop.watch import Watch, exhausted, latest_is_best, stop_signals
 
 _log = logging.getLogger("grlu")
-# Bytes of data that a chunk reads from disk at once.
-_STREAMED = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +71,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         del initial
         step = int(jnp.max(state.step))
         with (
-            contextlib.closing(MetricsTable(run.metrics, columns(experiment), step)) as table,
+            contextlib.closing(MetricsTable(run.metrics, _columns(experiment), step)) as table,
             contextlib.closing(Reporter(experiment, run, step=step, show=progress)) as reporter,
         ):
             loop = _Loop(experiment, run, checkpoints, where, state, saved)
@@ -85,7 +82,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 if loop.epoch_is_over:
                     row |= loop.end_epoch(state)
                     reporter.images(loop.step, loop.pictures(state, loop.step))
-                require_numbers(row, experiment, loop.step, loop.saved, run)
+                _require_numbers(row, experiment, loop.step, loop.saved, run)
                 table.write({"step": loop.step, "epoch": loop.epoch, **row})
                 reporter.row(loop.step, row)
                 loop.save_or_stop(state, row, signals)
@@ -108,8 +105,8 @@ def evaluate_checkpoint(
     experiment: Experiment, state: TrainState, run: RunDirectory, step: int
 ) -> dict[str, float]:
     """Return the trainer's test metrics at a checkpoint: means, and `_sd` over seeds."""
-    metrics = prefixed("test", compile_evaluation(experiment)(state, experiment.test))
-    require_numbers(metrics, experiment, step, step, run)
+    metrics = _prefixed("test", compile_evaluation(experiment)(state, experiment.test))
+    _require_numbers(metrics, experiment, step, step, run)
     return metrics
 
 
@@ -151,7 +148,7 @@ class _Loop:
         self._experiment, self._run, self._checkpoints = experiment, run, checkpoints
         self.saved, self.step = saved, int(jnp.max(state.step))
         self.pictures = compile_pictures(experiment)
-        self._chunks = _Chunks(experiment, where)
+        self._chunks = Chunks(experiment, where)
         self._evaluate = compile_evaluation(experiment, where)
         self._watch = Watch(experiment.trainer, state if self.step == 0 else None)
         better, self._direction = experiment.trainer.better
@@ -172,7 +169,7 @@ class _Loop:
     def evaluate_initial(self, state: TrainState) -> dict[str, float]:
         """Evaluate and save the state of a run without steps."""
         row = self._metrics("validation", state) | self._metrics("test", state)
-        require_numbers(row, self._experiment, 0, self.saved, self._run)
+        _require_numbers(row, self._experiment, 0, self.saved, self._run)
         if self._checkpoints.latest_step is None:
             self._checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
         return row
@@ -186,8 +183,8 @@ class _Loop:
             what = f"a value that is not finite appeared at step {first}"
             if broken.ndim:
                 evidence = jax.tree.map(lambda a: a[int(jnp.argmax(broken >= 0))], evidence)
-            raise failure(what, self._experiment, evidence, self.saved, self._run)
-        row = prefixed("train", averages)
+            raise _failure(what, self._experiment, evidence, self.saved, self._run)
+        row = _prefixed("train", averages)
         scales = self._experiment.trainer.scales(jnp.asarray(self.step - 1))
         row |= {name: float(value) for name, value in scales.items()}
         self._watch.check(row, state, self.step)
@@ -230,44 +227,52 @@ class _Loop:
 
     def _metrics(self, split: str, state: TrainState) -> dict[str, float]:
         arrays = getattr(self._experiment, split)
-        return {} if arrays is None else prefixed(split, self._evaluate(state, arrays))
+        return {} if arrays is None else _prefixed(split, self._evaluate(state, arrays))
 
 
-class _Chunks:
-    """Compiled chunks of steps, and the batches that they train on.
+def _columns(experiment: Experiment) -> list[str]:
+    """Return the columns of `metrics.csv`, with `_sd` of each metric for several seeds."""
+    trainer = experiment.trainer
+    names = [f"train_{name}" for name in trainer.metrics]
+    for split in ("test",) if experiment.validation is None else ("validation", "test"):
+        names += [f"{split}_{name}" for name in trainer.evaluated]
+    if experiment.run.seeds > 1:
+        names = [column for name in names for column in (name, f"{name}_sd")]
+    return ["step", "epoch", *trainer.scales(jnp.zeros((), jnp.int32)), *names]
 
-    Chunks end at fixed steps, whether or not the run was interrupted before.
-    """
 
-    def __init__(self, experiment: Experiment, where: Seeds | Devices):
-        self._experiment = experiment
-        self._longest = -(-experiment.steps_per_epoch // experiment.run.rows_per_epoch)
-        self._train = dict(experiment.train)
-        if experiment.streamed:
-            batch = experiment.batch_size * sum(a[0].nbytes for a in self._train.values())
-            self._longest = min(self._longest, max(1, _STREAMED // batch))
-        self._program = compile_chunk(experiment, where, evidence=True)
-        if not experiment.streamed:
-            self._train = where.data(self._train, by_seed=experiment.by_seed)
-        self._epoch, self._order = -1, np.zeros(0, np.int32)
+def _prefixed(split: str, values: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Return metrics as numbers: over seeds, the mean and the sample standard deviation."""
+    row = {}
+    for name, value in values.items():
+        by_seed = np.atleast_1d(np.asarray(value, np.float64))
+        row[f"{split}_{name}"] = float(by_seed.mean())
+        if len(by_seed) > 1:
+            row[f"{split}_{name}_sd"] = float(by_seed.std(ddof=1))
+    return row
 
-    def train(self, state: TrainState, step: int) -> tuple[TrainState, Values, Any, int]:
-        """Train from `step` to the end of its chunk.
 
-        Returns:
-            State; averages over the steps; the first non-finite step, or -1, with its evidence;
-            number of steps.
-        """
-        epoch, done = divmod(step, self._experiment.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._experiment.order(epoch)
-        end = min(self._experiment.steps_per_epoch, (done // self._longest + 1) * self._longest)
-        count = end - done
-        rows = np.take(self._order, range(done, end), axis=-2)
-        # Pad to one shape, for one compilation: rows beyond the count are never used.
-        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 2) + [(0, self._longest - count), (0, 0)])
-        arrays = self._train
-        if self._experiment.streamed:
-            arrays = {name: a[rows.reshape(-1)] for name, a in arrays.items()}
-            rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return *self._program(state, arrays, rows, count), count
+def _require_numbers(
+    row: Mapping[str, float],
+    experiment: Experiment,
+    step: int,
+    saved: int | None,
+    run: RunDirectory,
+) -> None:
+    """Raise RunError if a metric is NaN."""
+    if bad := next((name for name, value in row.items() if math.isnan(value)), None):
+        raise _failure(f"{bad} is not a number after step {step}", experiment, {}, saved, run)
+
+
+def _failure(
+    what: str,
+    experiment: Experiment,
+    evidence: Mapping[str, Any],
+    saved: int | None,
+    run: RunDirectory,
+) -> RunError:
+    """Return the error of a run, with the reason that the trainer finds in the evidence."""
+    kept = f"the checkpoint of step {saved} is kept"
+    kept = "no checkpoint was saved before" if saved is None else kept
+    reason = experiment.trainer.reason(evidence)
+    return RunError(f"{what} of the run in {run.path}, {kept}; {reason}")
