@@ -179,44 +179,40 @@ def _one_by_one(compiled: Callable, evidence: bool) -> Callable:
     return chunk
 
 
-class Chunks:
-    """Compiled chunks of a run's steps, and the batches that they train on.
+def compile_chunks(
+    experiment: Experiment, where: Where
+) -> Callable[[TrainState, int], tuple[TrainState, Values, Any, int]]:
+    """Compile the chunks of a run; they end at fixed steps, even if it was interrupted before.
 
-    Chunks end at fixed steps, whether or not the run was interrupted before.
+    Returns:
+        `train(state, step)`: trains from `step` to the end of its chunk, and returns the state,
+        averages over the steps, the first non-finite step, or -1, with its evidence, and the number
+        of steps.
     """
+    per_epoch, arrays = experiment.steps_per_epoch, dict(experiment.train)
+    longest = -(-per_epoch // experiment.run.rows_per_epoch)
+    if experiment.streamed:
+        batch = experiment.batch_size * sum(a[0].nbytes for a in arrays.values())
+        longest = min(longest, max(1, _STREAMED // batch))
+    else:
+        arrays = where.data(arrays, by_seed=experiment.by_seed)
+    program = compile_chunk(experiment, where, evidence=True)
+    order = functools.lru_cache(1)(experiment.order)
 
-    def __init__(self, experiment: Experiment, where: Where):
-        self._experiment = experiment
-        self._longest = -(-experiment.steps_per_epoch // experiment.run.rows_per_epoch)
-        self._train = dict(experiment.train)
-        if experiment.streamed:
-            batch = experiment.batch_size * sum(a[0].nbytes for a in self._train.values())
-            self._longest = min(self._longest, max(1, _STREAMED // batch))
-        self._program = compile_chunk(experiment, where, evidence=True)
-        if not experiment.streamed:
-            self._train = where.data(self._train, by_seed=experiment.by_seed)
-        self._epoch, self._order = -1, np.zeros(0, np.int32)
-
-    def train(self, state: TrainState, step: int) -> tuple[TrainState, Values, Any, int]:
-        """Train from `step` to the end of its chunk.
-
-        Returns:
-            State; averages over the steps; the first non-finite step, or -1, with its evidence;
-            number of steps.
-        """
-        epoch, done = divmod(step, self._experiment.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._experiment.order(epoch)
-        end = min(self._experiment.steps_per_epoch, (done // self._longest + 1) * self._longest)
+    def train(state: TrainState, step: int) -> tuple[TrainState, Values, Any, int]:
+        epoch, done = divmod(step, per_epoch)
+        end = min(per_epoch, (done // longest + 1) * longest)
         count = end - done
-        rows = np.take(self._order, range(done, end), axis=-2)
+        rows = np.take(order(epoch), range(done, end), axis=-2)
         # Pad to one shape, for one compilation: rows beyond the count are never used.
-        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 2) + [(0, self._longest - count), (0, 0)])
-        arrays = self._train
-        if self._experiment.streamed:
-            arrays = {name: a[rows.reshape(-1)] for name, a in arrays.items()}
+        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 2) + [(0, longest - count), (0, 0)])
+        read = arrays
+        if experiment.streamed:
+            read = {name: a[rows.reshape(-1)] for name, a in arrays.items()}
             rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return *self._program(state, arrays, rows, count), count
+        return *program(state, read, rows, count), count
+
+    return train
 
 
 def require_step(experiment: Experiment) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
 from trainers.devices import processes
 from trainers.devices.mesh import Devices, Seeds, placed
-from trainers.loop.compiled import Chunks, compile_evaluation, require_step
+from trainers.loop.compiled import compile_chunks, compile_evaluation, require_step
 from trainers.loop.console import Reporter, import_wandb
 from trainers.loop.experiment import Experiment
 from trainers.loop.run_dir import MetricsTable, RunDirectory, latest_metrics, read_metrics
@@ -60,34 +60,80 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         RunError: if a value is not finite; the last good checkpoint is kept.
         Interrupted: on SIGINT or SIGTERM, after the state is saved.
     """
+    trainer, patience = experiment.trainer, experiment.run.patience
+    (better, direction), per_epoch = trainer.better, experiment.steps_per_epoch
+    column = f"validation_{better}"
     where = placed(experiment.run.seeds, experiment.mesh)
-    initial = experiment.init()
     with (
         open_checkpoints(experiment, run) as checkpoints,
         stop_signals() as signals,
         run.disk_errors(),
     ):
-        state, saved = _restore(experiment, checkpoints, initial, where)
-        del initial
+        state, saved = _restore(experiment, checkpoints, experiment.init(), where)
         step = int(jnp.max(state.step))
+        train_chunk, evaluate = compile_chunks(experiment, where), _evaluation(experiment, where)
+        pictures = compile_pictures(experiment)
+        watch = Watch(trainer, state if step == 0 else None)
+        # Another process may read the table before the first has cut it back to the checkpoint.
+        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
+        history = [float(row[column]) for row in past if row.get(column)]
+        ended = exhausted(history, direction, patience)
         with (
             contextlib.closing(MetricsTable(run.metrics, _columns(experiment), step)) as table,
             contextlib.closing(Reporter(experiment, run, step=step, show=progress)) as reporter,
         ):
-            loop = _Loop(experiment, run, checkpoints, where, state, saved)
             if experiment.steps == 0:
-                table.write({"step": 0, "epoch": 0.0, **loop.evaluate_initial(state)})
-            while loop.step < experiment.steps and not loop.ended:
-                state, row = loop.run_chunk(state)
-                if loop.epoch_is_over:
-                    row |= loop.end_epoch(state)
-                    reporter.images(loop.step, loop.pictures(state, loop.step))
-                _require_numbers(row, experiment, loop.step, loop.saved, run)
-                table.write({"step": loop.step, "epoch": loop.epoch, **row})
-                reporter.row(loop.step, row)
-                loop.save_or_stop(state, row, signals)
+                row = evaluate("validation", state) | evaluate("test", state)
+                _require_numbers(row, experiment, step, saved, run)
+                table.write({"step": 0, "epoch": 0.0, **row})
+                if checkpoints.latest_step is None:
+                    checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
+            while step < experiment.steps and not ended:
+                state, averages, (broken, evidence), count = train_chunk(state, step)
+                step += count
+                if jnp.any(broken >= 0):
+                    first = int(jnp.min(broken, where=broken >= 0, initial=step)) + 1
+                    what = f"a value that is not finite appeared at step {first}"
+                    if broken.ndim:
+                        seed = int(jnp.argmax(broken >= 0))
+                        evidence = {name: values[seed] for name, values in evidence.items()}
+                    raise _failure(what, experiment, evidence, saved, run)
+                row = _prefixed("train", averages)
+                scales = trainer.scales(jnp.asarray(step - 1))
+                row |= {name: float(value) for name, value in scales.items()}
+                watch.check(row, state, step)
+                epoch = step / per_epoch
+                if step % per_epoch == 0:
+                    row |= evaluate("validation", state)
+                    history += [row[column]] if column in row else []
+                    if ended := exhausted(history, direction, patience):
+                        _log.info("ended: %s was best %d epochs ago", column, patience)
+                    if ended or step == experiment.steps:
+                        tested = state
+                        if patience and not latest_is_best(history, direction):
+                            best = checkpoints.restore(state, best=True)
+                            _log.info("tested: step %d, the best by %s", best.step, column)
+                            tested = best.state
+                        row |= evaluate("test", tested)
+                    write_examples(experiment, state, run.samples, step)
+                    reporter.images(step, pictures(state, step))
+                _require_numbers(row, experiment, step, saved, run)
+                # A checkpoint without its row could never be completed.
+                table.write({"step": step, "epoch": epoch, **row})
+                reporter.row(step, row)
+                stopping = processes.agreed(bool(signals))
+                if step % per_epoch == 0 or stopping:
+                    checkpoints.save(step, state, metrics=row, meta={"epoch": epoch})
+                    saved = step
+                if stopping and step < experiment.steps and not ended:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"stopped at step {step} of {experiment.steps}, saved; continue with "
+                        f"'grlu resume {run.resumed}'",
+                        signals[0] if signals else signal.SIGTERM,
+                    )
     processes.agreed(False)  # The other processes read what the first has written.
-    return Result(run.path, loop.step, latest_metrics(run.metrics))
+    return Result(run.path, step, latest_metrics(run.metrics))
 
 
 def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
@@ -127,107 +173,17 @@ def _restore(
     return state, 0
 
 
-class _Loop:
-    """One run between its restore and its end.
+def _evaluation(
+    experiment: Experiment, where: Seeds | Devices
+) -> Callable[[str, TrainState], dict[str, float]]:
+    """Return a function from a split's name and a state to the row of its metrics."""
+    evaluate = compile_evaluation(experiment, where)
 
-    Attributes:
-        step: number of steps taken.
-        saved: step of the newest checkpoint, or None.
-        ended: whether early stopping ended the run.
-    """
+    def row(split: str, state: TrainState) -> dict[str, float]:
+        arrays = getattr(experiment, split)
+        return {} if arrays is None else _prefixed(split, evaluate(state, arrays))
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: RunDirectory,
-        checkpoints: Checkpoints,
-        where: Seeds | Devices,
-        state: TrainState,
-        saved: int | None,
-    ):
-        self._experiment, self._run, self._checkpoints = experiment, run, checkpoints
-        self.saved, self.step = saved, int(jnp.max(state.step))
-        self.pictures = compile_pictures(experiment)
-        self._chunks = Chunks(experiment, where)
-        self._evaluate = compile_evaluation(experiment, where)
-        self._watch = Watch(experiment.trainer, state if self.step == 0 else None)
-        better, self._direction = experiment.trainer.better
-        self._column = f"validation_{better}"
-        # Another process may read the table before the first has cut it back to the checkpoint.
-        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= self.step]
-        self._history = [float(row[self._column]) for row in past if row.get(self._column)]
-        self.ended = exhausted(self._history, self._direction, experiment.run.patience)
-
-    @property
-    def epoch(self) -> float:
-        return self.step / self._experiment.steps_per_epoch
-
-    @property
-    def epoch_is_over(self) -> bool:
-        return self.step % self._experiment.steps_per_epoch == 0
-
-    def evaluate_initial(self, state: TrainState) -> dict[str, float]:
-        """Evaluate and save the state of a run without steps."""
-        row = self._metrics("validation", state) | self._metrics("test", state)
-        _require_numbers(row, self._experiment, 0, self.saved, self._run)
-        if self._checkpoints.latest_step is None:
-            self._checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
-        return row
-
-    def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        """Train on the next chunk; return the state, and training metrics and schedules."""
-        state, averages, (broken, evidence), count = self._chunks.train(state, self.step)
-        self.step += count
-        if jnp.any(broken >= 0):
-            first = int(jnp.min(broken, where=broken >= 0, initial=self.step)) + 1
-            what = f"a value that is not finite appeared at step {first}"
-            if broken.ndim:
-                evidence = jax.tree.map(lambda a: a[int(jnp.argmax(broken >= 0))], evidence)
-            raise _failure(what, self._experiment, evidence, self.saved, self._run)
-        row = _prefixed("train", averages)
-        scales = self._experiment.trainer.scales(jnp.asarray(self.step - 1))
-        row |= {name: float(value) for name, value in scales.items()}
-        self._watch.check(row, state, self.step)
-        return state, row
-
-    def end_epoch(self, state: TrainState) -> dict[str, float]:
-        """Return the validation metrics, and the test metrics once the run is over."""
-        experiment, patience = self._experiment, self._experiment.run.patience
-        row = self._metrics("validation", state)
-        self._history += [row[self._column]] if self._column in row else []
-        self.ended = exhausted(self._history, self._direction, patience)
-        if self.ended:
-            _log.info("ended: %s was best %d epochs ago", self._column, patience)
-        if self.ended or self.step == experiment.steps:
-            tested = state
-            if patience and not latest_is_best(self._history, self._direction):
-                best = self._checkpoints.restore(state, best=True)
-                _log.info("tested: step %d, the best by %s", best.step, self._column)
-                tested = best.state
-            row |= self._metrics("test", tested)
-        write_examples(experiment, state, self._run.samples, self.step)
-        return row
-
-    def save_or_stop(self, state: TrainState, row: dict[str, float], signals: list[int]) -> None:
-        """Save at the end of an epoch and on a signal; raise Interrupted after a signal.
-
-        The row is written before: a checkpoint without its row could never be completed.
-        """
-        stopping = processes.agreed(bool(signals))
-        if self.epoch_is_over or stopping:
-            self._checkpoints.save(self.step, state, metrics=row, meta={"epoch": self.epoch})
-            self.saved = self.step
-        if stopping and self.step < self._experiment.steps and not self.ended:
-            self._checkpoints.wait()
-            raise Interrupted(
-                f"stopped at step {self.step} of {self._experiment.steps}, saved; continue with "
-                f"'grlu resume {self._run.resumed}'",
-                signals[0] if signals else signal.SIGTERM,
-            )
-
-    def _metrics(self, split: str, state: TrainState) -> dict[str, float]:
-        arrays = getattr(self._experiment, split)
-        return {} if arrays is None else _prefixed(split, self._evaluate(state, arrays))
+    return row
 
 
 def _columns(experiment: Experiment) -> list[str]:
@@ -265,14 +221,11 @@ def _require_numbers(
 
 
 def _failure(
-    what: str,
-    experiment: Experiment,
-    evidence: Mapping[str, Any],
-    saved: int | None,
-    run: RunDirectory,
+    what: str, experiment: Experiment, evidence: Any, saved: int | None, run: RunDirectory
 ) -> RunError:
     """Return the error of a run, with the reason that the trainer finds in the evidence."""
-    kept = f"the checkpoint of step {saved} is kept"
-    kept = "no checkpoint was saved before" if saved is None else kept
+    kept = "no checkpoint was saved before"
+    if saved is not None:
+        kept = f"the checkpoint of step {saved} is kept"
     reason = experiment.trainer.reason(evidence)
     return RunError(f"{what} of the run in {run.path}, {kept}; {reason}")
