@@ -22,7 +22,7 @@ ROOMS = {
     "checkpoints": {"grlu.errors"},
     "trainers": {"grlu", "models", "input_pipeline", "checkpoints", "configs"},
     "reports": {"grlu.errors", "trainers"},
-    "configs": set(),
+    "configs": {"grlu.errors"},
     "benchmarks": {
         "grlu",
         "models",

@@ -3,6 +3,7 @@
 import functools
 import logging
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from trainers.config.load import load_config, source_name, to_json, validate
 from trainers.config.paths import absolute
 from trainers.evaluation import generative
 from trainers.loop.loop import Result, evaluate_checkpoint, fit, require_runnable
-from trainers.loop.run_dir import RunDirectory, default_path, logged_to
+from trainers.loop.run_dir import RunDirectory, logged_to
 from trainers.pipelines import links, stages
+from trainers.pipelines.forgetting import measured
 from trainers.pipelines.links import config_of
 from trainers.pipelines.open import open_experiment, restored
 from trainers.registry import SECTIONS
@@ -55,7 +57,8 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     config = absolute(resolve(source, overrides))
-    path = RunDirectory(pathlib.Path(run_dir or default_path(source_name(source)))).path
+    default = f"runs/{source_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = RunDirectory(pathlib.Path(run_dir or default)).path
     pipeline = "stages" in config
     if pipeline:
         stages.check(config)
@@ -95,9 +98,8 @@ def resume(
     run = RunDirectory.open(pathlib.Path(run_dir))
     config = load_config(run.config)
     if "stages" in config:
-        return stages.fit_stages(
-            stages.complete(config), run, progress=progress, overrides=overrides
-        )
+        pipeline = stages.complete(config)
+        return stages.fit_stages(pipeline, run, progress=progress, overrides=overrides)
     experiment = open_experiment(config_of(run, overrides), run)
     with logged_to(run.log):
         return fit(experiment, run, progress=progress)
@@ -131,7 +133,7 @@ def evaluate(
     config, continual = load_config(run.config), {}
     if "stages" in config:
         pipeline = stages.complete(config)
-        own, continual = stages.last_stage(pipeline, run), stages.continued(pipeline, run)
+        own, continual = stages.last_stage(pipeline, run), measured(run, pipeline["stages"])
     config = config_of(own)
     is_generative = generative.is_generative(config)
     splits = ("train", "test") if is_generative else ("test",)

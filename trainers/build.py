@@ -43,9 +43,6 @@ def make_experiment(
         start: a state with the weights to start from, by default new ones.
         judge: the reward model that scores a policy's completions.
         reference: the reference policy, if `trainer.reference` is the folder of a run.
-
-    Raises:
-        UserError: if the parts do not fit, or the data are missing.
     """
     one_device_per_core(config.run.seeds * config.mesh.population * config.mesh.data)
     data = data or build(input_pipeline.load, config.dataset, "dataset")
@@ -172,7 +169,7 @@ def _require_mesh(
     if mesh.population == 1:
         return
     by_rule = isinstance(settings, GradientSettings)
-    name, group = settings.rule_class.dealt if by_rule else (None, 1)
+    name, group = settings.rule_class.dealt if by_rule else ("", 1)
     if not name:
         raise UserError(
             f"mesh.population is {mesh.population}, but trainer.name={config.trainer.name} has no "

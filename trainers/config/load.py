@@ -18,9 +18,10 @@ import yaml
 from ml_collections import ConfigDict
 
 import configs
+from configs import legacy
 from grlu.errors import UserError
 from input_pipeline.storage.local import local
-from trainers.config import legacy
+from trainers.config import original
 from trainers.config.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown, validate
 from trainers.config.values import plain
 
@@ -48,7 +49,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     config = plain(_read(*_located(source)) if isinstance(source, str | os.PathLike) else source)
     if "training" in config:
-        config = legacy.from_original(config)
+        config = original.translate(config)
     for where in config:
         if where not in (*_SECTIONS, "seed", "stages", *LINKS, INHERITED):
             raise unknown(f"the config has no section {where!r}", where, [*_SECTIONS, "seed"])

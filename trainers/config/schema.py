@@ -156,9 +156,8 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
     for where, choice in sections.items():
         section = section_of(given, where)
         factory = factory_of(choice, section, where)
-        by_name = not inspect.isclass(choice) and "name" in section
-        named = {"name": section["name"]} if by_name else {}
-        own = {k: v for k, v in section.items() if k not in named}
+        own = dict(section)
+        named = {} if inspect.isclass(choice) or "name" not in own else {"name": own.pop("name")}
         keys, others = schema(factory), getattr(factory, "others", {}).values()
         dropped = {
             k

@@ -65,11 +65,7 @@ def placed(seeds: int, settings: MeshSettings) -> "Seeds | Devices":
 
 
 class Seeds:
-    """Devices that each compute an equal number of a run's seeds.
-
-    Args:
-        count: number of seeds; the largest number of devices that divides it is used.
-    """
+    """The most devices that can each compute an equal number of a run's `count` seeds."""
 
     size = 1
 

@@ -55,16 +55,12 @@ def compile_chunk(
 ) -> Callable:
     """Compile many steps into one dispatch.
 
-    Args:
-        experiment: the run.
-        where: devices to compute on, by default without a mesh.
-        evidence: whether to return `(broken, evidence)` instead of `broken`.
-
     Returns:
         `chunk(state, arrays, rows, count) -> (state, metrics, broken)`: trains on the first `count`
         batches of `rows`, indices of examples of shape (steps, batch); `broken` is the first step
-        with a non-finite value, or -1, and `evidence` its values for `trainer.reason`. With several
-        seeds, `state`, `rows` and all results have a leading axis of seeds. `state` is donated.
+        with a non-finite value, or -1; with `evidence` it is `(broken, evidence)`, values for
+        `trainer.reason`. With several seeds, `state`, `rows` and all results have a leading axis of
+        seeds. `state` is donated.
     """
     home = where or Seeds(experiment.run.seeds)
     tiny, block = experiment.trainer.tiny, experiment.trainer.block

@@ -33,7 +33,7 @@ class Reporter:
         self._batch_size, self._tokens = experiment.batch_size, experiment.trainer.tokens
         self._step, self._time = step, time.monotonic()
         # Totals of all rows but the first, which includes compilation.
-        self._timed: dict[str, float] | None = None
+        self._timed: dict[str, float] = {}
         self._latest: dict[str, float] = {}
         self._progress = Progress(
             BarColumn(bar_width=10),
@@ -57,11 +57,9 @@ class Reporter:
             done["tokens"] = tokens * done["examples"]
         speed = {f"{name}_per_second": count / seconds for name, count in done.items()}
         self._step, self._time = step, now
-        if self._timed is None:
-            self._timed = dict.fromkeys(("seconds", *done), 0.0)
-        else:
+        if self._latest:
             for name, amount in {"seconds": seconds, **done}.items():
-                self._timed[name] += amount
+                self._timed[name] = self._timed.get(name, 0.0) + amount
         for name, value in {**values, **speed}.items():
             self._events.add_scalar(name.replace("_", "/", 1), value, step)
         if self._wandb:
@@ -93,7 +91,7 @@ class Reporter:
         self._events.close()
         if self._wandb:
             self._wandb.close()
-        if self._timed and (seconds := self._timed.pop("seconds")):
+        if seconds := self._timed.pop("seconds", 0.0):
             rates = (f"{v / seconds:,.0f} {k}/s" for k, v in self._timed.items() if v)
             _log.info("speed after the first row: %s", ", ".join(rates))
 

@@ -25,20 +25,14 @@ from trainers.loop.experiment import Experiment
 from trainers.loop.run_dir import MetricsTable, RunDirectory, latest_metrics, read_metrics
 from trainers.loop.samples import compile_pictures, write_examples
 from trainers.loop.state import TrainState
-from trainers.loop.watch import Watch, exhausted, latest_is_best, stop_signals
+from trainers.loop.watch import exhausted, latest_is_best, stop_signals, watch
 
 _log = logging.getLogger("grlu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result of a finished run.
-
-    Attributes:
-        run_dir: the run's folder.
-        step: number of steps taken.
-        metrics: the last value of every column of `metrics.csv`.
-    """
+    """Result of a finished run, with the last value of every column of its `metrics.csv`."""
 
     run_dir: pathlib.Path
     step: int
@@ -73,7 +67,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         step = int(jnp.max(state.step))
         train_chunk, evaluate = compile_chunks(experiment, where), _evaluation(experiment, where)
         pictures = compile_pictures(experiment)
-        watch = Watch(trainer, state if step == 0 else None)
+        check = watch(trainer, state if step == 0 else None)
         # Another process may read the table before the first has cut it back to the checkpoint.
         past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
         history = [float(row[column]) for row in past if row.get(column)]
@@ -101,7 +95,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 row = _prefixed("train", averages)
                 scales = trainer.scales(jnp.asarray(step - 1))
                 row |= {name: float(value) for name, value in scales.items()}
-                watch.check(row, state, step)
+                check(row, state, step)
                 epoch = step / per_epoch
                 if step % per_epoch == 0:
                     row |= evaluate("validation", state)

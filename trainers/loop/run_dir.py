@@ -8,7 +8,6 @@ import logging
 import os
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 from grlu.errors import UserError
@@ -52,7 +51,7 @@ class RunDirectory:
         config_json: str,
         *,
         overwrite: bool,
-        fill: Callable[["RunDirectory"], None] = lambda run: None,
+        fill: Callable[["RunDirectory"], None],
     ) -> "RunDirectory":
         """Make the folder of a run, instead of a run that it already holds if `overwrite`.
 
@@ -131,11 +130,6 @@ class RunDirectory:
                 f"cannot write to {self.path}: {error.strerror}; the checkpoints saved so far are "
                 f"kept, make room and continue with 'grlu resume {self.resumed}'"
             ) from error
-
-
-def default_path(name: str) -> pathlib.Path:
-    """Return `runs/NAME-<time>`."""
-    return pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,39 +16,38 @@ from trainers.loop.trainer import BaseTrainer
 _log = logging.getLogger("grlu")
 
 
-class Watch:
-    """Warnings about training: weights that do not move, and the trainer's failed checks.
+def watch(
+    trainer: BaseTrainer, initial: TrainState | None
+) -> Callable[[Mapping[str, float], TrainState, int], None]:
+    """Return a function that logs what looks wrong in a chunk's row, state and step.
 
-    Args:
-        trainer: the trainer.
-        initial: the state before the first step, None for a run that is resumed.
+    It reports weights that do not move from the `initial` state, which is None for a run that is
+    resumed; checks of the trainer that pass after the first chunk; and each that fails once.
     """
+    before = None if initial is None else jax.tree.map(jnp.copy, initial.params)
+    warned: set[int] = set()
 
-    def __init__(self, trainer: BaseTrainer, initial: TrainState | None):
-        self._trainer = trainer
-        self._before = None if initial is None else jax.tree.map(jnp.copy, initial.params)
-        self._warned: set[int] = set()
-
-    def check(self, row: Mapping[str, float], state: TrainState, step: int) -> None:
-        """Log checks that pass after the first chunk, and each that fails once."""
+    def check(row: Mapping[str, float], state: TrainState, step: int) -> None:
+        nonlocal before
         values = {k.removeprefix("train_"): v for k, v in row.items() if k.startswith("train_")}
-        checks = self._trainer.diagnose(values)
-        if self._before is not None:
-            same = jax.tree.map(jnp.array_equal, self._before, state.params)
-            if all(jax.tree.leaves(same)):
+        checks = trainer.diagnose(values)
+        if before is not None:
+            if all(jax.tree.leaves(jax.tree.map(jnp.array_equal, before, state.params))):
                 _log.warning(
                     "no signal: %d steps have not moved a weight; is the reward the same "
                     "whatever the weights, or trainer.learning_rate 0?",
                     step,
                 )
-            self._before = None
+            before = None
             for holds, sentence in checks:
                 if holds:
                     _log.info("%s", sentence)
         for number, (holds, sentence) in enumerate(checks):
-            if not holds and number not in self._warned:
+            if not holds and number not in warned:
                 _log.warning("step %d: %s", step, sentence)
-                self._warned.add(number)
+                warned.add(number)
+
+    return check
 
 
 def exhausted(

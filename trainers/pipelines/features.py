@@ -30,10 +30,9 @@ def encoded(
 
     Args:
         data: data of images.
-        experiment: experiment of the model's run.
+        experiment: experiment of the model's run, in the folder `path`.
         state: the model's state, with a leading axis of seeds if several; None to compute nothing.
         computed: splits to compute; the features of the others are zeros.
-        path: the run's folder, for error messages.
     """
     first = {k: a[0, :1] if experiment.by_seed else a[:1] for k, a in experiment.test.items()}
     shape = jax.eval_shape(experiment.preprocess, first)["image"].shape[1:]

@@ -54,9 +54,6 @@ def open_experiment(
         computed: splits whose features are computed; those of the others are zeros. With all
             splits, the run is to be trained, and starts from the weights of its links.
         begun: the run's own checkpoints hold those weights; by default, if it has a checkpoint.
-
-    Raises:
-        UserError: if parts do not fit, or a linked run is not trained.
     """
     training = set(computed) == set(SPLITS)
     if begun is None:
@@ -170,10 +167,7 @@ def _started(
 def _reference(
     config: ConfigDict, run: RunDirectory | None, data: Data, *, weights: bool
 ) -> dict[str, Any]:
-    """Return {"reference": a frozen policy} if `trainer.reference` names a run, else {}.
-
-    Without `weights` they are new, for a run whose own checkpoints hold the right ones.
-    """
+    """Return {"reference": a frozen policy, new without `weights`} if the config names a run."""
     link = reference_link(config)
     if link is None:
         return {}
@@ -211,9 +205,8 @@ def _judge(run: RunDirectory, data: Data, trained: bool) -> Any:
     if experiment.run.seeds > 1:
         raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
     _require_vocabulary("judge", data, seen, run)
-    if not trained:
-        return trainer.judge(experiment.init())
-    return trainer.judge(restored(run, best=False, seen=experiment).state)
+    state = restored(run, best=False, seen=experiment).state if trained else experiment.init()
+    return trainer.judge(state)
 
 
 def _require_vocabulary(what: str, data: Data, other: Data, run: RunDirectory) -> None:

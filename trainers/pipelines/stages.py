@@ -46,7 +46,8 @@ from trainers.devices import processes
 from trainers.loop.experiment import Experiment
 from trainers.loop.loop import Result, fit, require_runnable
 from trainers.loop.run_dir import RunDirectory, latest_metrics, logged_to, write_atomically
-from trainers.pipelines import forgetting, links
+from trainers.pipelines import links
+from trainers.pipelines.forgetting import measured
 from trainers.pipelines.links import config_of
 from trainers.pipelines.open import open_experiment
 from trainers.registry import SECTIONS
@@ -133,9 +134,9 @@ def fit_stages(
                     steps = experiment.steps
                     fit(experiment, own, progress=progress)
         metrics = {s["name"]: latest_metrics(run.stage(s["name"]).metrics) for s in given["stages"]}
-        text = json.dumps({"stages": metrics, **continued(pipeline, run)}, indent=2)
+        summary = {"stages": metrics, **measured(run, given["stages"])}
         if processes.first():
-            write_atomically(run.summary, text + "\n")
+            write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
     return Result(run.path, steps, metrics[given["stages"][-1]["name"]])
 
 
@@ -155,12 +156,6 @@ def last_stage(pipeline: ConfigDict, run: RunDirectory) -> RunDirectory:
     if not last.config.is_file():
         raise UserError(f"{run.path} is not finished; 'grlu resume {run.path}' trains it")
     return last
-
-
-def continued(pipeline: ConfigDict, run: RunDirectory) -> dict[str, Any]:
-    """Return the metrics of a sequence of tasks as "continual", or nothing."""
-    metrics = forgetting.measured(run, plain(pipeline)["stages"])
-    return {"continual": metrics} if metrics else {}
 
 
 def _complete_stage(
@@ -201,7 +196,6 @@ def _complete_stage(
 
 
 def _renames(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether a section names something else than the section that it changes."""
     return section.get("name", other.get("name")) != other.get("name")
 
 
