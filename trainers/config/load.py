@@ -79,18 +79,15 @@ def _located(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
     if path.suffix in _PARSERS:
         local(path, "the config")
         return path, None
-    entries = configs.entries()
-    name, colon, member = str(source).partition(":")
+    entries, named = configs.entries(), str(source)
+    name, colon, member = named.partition(":")
     for entry in entries.values():
-        if name in entry.aliases and not colon:
-            return entry.path, entry.aliases[name]
+        if named in entry.aliases:
+            return entry.path, entry.aliases[named]
     if name in entries and (not colon or member in entries[name].members):
         return entries[name].path, member or None
-    raise unknown(
-        f"there is no config {str(source)!r}, nor is it a path that ends in {', '.join(_PARSERS)}",
-        str(source),
-        configs.names(),
-    )
+    message = f"there is no config {named!r}, nor is it a path that ends in {', '.join(_PARSERS)}"
+    raise unknown(message, named, configs.names())
 
 
 def _read(path: Path, member: str | None) -> Mapping[str, Any]:
@@ -176,7 +173,7 @@ def _override(
     """
     changes: dict[str, dict[str, Any]] = {}
     of_stages: dict[str, list[str]] = {}
-    values = {}
+    changed: dict[str, Any] = {}
     known = [*_SECTIONS, *alone, *(["stages"] if "stages" in config else [])]
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -186,14 +183,13 @@ def _override(
         if not equals or (where in alone) == bool(key) or (where in alone and dot):
             raise UserError(f"{override!r} must have the form section.key=value, or seed=value")
         if where in alone:
-            values[where] = _value(override, text)
+            changed[where] = _value(override, text)
         elif where == "stages":
             name, _, rest = key.partition(".")
             of_stages.setdefault(name, []).append(f"{rest}={text}")
         else:
             changes.setdefault(where, {})[key] = _value(override, text)
     inherited = dict(config.get(INHERITED, {}))
-    changed: dict[str, Any] = {}
     for where, change in changes.items():
         before = section_of(config, where)
         changed[where] = before | change
@@ -201,7 +197,7 @@ def _override(
             inherited[where] = tuple(before.keys() - change.keys())
     if of_stages:
         changed["stages"] = _override_stages(config["stages"], of_stages)
-    return config | changed | values | ({INHERITED: inherited} if inherited else {})
+    return config | changed | ({INHERITED: inherited} if inherited else {})
 
 
 def _override_stages(stages: Any, overrides: Mapping[str, Sequence[str]]) -> tuple[Any, ...]:
