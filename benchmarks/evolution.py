@@ -94,7 +94,7 @@ def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], f
     def run(generations: int) -> float:
         nonlocal state
         start = time.perf_counter()
-        state, _, broken = jax.block_until_ready(program(state, train, rows, generations))
+        state, _, (broken, _) = jax.block_until_ready(program(state, train, rows, generations))
         if broken >= 0:
             raise RuntimeError(f"{case.name}: a value that is not finite appeared")
         return 1e3 * (time.perf_counter() - start) / generations

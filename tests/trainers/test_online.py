@@ -42,7 +42,7 @@ PLAIN = ["trainer.optimizer=sgd", "trainer.batch_size=1", "trainer.learning_rate
 def test_chunked_and_unchunked_training_agree(overrides):
     states = []
     for size in (1, 32):
-        state, metrics, broken = trained([*PLAIN, f"trainer.online_chunk={size}", *overrides])
+        state, metrics, (broken, _) = trained([*PLAIN, f"trainer.online_chunk={size}", *overrides])
         assert broken == -1
         states.append((state.params, state.average, state.opt_state, state.step, metrics))
     assert states[0][3] == states[1][3]

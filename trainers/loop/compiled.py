@@ -50,15 +50,13 @@ def gather(
     return collection.merge(type(collection).single_from_model_output(**given))
 
 
-def compile_chunk(
-    experiment: Experiment, where: Where | None = None, *, evidence: bool = False
-) -> Callable:
+def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callable:
     """Compile many steps into one dispatch.
 
     Returns:
-        `chunk(state, arrays, rows, count) -> (state, metrics, broken)`: trains on the first `count`
-        batches of `rows`, indices of examples of shape (steps, batch); `broken` is the first step
-        with a non-finite value, or -1; with `evidence` it is `(broken, evidence)`, values for
+        `chunk(state, arrays, rows, count) -> (state, metrics, (broken, evidence))`: trains on the
+        first `count` batches of `rows`, indices of examples of shape (steps, batch); `broken` is
+        the first step with a non-finite value, or -1, and `evidence` its values for
         `trainer.reason`. With several seeds, `state`, `rows` and all results have a leading axis of
         seeds. `state` is donated.
     """
@@ -113,7 +111,7 @@ def compile_chunk(
             )
         weights = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.params)]
         broken = jnp.where((broken < 0) & ~jnp.all(jnp.stack(weights)), state.step - 1, broken)
-        return state, collection.compute(), (broken, kept) if evidence else broken
+        return state, collection.compute(), (broken, kept)
 
     options: dict[str, bool | int | str] = {}
     if jax.default_backend() == "cpu":
@@ -131,7 +129,7 @@ def compile_chunk(
         like=jax.eval_shape(experiment.init),
         compiler_options=options or None,
     )
-    return compiled if looped else _one_by_one(compiled, evidence)
+    return compiled if looped else _one_by_one(compiled)
 
 
 def _compiled(
@@ -157,20 +155,19 @@ def _compiled(
     return functools.partial(program, home.data(trainer.constants, by_seed=False))
 
 
-def _one_by_one(compiled: Callable, evidence: bool) -> Callable:
+def _one_by_one(compiled: Callable) -> Callable:
     """Return a chunk of steps that calls a program of one step for each."""
 
     def chunk(state: TrainState, arrays: Arrays, rows: Any, count: int) -> Any:
         total: Values = {}
         broken: Any = -1
         for i in range(count):
-            state, values, first = compiled(state, arrays, rows[..., i : i + 1, :], 1)
-            first, _ = first if evidence else (first, {})
+            row = rows[..., i : i + 1, :]
+            state, values, (first, _) = compiled(state, arrays, row, 1)
             total = {name: total.get(name, 0.0) + value for name, value in values.items()}
             broken = jnp.where(broken < 0, first, broken)
         # Only models of images are not looped, and their trainers keep no evidence.
-        broken = (broken, {}) if evidence else broken
-        return state, {name: value / count for name, value in total.items()}, broken
+        return state, {name: value / count for name, value in total.items()}, (broken, {})
 
     return chunk
 
@@ -192,7 +189,7 @@ def compile_chunks(
         longest = min(longest, max(1, _STREAMED // batch))
     else:
         arrays = where.data(arrays, by_seed=experiment.by_seed)
-    program = compile_chunk(experiment, where, evidence=True)
+    program = compile_chunk(experiment, where)
     order = functools.lru_cache(1)(experiment.order)
 
     def train(state: TrainState, step: int) -> tuple[TrainState, Values, Any, int]:
