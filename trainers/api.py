@@ -10,8 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers.config.load import load_config, source_name, to_json, validate
+from trainers.config.load import load_config, source_name, to_json
 from trainers.config.paths import absolute
+from trainers.config.schema import validate
 from trainers.evaluation import generative
 from trainers.loop.loop import Result, evaluate_checkpoint, fit, require_runnable
 from trainers.loop.run_dir import RunDirectory, logged_to

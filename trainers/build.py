@@ -11,7 +11,7 @@ import input_pipeline
 from grlu.errors import UserError
 from input_pipeline import Data
 from models import MODELS
-from trainers.config.load import build
+from trainers.config.schema import build
 from trainers.devices import processes
 from trainers.devices.mesh import MeshSettings, one_device_per_core
 from trainers.gradient.settings import GradientSettings

@@ -59,7 +59,10 @@ def generate(
         run = stages.last_stage(stages.complete(config), run)
     experiment, data = fresh(run)
     require_writer(run, experiment, data)
-    given = _encoded(data, prompt)
+    # Examples of tasks start with a line feed.
+    begins = prompt.startswith("\n") or (prompt and data.prompt == 1)
+    assert data.tokenizer is not None
+    given = jnp.asarray(data.tokenizer.encode(prompt if begins else f"\n{prompt}"))[None]
     state = restored(run, best=best, seen=experiment).state
     if experiment.run.seeds > 1:
         state = jax.tree.map(lambda leaf: leaf[0], state)
@@ -103,15 +106,6 @@ def generate(
 @functools.partial(jax.jit, static_argnums=0, static_argnames=_STATIC)
 def _sample(graphdef: Any, state: Any, seen: jax.Array, **options: Any) -> Completions:
     return sample(nnx.merge(graphdef, state), seen, **options)
-
-
-def _encoded(data: Data, prompt: str) -> jax.Array:
-    """Return the prompt's tokens, (1, P)."""
-    assert data.tokenizer is not None
-    # Examples of tasks start with a line feed.
-    begins = prompt.startswith("\n") or (prompt and data.prompt == 1)
-    text = prompt if begins else f"\n{prompt}"
-    return jnp.asarray(data.tokenizer.encode(text))[None]
 
 
 def _decoded(

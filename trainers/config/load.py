@@ -22,10 +22,8 @@ from configs import legacy
 from grlu.errors import UserError
 from input_pipeline.storage.local import local
 from trainers.config import original
-from trainers.config.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown, validate
+from trainers.config.schema import CHOOSING, INHERITED, LINKS, section_of, unknown
 from trainers.config.values import plain
-
-__all__ = ["build", "load_config", "source_name", "to_json", "validate"]
 
 _SECTIONS = ("dataset", "model", "trainer", "run", "mesh")
 # Further keys of a stage: names of other stages or runs.

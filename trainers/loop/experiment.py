@@ -58,7 +58,6 @@ class Experiment:
 
     Attributes:
         seed: seed of the initial weights, the order of the data and the noise.
-        train: arrays of the training split.
         preprocess: maps a stored batch to the trainer's batch.
         batch_size: examples per step; the smaller last batch of an epoch is left out.
         by_seed: True if all arrays have a leading axis of seeds.

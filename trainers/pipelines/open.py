@@ -184,14 +184,8 @@ def _reference(
         require_writer(other, experiment, seen)
     except UserError as error:
         raise UserError(f"trainer.reference must be a language model: {error}") from error
-    _require_vocabulary("trainer.reference", data, seen, other)
-    if experiment.run.seeds > 1:
-        raise UserError(
-            f"trainer.reference: {other.path} has several seeds, and a reference must be one model"
-        )
-    state = restored(other, best=False, seen=experiment).state if weights else experiment.init()
-    model: Any = experiment.trainer.model(state)
-    graphdef, *stored = nnx.split(model, nnx.Param, ...)
+    state = _one_state("trainer.reference", other, experiment, seen, data, trained=weights)
+    graphdef, *stored = nnx.split(experiment.trainer.model(state), nnx.Param, ...)
     arrays = jax.tree.map(jnp.asarray, tuple(stored))
     return {"reference": frozen(graphdef, config.trainer.temperature, lambda key: arrays)}
 
@@ -202,11 +196,18 @@ def _judge(run: RunDirectory, data: Data, trained: bool) -> Any:
     trainer = experiment.trainer
     if not isinstance(trainer, PreferenceTrainer) or not trainer.settings.scores:
         raise UserError(f"judge: {run.path} is no run of a reward model (trainer reward_model)")
+    return trainer.judge(_one_state("judge", run, experiment, seen, data, trained=trained))
+
+
+def _one_state(
+    what: str, run: RunDirectory, experiment: Experiment, seen: Data, data: Data, *, trained: bool
+) -> TrainState:
+    """Return the state of a linked run with one seed and the tokens of `data`."""
     if experiment.run.seeds > 1:
-        raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
-    _require_vocabulary("judge", data, seen, run)
-    state = restored(run, best=False, seen=experiment).state if trained else experiment.init()
-    return trainer.judge(state)
+        kind = what.rpartition(".")[2]
+        raise UserError(f"{what}: {run.path} has several seeds, and a {kind} must be one model")
+    _require_vocabulary(what, data, seen, run)
+    return restored(run, best=False, seen=experiment).state if trained else experiment.init()
 
 
 def _require_vocabulary(what: str, data: Data, other: Data, run: RunDirectory) -> None:
