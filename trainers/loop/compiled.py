@@ -125,7 +125,7 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
         home,
         chunk,
         (0, 0 if experiment.by_seed else None, 0, None),
-        donate=True,
+        donate_argnums=1,
         like=jax.eval_shape(experiment.init),
         compiler_options=options or None,
     )
@@ -133,26 +133,16 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
 
 
 def _compiled(
-    experiment: Experiment,
-    home: Where,
-    fn: Callable,
-    in_axes: Sequence[int | None],
-    *,
-    donate: bool = False,
-    **options: Any,
+    experiment: Experiment, home: Where, fn: Callable, in_axes: Sequence[int | None], **options: Any
 ) -> Callable:
-    """Compile `fn(trainer, *args)` as a function of `args`; `donate` is for the first of them."""
+    """Compile `fn(trainer, *args)` as a function of `args`, with the trainer's constants before."""
     trainer = experiment.trainer
-    if trainer.constants is None:
-        options["donate_argnums"] = 0 if donate else ()
-        return home.compiled(functools.partial(fn, trainer), in_axes, **options)
 
-    def bound(constants: Any, *args: Any) -> Any:
+    def program(constants: Any, *args: Any) -> Any:
         return fn(trainer.bind(constants), *args)
 
-    options["donate_argnums"] = 1 if donate else ()
-    program = home.compiled(bound, (None, *in_axes), **options)
-    return functools.partial(program, home.data(trainer.constants, by_seed=False))
+    constants = home.data(trainer.constants, by_seed=False)
+    return functools.partial(home.compiled(program, (None, *in_axes), **options), constants)
 
 
 def _one_by_one(compiled: Callable) -> Callable:
