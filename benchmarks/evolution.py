@@ -87,14 +87,15 @@ def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], f
     rows = experiment.order(0).repeat(1000, axis=0)
     state = experiment.init()
     start = time.perf_counter()
-    chunk = compile_chunk(experiment)
-    program = chunk.lower(state, train, rows, 1).compile()  # type: ignore[attr-defined]
+    chunk: Any = compile_chunk(experiment)
+    program = chunk.func.lower(*chunk.args, state, train, rows, 1).compile()
     seconds = time.perf_counter() - start
 
     def run(generations: int) -> float:
         nonlocal state
         start = time.perf_counter()
-        state, _, broken = jax.block_until_ready(program(state, train, rows, generations))
+        found = program(*chunk.args, state, train, rows, generations)
+        state, _, (broken, _) = jax.block_until_ready(found)
         if broken >= 0:
             raise RuntimeError(f"{case.name}: a value that is not finite appeared")
         return 1e3 * (time.perf_counter() - start) / generations

@@ -101,7 +101,8 @@ class Ours:
     def turn(self) -> float:
         """Train for one more turn; return milliseconds per step."""
         start = time.perf_counter()
-        self._state, _, broken = jax.block_until_ready(self._chunk(self._state, *self._data))
+        found = jax.block_until_ready(self._chunk(self._state, *self._data))
+        self._state, _, (broken, _) = found
         took = time.perf_counter() - start
         if int(broken) >= 0:
             raise UserError(f"{self._name}: a value that is not finite appeared")

@@ -95,7 +95,7 @@ def iteration(given: argparse.Namespace) -> None:
     times = []
     for turn in range(given.turns + 1):
         start = time.perf_counter()
-        state, _, broken = jax.block_until_ready(chunk(state, arrays, order, 1))
+        state, _, (broken, _) = jax.block_until_ready(chunk(state, arrays, order, 1))
         assert int(broken) < 0, "a value that is not finite appeared"
         times += [time.perf_counter() - start] if turn else []
     show("one step of GRPO", times, given.prompts * given.samples * given.steps, "tok/s")

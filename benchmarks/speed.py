@@ -119,16 +119,18 @@ class Ours:
         self._data = (arrays, order, examples)
         start = time.perf_counter()
         chunk: Any = compile_chunk(experiment)
-        self._chunk = chunk.lower(self._state, *self._data).compile()
+        program = chunk.func.lower(*chunk.args, self._state, *self._data).compile()
+        self._chunk = functools.partial(program, *chunk.args)
         self.compile_seconds = time.perf_counter() - start
-        self.temporary = self._chunk.memory_analysis().temp_size_in_bytes
+        self.temporary = program.memory_analysis().temp_size_in_bytes
         self.parameters = sum(p.size for p in jax.tree.leaves(self._state.params))
         self.turn()
 
     def turn(self) -> float:
         """Train on the examples once more; return µs per example (of all seeds at once)."""
         start = time.perf_counter()
-        self._state, _, broken = jax.block_until_ready(self._chunk(self._state, *self._data))
+        found = jax.block_until_ready(self._chunk(self._state, *self._data))
+        self._state, _, (broken, _) = found
         took = time.perf_counter() - start
         if (np.asarray(broken) >= 0).any():
             raise UserError(

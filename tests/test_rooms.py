@@ -22,7 +22,7 @@ ROOMS = {
     "checkpoints": {"grlu.errors"},
     "trainers": {"grlu", "models", "input_pipeline", "checkpoints", "configs"},
     "reports": {"grlu.errors", "trainers"},
-    "configs": set(),
+    "configs": {"grlu.errors"},
     "benchmarks": {
         "grlu",
         "models",
@@ -47,7 +47,7 @@ TOP_DOWN = {
     "network influence activations tracing advantages kl policy_losses preferences startup errors",
     "input_pipeline": "__init__ prepare text images data tokenizers preprocess binarize classes "
     "splits storage",
-    "trainers": "__init__ generate api pipelines build registry compatibility evaluation policies "
+    "trainers": "__init__ generate api pipelines build registry evaluation policies "
     "gradient objectives completions optimizer loop devices config",
 }
 

@@ -3,21 +3,21 @@
 import functools
 import logging
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from trainers.config.load import load_config, source_name, to_json, validate
+from trainers.config.load import load_config, source_name, to_json
 from trainers.config.paths import absolute
-from trainers.devices.mesh import placed
+from trainers.config.schema import validate
 from trainers.evaluation import generative
-from trainers.loop.compiled import require_step
-from trainers.loop.loop import Result, evaluate_state, fit, require_numbers
-from trainers.loop.run_dir import RunDirectory, default_path, logged_to
-from trainers.loop.wandb import require_wandb
-from trainers.pipelines import copies, stages
+from trainers.loop.loop import Result, evaluate_checkpoint, fit, require_runnable
+from trainers.loop.run_dir import RunDirectory, logged_to
+from trainers.pipelines import links, stages
+from trainers.pipelines.forgetting import measured
 from trainers.pipelines.links import config_of
 from trainers.pipelines.open import open_experiment, restored
 from trainers.registry import SECTIONS
@@ -58,20 +58,18 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     config = absolute(resolve(source, overrides))
-    path = RunDirectory(pathlib.Path(run_dir or default_path(source_name(source)))).path
-    if "stages" in config:
+    default = f"runs/{source_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = RunDirectory(pathlib.Path(run_dir or default)).path
+    pipeline = "stages" in config
+    if pipeline:
         stages.check(config)
-        run = RunDirectory.create(
-            path, to_json(config), overwrite=overwrite, fill=functools.partial(stages.keep, config)
-        )
+    else:
+        experiment = open_experiment(config, None)
+        require_runnable(experiment)
+    fill = functools.partial(stages.keep if pipeline else links.keep, config)
+    run = RunDirectory.create(path, to_json(config), overwrite=overwrite, fill=fill)
+    if pipeline:
         return stages.fit_stages(config, run, progress=progress)
-    experiment = open_experiment(config, None)
-    placed(experiment.run.seeds, experiment.mesh)
-    require_step(experiment)
-    require_wandb(experiment.run.wandb)
-    run = RunDirectory.create(
-        path, to_json(config), overwrite=overwrite, fill=functools.partial(copies.keep, config)
-    )
     with logged_to(run.log):
         _log.info("training in %s", run.path)
         return fit(experiment, run, progress=progress)
@@ -101,9 +99,8 @@ def resume(
     run = RunDirectory.open(pathlib.Path(run_dir))
     config = load_config(run.config)
     if "stages" in config:
-        return stages.fit_stages(
-            stages.complete(config), run, progress=progress, overrides=overrides
-        )
+        pipeline = stages.complete(config)
+        return stages.fit_stages(pipeline, run, progress=progress, overrides=overrides)
     experiment = open_experiment(config_of(run, overrides), run)
     with logged_to(run.log):
         return fit(experiment, run, progress=progress)
@@ -137,15 +134,14 @@ def evaluate(
     config, continual = load_config(run.config), {}
     if "stages" in config:
         pipeline = stages.complete(config)
-        own, continual = stages.last_stage(pipeline, run), stages.continued(pipeline, run)
+        own, continual = stages.last_stage(pipeline, run), measured(run, pipeline["stages"])
     config = config_of(own)
     is_generative = generative.is_generative(config)
     splits = ("train", "test") if is_generative else ("test",)
     experiment = open_experiment(config, own, computed=splits)
     checkpoint = restored(own, best=best, seen=experiment)
     state, step = checkpoint.state, checkpoint.step
-    metrics: dict[str, Any] = evaluate_state(experiment, state, experiment.test)
-    require_numbers(metrics, experiment, step, step, own)
+    metrics: dict[str, Any] = evaluate_checkpoint(experiment, state, own, step)
     if is_generative:
         metrics |= generative.measured(experiment, state, effort or generative.Effort())
     return {"run": str(run.path), "step": step, **metrics, **continual}

@@ -16,10 +16,9 @@ from trainers.config.load import load_config
 from trainers.loop.run_dir import RunDirectory
 from trainers.objectives.language import unmask
 from trainers.pipelines import stages
-from trainers.pipelines.links import config_of, require_writer
-from trainers.pipelines.open import fresh, restored
+from trainers.pipelines.open import fresh, require_writer, restored
 
-_OPTIONS = ("temperature", "top_k", "top_p", "greedy")
+_STATIC = ("steps", "temperature", "top_k", "top_p", "greedy", "end_token")
 
 
 def generate(
@@ -46,10 +45,7 @@ def generate(
         prompt: start of the texts, by default a line feed.
         tokens: number of new tokens, by default as many as fit the block.
         samples: number of texts.
-        temperature: as in `completions.sampling.sample`.
-        top_k: as in `sample`.
-        top_p: as in `sample`.
-        greedy: as in `sample`.
+        temperature, top_k, top_p, greedy: as in `completions.sampling.sample`.
         seed: sampling seed.
         best: use the best checkpoint by validation instead of the newest.
 
@@ -61,9 +57,12 @@ def generate(
     run = RunDirectory.open(pathlib.Path(run_dir))
     if "stages" in (config := load_config(run.config)):
         run = stages.last_stage(stages.complete(config), run)
-    experiment, data = fresh(config_of(run), run, ())
+    experiment, data = fresh(run)
     require_writer(run, experiment, data)
-    given = _encoded(data, prompt)
+    # Examples of tasks start with a line feed.
+    begins = prompt.startswith("\n") or (prompt and data.prompt == 1)
+    assert data.tokenizer is not None
+    given = jnp.asarray(data.tokenizer.encode(prompt if begins else f"\n{prompt}"))[None]
     state = restored(run, best=best, seen=experiment).state
     if experiment.run.seeds > 1:
         state = jax.tree.map(lambda leaf: leaf[0], state)
@@ -88,33 +87,25 @@ def generate(
         filled = unmask(model, text, steps=left, key=key, temperature=temperature, greedy=greedy)
         return _decoded(data, filled, prompt, given.shape[1])
     pieces, end = 0, experiment.trainer.end_token
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "greedy": greedy,
+    }
     while left > 0:
-        seen = text[:, -model.block :]
-        if pieces:
-            seen = text[:, -max(1, model.block // 2) :]
+        seen = text[:, -(max(1, model.block // 2) if pieces else model.block) :]
         steps = min(left, model.block + 1 - seen.shape[1])
-        options = dict(zip(_OPTIONS, (temperature, top_k, top_p, greedy), strict=True))
-        piece_key = jax.random.fold_in(key, pieces)
-        piece = _sample(
-            *nnx.split(model), seen, steps=steps, key=piece_key, end_token=end, **options
-        )
+        options |= {"steps": steps, "key": jax.random.fold_in(key, pieces), "end_token": end}
+        piece = _sample(*nnx.split(model), seen, **options)
         text, left, pieces = jnp.concatenate([text, piece.tokens], 1), left - steps, pieces + 1
     return _decoded(data, text, prompt, given.shape[1], end)
 
 
 # Compiled once for pieces of one length.
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("steps", *_OPTIONS, "end_token"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=_STATIC)
 def _sample(graphdef: Any, state: Any, seen: jax.Array, **options: Any) -> Completions:
     return sample(nnx.merge(graphdef, state), seen, **options)
-
-
-def _encoded(data: Data, prompt: str) -> jax.Array:
-    """Return the prompt's tokens, (1, P)."""
-    assert data.tokenizer is not None
-    # Examples of tasks start with a line feed.
-    begins = prompt.startswith("\n") or (prompt and data.prompt == 1)
-    text = prompt if begins else f"\n{prompt}"
-    return jnp.asarray(data.tokenizer.encode(text))[None]
 
 
 def _decoded(

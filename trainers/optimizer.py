@@ -20,16 +20,10 @@ Schedule = Callable[[jax.Array], jax.Array]
 def schedule(
     name: ScheduleName, start: float, end: float, steps: int, *, warmup: int, hold: int = 1
 ) -> Schedule:
-    """Return a schedule: a function of the step.
+    """Return a schedule: a function of the step that changes after every `hold` steps.
 
-    Args:
-        name: "constant" stays at `start`; "cosine" falls from `start` to `end` over `steps`;
-            "warmup_cosine" first rises from 0 over `warmup` steps.
-        start: highest value.
-        end: last value.
-        steps: length of the run.
-        warmup: number of warm-up steps.
-        hold: number of steps between changes, such as the steps of an epoch.
+    "constant" stays at `start`; "cosine" falls from `start` to `end` over `steps`; "warmup_cosine"
+    first rises from 0 over `warmup` steps.
     """
     if name == "constant":
         by_step = optax.constant_schedule(start)
@@ -42,33 +36,6 @@ def schedule(
             )
         by_step = optax.warmup_cosine_decay_schedule(0.0, start, warmup, steps, end)
     return lambda step: jnp.asarray(by_step(step // hold * hold), jnp.float32)
-
-
-def optimizer(
-    name: OptimizerName,
-    learning_rate: Schedule,
-    *,
-    momentum: float,
-    weight_decay: float,
-    clip: float | None,
-) -> optax.GradientTransformation:
-    """Return an optimizer of optax, after clipping by global norm if `clip` is given."""
-    if name == "sgd":
-        transformation = optax.sgd(learning_rate)
-    elif name == "normalized":
-        # All steps have the length of the rate: large credit does not outweigh small credit.
-        transformation = optax.chain(
-            optax.normalize_by_update_norm(eps=1e-12), optax.sgd(learning_rate)
-        )
-    elif name == "momentum":
-        transformation = optax.sgd(learning_rate, momentum=momentum)
-    elif name == "adam":
-        transformation = optax.adam(learning_rate)
-    else:
-        transformation = optax.adamw(learning_rate, weight_decay=weight_decay)
-    if clip is None:
-        return transformation
-    return optax.chain(optax.clip_by_global_norm(clip), transformation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,11 +98,19 @@ class OptimizerSettings:
         )
 
     def transformation(self, rate: Schedule) -> optax.GradientTransformation:
-        """Return the optimizer with a schedule of the learning rate."""
-        return optimizer(
-            self.optimizer,
-            rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-        )
+        """Return the optimizer of optax with a schedule of the learning rate."""
+        match self.optimizer:
+            case "sgd":
+                chosen = optax.sgd(rate)
+            case "normalized":
+                # All steps have the length of the rate: large credit does not outweigh small.
+                chosen = optax.chain(optax.normalize_by_update_norm(eps=1e-12), optax.sgd(rate))
+            case "momentum":
+                chosen = optax.sgd(rate, momentum=self.momentum)
+            case "adam":
+                chosen = optax.adam(rate)
+            case "adamw":
+                chosen = optax.adamw(rate, weight_decay=self.weight_decay)
+        if self.clip is None:
+            return chosen
+        return optax.chain(optax.clip_by_global_norm(self.clip), chosen)

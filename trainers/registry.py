@@ -1,16 +1,17 @@
 """Registries of the trainers and of the sections of a config."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import grlu
 import input_pipeline
 from models import MODELS
+from trainers.config.schema import of_section
 from trainers.devices.mesh import MeshSettings
 from trainers.gradient.settings import SVI, gradient_settings
 from trainers.gradient.trainer import Trainer
 from trainers.loop.experiment import RunSettings
-from trainers.loop.trainer import TrainerLike
+from trainers.loop.trainer import BaseTrainer
 from trainers.policies.policy import PolicyTrainer
 from trainers.policies.preference import PreferenceTrainer
 from trainers.policies.settings import DPO, GRPO, PPO, Reinforce, RewardModel
@@ -26,16 +27,17 @@ class TrainerEntry(NamedTuple):
     """
 
     settings: Any
-    trainer: Callable[..., TrainerLike]
+    trainer: Callable[..., BaseTrainer]
+
+    def of_section(self, section: Mapping[str, Any]) -> Any:
+        """Return the settings with the keys of a section's choice."""
+        return of_section(self.settings, section)
 
 
 def gradient_trainer(name: str, rule: type[grlu.Rule], summary: str) -> TrainerEntry:
     """Return the gradient trainer with a rule, whose fields become keys of its settings.
 
-    Args:
-        name: name of the settings class.
-        rule: the rule.
-        summary: one line for `grlu list`.
+    `name` is that of the settings class, `summary` the line of `grlu list`.
     """
     return TrainerEntry(gradient_settings(name, rule, summary), Trainer)
 
@@ -73,23 +75,10 @@ TRAINERS: dict[str, TrainerEntry] = {
 }
 
 
-class _Settings(Mapping[str, Any]):
-    """Settings of the trainers by name; reads through to `TRAINERS`."""
-
-    def __getitem__(self, name: str) -> Any:
-        return TRAINERS[name].settings
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(TRAINERS)
-
-    def __len__(self) -> int:
-        return len(TRAINERS)
-
-
 SECTIONS: Any = {
     "dataset": input_pipeline.loader,
     "model": MODELS,
-    "trainer": _Settings(),
+    "trainer": TRAINERS,
     "run": RunSettings,
     "mesh": MeshSettings,
 }

@@ -131,7 +131,7 @@ def test_evaluation_and_standardisation_read_the_data_in_parts(folder, tmp_path,
     whole = OnDisk.__getitem__
     monkeypatch.setattr(OnDisk, "__getitem__", lambda *a: read.append(out := whole(*a)) or out)
     monkeypatch.setattr("trainers.build._FEATURES", 5 * 16 * 16 * 3)
-    monkeypatch.setattr("trainers.loop.loop._STREAMED", 10 * 16 * 16 * 3)
+    monkeypatch.setattr("trainers.loop.compiled._STREAMED", 10 * 16 * 16 * 3)
     config = {
         "dataset": {"name": f"folder:{folder}", "size": 16, "flatten": True},
         "model": {"name": "mlp", "hidden": (), "layer_norm": False},

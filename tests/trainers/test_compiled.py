@@ -47,7 +47,7 @@ def test_the_first_non_finite_step_is_reported():
     arrays, rows = dict(given.train), given.order(0)[:4]
     arrays["label"] = arrays["label"].copy()
     arrays["label"][rows[2, 0]] = 99
-    _, _, broken = compile_chunk(given)(given.init(), arrays, rows, 4)
+    _, _, (broken, _) = compile_chunk(given)(given.init(), arrays, rows, 4)
     assert int(broken) == 2
 
 

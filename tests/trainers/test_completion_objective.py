@@ -18,7 +18,7 @@ from grlu.noise.parameters import ParameterNoise
 from grlu.rules.rule import pure_objective
 from models import GPT
 from trainers.completions.rewards import COMPLETION_REWARDS
-from trainers.config.load import build
+from trainers.config.schema import build
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 import configs
 from grlu.errors import UserError
-from trainers.config.load import build, load_config, source_name, to_json, validate
+from trainers.config.load import load_config, source_name, to_json
+from trainers.config.schema import build, validate
 
 
 class Net(nnx.Module):

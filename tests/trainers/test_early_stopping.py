@@ -7,9 +7,9 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.loop.early_stopping import exhausted, latest_is_best
 from trainers.loop.experiment import RunSettings
 from trainers.loop.run_dir import read_metrics
+from trainers.loop.watch import exhausted, latest_is_best
 
 
 def test_patience_is_exhausted_by_epochs_since_the_best():

@@ -9,7 +9,7 @@ from flax import nnx
 import grlu
 import models
 import trainers
-from trainers.loop.metrics import gather, means
+from trainers.loop.compiled import gather, means
 from trainers.objectives.language import Denoising, LanguageModelling, mask, unmask
 
 

@@ -32,7 +32,7 @@ def trained(config, mesh):
     start = experiment.init()
     first = jax.tree.leaves(jax.tree.map(np.array, start.params))
     state, arrays = where.state(start), where.data(dict(experiment.train), by_seed=False)
-    state, averages, broken = compile_chunk(experiment, where)(
+    state, averages, (broken, _) = compile_chunk(experiment, where)(
         state, arrays, experiment.order(0)[:2], 2)
     assert int(broken) == -1 and int(state.step) == 2
     if mesh.get("fully_sharded"):

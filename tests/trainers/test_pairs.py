@@ -142,7 +142,7 @@ def test_the_weights_of_a_judge_are_arguments_of_the_compiled_programs():
     )
     state, arrays = experiment.init(), dict(experiment.train)
     chunk = compile_chunk(experiment)
-    text = chunk.lower(state, arrays, experiment.order(0)[:2], 2).as_text()
+    text = chunk.func.lower(*chunk.args, state, arrays, experiment.order(0)[:2], 2).as_text()
     assert size > 800_000
     assert len(text) < size / 2
     assert not any(leaf.shape == (128, 512) for leaf in jax.tree.leaves(state) if leaf.ndim)

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from grlu.errors import UserError
-from trainers.config.load import load_config, validate
+from trainers.config.load import load_config
+from trainers.config.schema import validate
 from trainers.registry import SECTIONS
 
 # The file in the original project's documentation, verbatim.

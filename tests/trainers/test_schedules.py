@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainers.optimizer import optimizer, schedule
+from trainers.optimizer import OptimizerSettings, schedule
 
 
 @pytest.mark.parametrize("name", ["sgd", "normalized", "momentum", "adam", "adamw"])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_every_optimizer_descends(name, clip):
     rate = schedule("cosine", 0.3, 0.0, 200, warmup=0)
-    chosen = optimizer(name, rate, momentum=0.9, weight_decay=0.0, clip=clip)
+    chosen = OptimizerSettings(optimizer=name, clip=clip).transformation(rate)
     x = {"a": jnp.array([3.0, -2.0])}
     state = chosen.init(x)
     for _ in range(200):
@@ -23,7 +23,7 @@ def test_every_optimizer_descends(name, clip):
 
 def test_a_normalized_step_has_the_length_of_the_rate():
     rate = schedule("constant", 0.5, 0.0, 10, warmup=0)
-    chosen = optimizer("normalized", rate, momentum=0.0, weight_decay=0.0, clip=None)
+    chosen = OptimizerSettings(optimizer="normalized", clip=None).transformation(rate)
     for scale in (1e-3, 1.0, 1e3):
         grads = {"a": scale * jnp.array([3.0, 0.0]), "b": scale * jnp.array([4.0])}
         updates, _ = chosen.update(grads, chosen.init(grads))

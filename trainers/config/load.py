@@ -18,13 +18,12 @@ import yaml
 from ml_collections import ConfigDict
 
 import configs
+from configs import legacy
 from grlu.errors import UserError
 from input_pipeline.storage.local import local
-from trainers.config import legacy_original, legacy_vae, legacy_yaml
-from trainers.config.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown, validate
+from trainers.config import original
+from trainers.config.schema import CHOOSING, INHERITED, LINKS, section_of, unknown
 from trainers.config.values import plain
-
-__all__ = ["build", "load_config", "source_name", "to_json", "validate"]
 
 _SECTIONS = ("dataset", "model", "trainer", "run", "mesh")
 # Further keys of a stage: names of other stages or runs.
@@ -46,14 +45,9 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         UserError: on a file that cannot be read, with its line, or a wrong override.
     """
-    if isinstance(source, Mapping | ConfigDict):
-        config = plain(source)
-    else:
-        path, member = _located(source)
-        reader = _READERS[path.suffix]
-        config = plain(reader(path) if member is None else reader(path, member))
+    config = plain(_read(*_located(source)) if isinstance(source, str | os.PathLike) else source)
     if "training" in config:
-        config = legacy_original.translate(config)
+        config = original.translate(config)
     for where in config:
         if where not in (*_SECTIONS, "seed", "stages", *LINKS, INHERITED):
             raise unknown(f"the config has no section {where!r}", where, [*_SECTIONS, "seed"])
@@ -66,15 +60,11 @@ def source_name(source: Source) -> str:
     if not isinstance(source, str | os.PathLike):
         return "run"
     path = Path(source)
-    return path.stem if path.suffix in _READERS else re.sub(r"[^\w.]+", "_", str(source))
+    return path.stem if path.suffix in _PARSERS else re.sub(r"[^\w.]+", "_", str(source))
 
 
 def to_json(config: ConfigDict) -> str:
-    """Return a config as JSON, which `load_config` reads back from a file.
-
-    Raises:
-        UserError: if a value, such as a function, has no JSON form.
-    """
+    """Return a config as JSON, which `load_config` reads back from a file."""
     try:
         return json.dumps(config.to_dict(), indent=2) + "\n"
     except TypeError as error:
@@ -84,24 +74,22 @@ def to_json(config: ConfigDict) -> str:
 def _located(source: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """Return the file of a config, and the member of a family that it selects."""
     path = Path(source)
-    if path.suffix in _READERS:
+    if path.suffix in _PARSERS:
         local(path, "the config")
         return path, None
-    entries = configs.entries()
-    name, colon, member = str(source).partition(":")
+    entries, named = configs.entries(), str(source)
+    name, colon, member = named.partition(":")
     for entry in entries.values():
-        if name in entry.aliases and not colon:
-            return entry.path, entry.aliases[name]
+        if named in entry.aliases:
+            return entry.path, entry.aliases[named]
     if name in entries and (not colon or member in entries[name].members):
         return entries[name].path, member or None
-    raise unknown(
-        f"there is no config {str(source)!r}, nor is it a path that ends in {', '.join(_READERS)}",
-        str(source),
-        configs.names(),
-    )
+    message = f"there is no config {named!r}, nor is it a path that ends in {', '.join(_PARSERS)}"
+    raise unknown(message, named, configs.names())
 
 
-def _text(path: Path) -> str:
+def _read(path: Path, member: str | None) -> Mapping[str, Any]:
+    """Return the sections in a file."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -110,23 +98,21 @@ def _text(path: Path) -> str:
         raise UserError(f"the config {path} can't be read: it is not text ({error})") from error
     if not text.strip():
         raise UserError(f"the config {path} is empty")
-    return text
-
-
-def _sections(path: Path, config: Any) -> Mapping[str, Any]:
+    config = _PARSERS[path.suffix](text, path, *([] if member is None else [member]))
     if not isinstance(config, Mapping | ConfigDict):
         raise UserError(f"the config {path} must hold sections of keys and values, not {config!r}")
+    if path.suffix in (".yaml", ".yml"):
+        return legacy.from_vae(config) if legacy.is_vae(config) else legacy.from_yaml(config)
     return config
 
 
-def _read_python(path: Path, *member: str) -> Mapping[str, Any]:
-    text = _text(path)
+def _python(text: str, path: Path, *member: str) -> Any:
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(text, str(path), "exec"), namespace)
         if "get_config" not in namespace:
             raise UserError(f"the config {path} defines no get_config()")
-        config = namespace["get_config"](*member)
+        return namespace["get_config"](*member)
     except UserError:
         raise
     except SyntaxError as error:
@@ -137,36 +123,30 @@ def _read_python(path: Path, *member: str) -> Mapping[str, Any]:
         lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
         error_text = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}{lines[-1] if lines else ''}: {error_text}") from error
-    return _sections(path, config)
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _json(text: str, path: Path) -> Any:
     try:
-        config = json.loads(_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    return _sections(path, config)
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _yaml(text: str, path: Path) -> Any:
     try:
-        config = yaml.load(_text(path), _Yaml)
+        return yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
-    sections = _sections(path, config)
-    if legacy_vae.is_vae(sections):
-        return legacy_vae.translate(sections)
-    return legacy_yaml.translate(sections)
 
 
-_READERS: dict[str, Callable[..., Mapping[str, Any]]] = {
-    ".py": _read_python,
-    ".json": _read_json,
-    ".yaml": _read_yaml,
-    ".yml": _read_yaml,
+_PARSERS: dict[str, Callable[..., Any]] = {
+    ".py": _python,
+    ".json": _json,
+    ".yaml": _yaml,
+    ".yml": _yaml,
 }
 
 
@@ -191,7 +171,7 @@ def _override(
     """
     changes: dict[str, dict[str, Any]] = {}
     of_stages: dict[str, list[str]] = {}
-    values = {}
+    changed: dict[str, Any] = {}
     known = [*_SECTIONS, *alone, *(["stages"] if "stages" in config else [])]
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -201,14 +181,13 @@ def _override(
         if not equals or (where in alone) == bool(key) or (where in alone and dot):
             raise UserError(f"{override!r} must have the form section.key=value, or seed=value")
         if where in alone:
-            values[where] = _value(override, text)
+            changed[where] = _value(override, text)
         elif where == "stages":
             name, _, rest = key.partition(".")
             of_stages.setdefault(name, []).append(f"{rest}={text}")
         else:
             changes.setdefault(where, {})[key] = _value(override, text)
     inherited = dict(config.get(INHERITED, {}))
-    changed: dict[str, Any] = {}
     for where, change in changes.items():
         before = section_of(config, where)
         changed[where] = before | change
@@ -216,7 +195,7 @@ def _override(
             inherited[where] = tuple(before.keys() - change.keys())
     if of_stages:
         changed["stages"] = _override_stages(config["stages"], of_stages)
-    return config | changed | values | ({INHERITED: inherited} if inherited else {})
+    return config | changed | ({INHERITED: inherited} if inherited else {})
 
 
 def _override_stages(stages: Any, overrides: Mapping[str, Sequence[str]]) -> tuple[Any, ...]:

@@ -7,17 +7,17 @@ from typing import Any
 
 import yaml
 
-from trainers.config.schema import LINKS, factory_of
+from trainers.config.schema import LINKS, Sections, factory_of
 from trainers.config.values import plain
 
-_ENTRY = re.compile(r"    (\w+): (.*)")
+_SECTION = re.compile(r"^(?:Args|Attributes):\n((?: .*\n?|\n)+)", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def meanings(factory: Any) -> dict[str, str]:
     """Return key → meaning from the Args and Attributes of a factory's docstring.
 
-    Args:
-        factory: class, with the docstrings of its bases and of its `rule_class`, or function.
+    Those of a class include its bases' and its `rule_class`'s.
     """
     classes = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
     found: dict[str, str] = {}
@@ -27,12 +27,12 @@ def meanings(factory: Any) -> dict[str, str]:
     return found
 
 
-def explained(config: Mapping[str, Any], sections: Any) -> Iterator[str]:
+def explained(
+    config: Mapping[str, Any], sections: Sections, common: Mapping[str, Any] = {}
+) -> Iterator[str]:
     """Yield the lines of a complete config or pipeline as YAML, each key with its meaning.
 
-    Args:
-        config: the config.
-        sections: section → its schema, as in `trainers.registry.SECTIONS`.
+    `common` holds the sections that those of a stage change.
     """
     for key, value in plain(config).items():
         if key == "stages":
@@ -40,10 +40,11 @@ def explained(config: Mapping[str, Any], sections: Any) -> Iterator[str]:
             for stage in value:
                 yield f"- name: {stage['name']}"
                 rest = {k: v for k, v in stage.items() if k != "name"}
-                yield from (f"  {line}" for line in explained(rest, sections))
+                yield from (f"  {line}" for line in explained(rest, sections, plain(config)))
         elif key in sections and isinstance(value, dict):
             yield f"{key}:"
-            known = meanings(factory_of(sections[key], value, key)) if value else {}
+            changed = common.get(key, {}) | value
+            known = meanings(factory_of(sections[key], changed, key)) if value else {}
             yield from (f"  {line}" for line in _lines(value, known))
         else:
             yield from _lines({key: value}, dict.fromkeys(LINKS, "run that this one builds on"))
@@ -57,14 +58,5 @@ def _lines(values: Mapping[str, Any], known: Mapping[str, str]) -> Iterator[str]
 
 
 def _entries(docstring: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    listing, name = False, ""
-    for line in inspect.cleandoc(docstring).split("\n"):
-        if line and not line.startswith(" "):
-            listing = line in ("Args:", "Attributes:")
-        elif listing and (match := _ENTRY.fullmatch(line)):
-            name = match[1]
-            found[name] = match[2]
-        elif listing and line.startswith(" " * 8) and name:
-            found[name] += f" {line.strip()}"
-    return found
+    sections = _SECTION.findall(inspect.cleandoc(docstring))
+    return {name: " ".join(text.split()) for name, text in _ENTRY.findall("\n".join(sections))}

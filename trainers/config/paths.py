@@ -1,7 +1,8 @@
 """Paths in a config: made absolute, so that a run is the same from any folder, and found again."""
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ _PATHS: dict[str, Any] = {
 
 
 def absolute(config: ConfigDict) -> ConfigDict:
-    """Return a config with absolute paths of all existing files and of all linked runs.
+    """Return a config with absolute paths of all existing files and linked runs, none remote."""
 
-    Raises:
-        UserError: if it names a remote path.
-    """
+    def resolved(key: str, match: re.Match) -> str:
+        path = local(match["path"], f"{key}:")
+        found = str(path.resolve()) if path.exists() else match["path"]
+        return match[0].removesuffix(match["path"]) + found
+
     given = plain(config)
     links = {k: str(local(given[k], f"{k}:").resolve()) for k in LINKS if k in given}
-    return ConfigDict(_walk(None, given) | links, type_safe=False)
+    return ConfigDict(_changed(given, resolved) | links, type_safe=False)
 
 
 def functions(config: Mapping[str, Any]) -> list[Path]:
@@ -47,31 +50,20 @@ def copy_of(file: Path, folder: Path) -> Path:
 def kept(config: ConfigDict, folder: Path) -> ConfigDict:
     """Return a config with the copies in `folder` instead of Python files that are gone."""
 
-    def existing(match: re.Match) -> str:
+    def existing(key: str, match: re.Match) -> str:
         file = Path(match["path"])
         copy = copy_of(file, folder)
-        return str(file if file.is_file() or not copy.is_file() else copy)
+        return str(copy) if key in _REWARDS and not file.is_file() and copy.is_file() else match[0]
 
-    trainer = plain(config.trainer)
-    changed = {
-        key: tuple(_FUNCTION.sub(existing, name) for name in trainer[key])
-        for key in _REWARDS
-        if trainer.get(key)
-    }
-    return ConfigDict(plain(config) | {"trainer": trainer | changed}, type_safe=False)
+    return ConfigDict(_changed(plain(config), existing), type_safe=False)
 
 
-def _walk(key: Any, value: Any) -> Any:
+def _changed(value: Any, change: Callable[[str, re.Match], str], key: str = "") -> Any:
+    """Return a value of a config with all paths replaced by `change(key, match)`."""
     if isinstance(value, dict):
-        return {k: _walk(k, v) for k, v in value.items()}
+        return {k: _changed(v, change, k) for k, v in value.items()}
     if isinstance(value, tuple):
-        return tuple(_walk(key, entry) for entry in value)
+        return tuple(_changed(entry, change, key) for entry in value)
     if not isinstance(value, str) or key not in _PATHS:
         return value
-
-    def resolved(match: re.Match) -> str:
-        path = local(match["path"], f"{key}:")
-        found = str(path.resolve()) if path.exists() else match["path"]
-        return match[0].removesuffix(match["path"]) + found
-
-    return re.sub(_PATHS[key], resolved, value)
+    return re.sub(_PATHS[key], functools.partial(change, key), value)

@@ -30,48 +30,41 @@ Sections = Mapping[str, Mapping[str, Factory] | type | Callable[[str | None], Fa
 """Section → what it builds: a class, a dict by name, or a function of the name."""
 
 _log = logging.getLogger("grlu")
-_REQUIRED = inspect.Parameter.empty
+_EMPTY = inspect.Parameter.empty
 
 
 class Key(NamedTuple):
-    """One key of a section."""
-
     type: Any
     default: Any
     required: bool
 
 
 def schema(factory: Factory, exclude: Collection[str] = ()) -> dict[str, Key]:
-    """Return the keys that `factory` accepts from a config.
+    """Return the keys that `factory` accepts from a config, except `rngs` and `exclude`.
 
     These are the fields of a dataclass, or the parameters of a function or `__init__` that are
-    keyword-only or have a default, except `rngs` and `exclude`.
+    keyword-only or have a default.
     """
     if dataclasses.is_dataclass(factory):
         hints = typing.get_type_hints(factory)
         defaults = {
-            field.name: _REQUIRED
-            if field.default is field.default_factory is dataclasses.MISSING
+            field.name: field.default
+            if field.default_factory is dataclasses.MISSING
             else field.default_factory()
-            if field.default_factory is not dataclasses.MISSING
-            else field.default
             for field in dataclasses.fields(factory)
             if field.init
         }
     else:
         function = factory.__init__ if inspect.isclass(factory) else factory
         hints = typing.get_type_hints(function)
+        kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         defaults = {
-            name: parameter.default
+            name: dataclasses.MISSING if parameter.default is _EMPTY else parameter.default
             for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-            or (
-                parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-                and parameter.default is not _REQUIRED
-            )
+            if parameter.kind in kinds[: 1 if parameter.default is _EMPTY else 2]
         }
     return {
-        name: Key(hints.get(name, Any), default, default is _REQUIRED)
+        name: Key(hints.get(name, Any), default, default is dataclasses.MISSING)
         for name, default in defaults.items()
         if name != "rngs" and name not in exclude
     }
@@ -89,11 +82,7 @@ def of_section(factory: Factory, section: Mapping[str, Any]) -> Factory:
 def check(
     section: Mapping[str, Any], factory: Factory, where: str, exclude: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Convert the values of a section, and fill in the defaults of `factory`.
-
-    Raises:
-        UserError: for an unknown or missing key, or a value of the wrong type.
-    """
+    """Convert the values of a section, and fill in the defaults of `factory`."""
     keys = schema(factory, exclude)
     for name in section:
         if name not in keys:
@@ -113,12 +102,10 @@ def check(
             checked[name] = convert(section[name], key.type)
         except ValueError as error:
             value, wanted = section[name], describe(key.type)
-            quoted = (
-                f"; as text it is written '{where}.{name}=\"{value}\"'"
-                if "a string" in wanted and isinstance(value, int | float)
-                else ""
-            )
-            raise UserError(f"{where}.{name} must be {wanted}, got {value!r}{quoted}") from error
+            message = f"{where}.{name} must be {wanted}, got {value!r}"
+            if "a string" in wanted and isinstance(value, int | float):
+                message += f"; as text it is written '{where}.{name}=\"{value}\"'"
+            raise UserError(message) from error
     return checked
 
 
@@ -169,9 +156,8 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
     for where, choice in sections.items():
         section = section_of(given, where)
         factory = factory_of(choice, section, where)
-        by_name = not inspect.isclass(choice) and "name" in section
-        named = {"name": section["name"]} if by_name else {}
-        own = {k: v for k, v in section.items() if k not in named}
+        own = dict(section)
+        named = {} if inspect.isclass(choice) or "name" not in own else {"name": own.pop("name")}
         keys, others = schema(factory), getattr(factory, "others", {}).values()
         dropped = {
             k
@@ -188,11 +174,7 @@ def validate(config: Mapping[str, Any], sections: Sections) -> ConfigDict:
 
 
 def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a section of a plain config, empty if missing.
-
-    Raises:
-        UserError: if it is not a mapping.
-    """
+    """Return a section of a plain config, empty if missing."""
     section = config.get(where, {})
     if not isinstance(section, dict):
         raise UserError(f"{where} must be a section of keys and values, got {section!r}")
@@ -200,11 +182,7 @@ def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def factory_of(choice: Any, section: Mapping[str, Any], where: str) -> Factory:
-    """Return what a section builds, by an entry of `Sections`.
-
-    Raises:
-        UserError: if the name is missing or unknown.
-    """
+    """Return what a section builds, by an entry of `Sections`."""
     name = section.get("name")
     if inspect.isclass(choice):
         return choice

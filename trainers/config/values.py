@@ -10,14 +10,13 @@ from ml_collections import ConfigDict
 
 from grlu.errors import UserError
 
-_ONE = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    dict: "a mapping",
+_WORDS = {  # Type → one value, several values.
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "booleans"),
+    str: ("a string", "strings"),
+    dict: ("a mapping", "values"),
 }
-_MANY = {int: "integers", float: "numbers", bool: "booleans", str: "strings"}
 
 
 def plain(value: Any) -> Any:
@@ -81,10 +80,11 @@ def describe(hint: Any) -> str:
     if (origin or hint) in (tuple, list, Sequence):
         if origin is tuple and Ellipsis not in arguments:
             return f"a list of {len(arguments)} values"
-        return f"a list of {_MANY.get(arguments[0], 'values')}" if arguments else "a list"
+        return f"a list of {_WORDS.get(arguments[0], _WORDS[dict])[1]}" if arguments else "a list"
     if hint in (None, types.NoneType):
         return "null"
-    return _ONE.get(origin or hint, getattr(origin or hint, "__name__", str(hint)))
+    kind = origin or hint
+    return _WORDS[kind][0] if kind in _WORDS else getattr(kind, "__name__", str(hint))
 
 
 def require(where: str, value: float | None, low: float, high: float = math.inf) -> None:

@@ -5,6 +5,7 @@ noisy passes (`grlu.noise.spread`), the axis "data" the examples of a batch; XLA
 the rest. The devices of a CPU are its cores.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -43,7 +44,6 @@ class MeshSettings:
 
     @property
     def size(self) -> int:
-        """Number of devices."""
         return self.population * self.data
 
 
@@ -55,29 +55,17 @@ def one_device_per_core(wanted: int) -> None:
         return
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
+    with contextlib.suppress(RuntimeError):  # Another run in this process has started JAX.
         jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:  # Another run in this process has started JAX.
-        return
 
 
 def placed(seeds: int, settings: MeshSettings) -> "Seeds | Devices":
-    """Return the devices of a run with this number of seeds.
-
-    Raises:
-        UserError: if there are too few devices.
-    """
-    if settings.size > 1 or processes.count() > 1:
-        return Devices(settings)
-    return Seeds(seeds)
+    """Return the devices of a run with this number of seeds."""
+    return Devices(settings) if settings.size > 1 or processes.count() > 1 else Seeds(seeds)
 
 
 class Seeds:
-    """Devices that each compute an equal number of a run's seeds.
-
-    Args:
-        count: number of seeds; the largest number of devices that divides it is used.
-    """
+    """The most devices that can each compute an equal number of a run's `count` seeds."""
 
     size = 1
 
@@ -86,59 +74,45 @@ class Seeds:
         devices = jax.local_devices()
         used = max(n for n in range(1, len(devices) + 1) if count % n == 0)
         self._mesh = Mesh(np.array(devices[:used]), ("seeds",))
+        self._spec = PartitionSpec("seeds")
 
     def compiled(
         self, fn: Callable, in_axes: Sequence[int | None], like: Any = None, **options: Any
     ) -> Callable:
-        """Compile `fn`, mapped over the seeds, as one program.
+        """Compile `fn`, mapped over the seeds, as one program, with options of `jax.jit`.
 
         Args:
             fn: the function.
             in_axes: for each argument, 0 if it has a leading axis of seeds, or None.
             like: a state, if `fn` returns a new state and two more values.
-            options: options of `jax.jit`.
         """
-        return jax.jit(self._mapped(fn, in_axes), **options)
+        if self.count > 1:
+            fn = jax.vmap(fn, in_axes=tuple(in_axes))
+        if self._mesh.size > 1:
+            specs = tuple(PartitionSpec() if axis is None else self._spec for axis in in_axes)
+            fn = jax.shard_map(
+                fn, mesh=self._mesh, in_specs=specs, out_specs=self._spec, check_vma=False
+            )
+        return jax.jit(fn, **options)
 
     def state(self, tree: Any) -> Any:
         """Put a state with a leading axis of seeds on the devices."""
-        return self._put(tree, self._spec)
+        return self.data(tree, by_seed=True)
 
     def data(self, arrays: Any, *, by_seed: bool) -> Any:
         """Put a split on the devices: sharded over seeds with `by_seed`, otherwise replicated."""
-        return self._put(arrays, self._spec if by_seed else PartitionSpec())
+        if self._mesh.size == 1:
+            return jax.device_put(arrays)
+        spec = self._spec if by_seed else PartitionSpec()
+        return jax.device_put(arrays, NamedSharding(self._mesh, spec))
 
     def batch(self, tree: Any) -> Any:
         """Shard a batch, inside a program, over the devices that share its examples."""
         return tree
 
-    def _mapped(self, fn: Callable, in_axes: Sequence[int | None]) -> Callable:
-        if self.count == 1:
-            return fn
-        over = jax.vmap(fn, in_axes=tuple(in_axes))
-        if self._mesh.size == 1:
-            return over
-        specs = tuple(PartitionSpec() if axis is None else self._spec for axis in in_axes)
-        return jax.shard_map(
-            over, mesh=self._mesh, in_specs=specs, out_specs=self._spec, check_vma=False
-        )
-
-    @property
-    def _spec(self) -> PartitionSpec:
-        return PartitionSpec("seeds")
-
-    def _put(self, tree: Any, spec: PartitionSpec) -> Any:
-        if self.count == 1 or self._mesh.size == 1:
-            return jax.device_put(tree)
-        return jax.device_put(tree, NamedSharding(self._mesh, spec))
-
 
 class Devices:
-    """Mesh of devices for one run, of one or several processes, with the methods of `Seeds`.
-
-    Raises:
-        UserError: if there are too few devices, or a process would have none of them.
-    """
+    """Mesh of devices for one run, of one or several processes, with the methods of `Seeds`."""
 
     def __init__(self, settings: MeshSettings):
         devices = jax.devices()
@@ -154,14 +128,14 @@ class Devices:
         self.size = settings.size
         self._settings = settings
         self._mesh = Mesh(grid, (POPULATION, DATA))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def compiled(
         self, fn: Callable, in_axes: Sequence[int | None], like: Any = None, **options: Any
     ) -> Callable:
-        replicated = NamedSharding(self._mesh, PartitionSpec())
-        layout: Any = replicated
+        layout: Any = self._replicated
         if like is not None:
-            layout = jax.tree.map(self._sharding, like), replicated, replicated
+            layout = jax.tree.map(self._sharding, like), layout, layout
         program = jax.jit(fn, out_shardings=layout, **options)
 
         def call(*args: Any) -> Any:
@@ -174,8 +148,7 @@ class Devices:
         return jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
 
     def data(self, arrays: Any, *, by_seed: bool) -> Any:
-        replicated = NamedSharding(self._mesh, PartitionSpec())
-        return jax.tree.map(lambda leaf: _put(leaf, replicated), arrays)
+        return jax.tree.map(lambda leaf: _put(leaf, self._replicated), arrays)
 
     def batch(self, tree: Any) -> Any:
         free = PartitionSpec.UNCONSTRAINED
@@ -188,11 +161,10 @@ class Devices:
 
     def _sharding(self, leaf: Any) -> NamedSharding:
         """Return the sharding of an array of the state, by its shape alone."""
-        shape, axes = np.shape(leaf), []
-        if self._settings.fully_sharded:
-            axes = [i for i, n in enumerate(shape) if n and n % self._settings.data == 0]
+        shape = np.shape(leaf)
         spec: list[str | None] = [None] * len(shape)
-        if axes:
+        axes = [i for i, n in enumerate(shape) if n and n % self._settings.data == 0]
+        if axes and self._settings.fully_sharded:
             spec[max(axes, key=lambda i: shape[i])] = DATA
         return NamedSharding(self._mesh, PartitionSpec(*spec))
 

@@ -22,9 +22,6 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
             arguments, as on a TPU pod or under SLURM.
         processes: total number of processes.
         process: index of this process, from 0.
-
-    Raises:
-        UserError: if the arguments do not fit, or the other processes cannot be reached.
     """
     try:
         if coordinator == "auto":
@@ -60,16 +57,8 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def by_first(action: Callable[[], None], what: str) -> None:
-    """Act in the first process, while the others wait.
-
-    Args:
-        action: function that the first process calls; its errors are raised there.
-        what: name of the action.
-
-    Raises:
-        UserError: in the other processes, if the action failed.
-    """
+def by_first(action: Callable[[], object], what: str) -> None:
+    """Call `action`, named `what`, in the first process, while the others wait."""
     try:
         if first():
             action()

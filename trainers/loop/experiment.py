@@ -12,7 +12,7 @@ from grlu.errors import UserError
 from trainers.config.values import require
 from trainers.devices.mesh import MeshSettings
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import Arrays, TrainerLike
+from trainers.loop.trainer import Arrays, BaseTrainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,15 +58,8 @@ class Experiment:
 
     Attributes:
         seed: seed of the initial weights, the order of the data and the noise.
-        trainer: the trainer.
-        train: arrays of the training split.
-        validation: arrays of the validation split, or None.
-        test: arrays of the test split.
         preprocess: maps a stored batch to the trainer's batch.
-        epochs: passes over the training split.
         batch_size: examples per step; the smaller last batch of an epoch is left out.
-        run: settings of the run.
-        mesh: devices to train on.
         by_seed: True if all arrays have a leading axis of seeds.
         streamed: True if the data stay on disk and are read in parts.
         evaluated_at_once: largest number of examples that evaluation takes at once.
@@ -76,7 +69,7 @@ class Experiment:
     """
 
     seed: int
-    trainer: TrainerLike
+    trainer: BaseTrainer
     train: Arrays
     validation: Arrays | None
     test: Arrays
@@ -98,7 +91,6 @@ class Experiment:
 
     @property
     def steps(self) -> int:
-        """Number of steps of the run."""
         return self.epochs * self.steps_per_epoch
 
     def length(self, arrays: Arrays) -> int:

@@ -3,50 +3,48 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 from flax import nnx
 
 from checkpoints import Checkpoints
-from grlu.errors import Interrupted
+from grlu.errors import Interrupted, RunError
 from trainers.devices import processes
 from trainers.devices.mesh import Devices, Seeds, placed
-from trainers.loop.compiled import compile_chunk, compile_evaluation
-from trainers.loop.console import Reporter, parameter_overview
-from trainers.loop.early_stopping import exhausted, latest_is_best
+from trainers.loop.compiled import compile_chunks, compile_evaluation, require_step
+from trainers.loop.console import Reporter, import_wandb
 from trainers.loop.experiment import Experiment
-from trainers.loop.pictures import compile_pictures
-from trainers.loop.rows import columns, failure, prefixed, require_numbers
 from trainers.loop.run_dir import MetricsTable, RunDirectory, latest_metrics, read_metrics
-from trainers.loop.samples import write_examples
+from trainers.loop.samples import compile_pictures, write_examples
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import Arrays, Values
-from trainers.loop.watch import Watch, stop_signals
+from trainers.loop.watch import exhausted, latest_is_best, stop_signals, watch
 
 _log = logging.getLogger("grlu")
-# Bytes of data that a chunk reads from disk at once.
-_STREAMED = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result of a finished run.
-
-    Attributes:
-        run_dir: the run's folder.
-        step: number of steps taken.
-        metrics: the last value of every column of `metrics.csv`.
-    """
+    """Result of a finished run, with the last value of every column of its `metrics.csv`."""
 
     run_dir: pathlib.Path
     step: int
     metrics: dict[str, float]
+
+
+def require_runnable(experiment: Experiment) -> None:
+    """Raise the errors of a run before its folder is created."""
+    placed(experiment.run.seeds, experiment.mesh)
+    if experiment.run.wandb:
+        import_wandb()
+    require_step(experiment)
 
 
 def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
@@ -56,33 +54,80 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         RunError: if a value is not finite; the last good checkpoint is kept.
         Interrupted: on SIGINT or SIGTERM, after the state is saved.
     """
+    trainer, patience = experiment.trainer, experiment.run.patience
+    (better, direction), per_epoch = trainer.better, experiment.steps_per_epoch
+    column = f"validation_{better}"
     where = placed(experiment.run.seeds, experiment.mesh)
-    initial = experiment.init()
     with (
         open_checkpoints(experiment, run) as checkpoints,
         stop_signals() as signals,
         run.disk_errors(),
     ):
-        state, saved = _restore(experiment, checkpoints, initial, where)
-        del initial
-        loop = _Loop(experiment, run, checkpoints, where, state, saved)
+        state, saved = _restore(experiment, checkpoints, experiment.init(), where)
+        step = int(jnp.max(state.step))
+        train_chunk, evaluate = compile_chunks(experiment, where), _evaluation(experiment, where)
+        pictures = compile_pictures(experiment)
+        check = watch(trainer, state if step == 0 else None)
+        # Another process may read the table before the first has cut it back to the checkpoint.
+        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
+        history = [float(row[column]) for row in past if row.get(column)]
+        ended = exhausted(history, direction, patience)
         with (
-            contextlib.closing(loop.table),
-            contextlib.closing(
-                Reporter(experiment, run, step=loop.step, show=progress)
-            ) as reporter,
+            contextlib.closing(MetricsTable(run.metrics, _columns(experiment), step)) as table,
+            contextlib.closing(Reporter(experiment, run, step=step, show=progress)) as reporter,
         ):
             if experiment.steps == 0:
-                loop.record_initial(state)
-            while loop.step < experiment.steps and not loop.ended:
-                state, averages = loop.run_chunk(state)
-                row = loop.log_chunk(state, averages)
-                if loop.epoch_is_over:
-                    row |= loop.end_epoch(state, reporter)
-                loop.record(row, reporter)
-                loop.save_or_stop(state, row, signals)
+                row = evaluate("validation", state) | evaluate("test", state)
+                _require_numbers(row, experiment, step, saved, run)
+                table.write({"step": 0, "epoch": 0.0, **row})
+                if checkpoints.latest_step is None:
+                    checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
+            while step < experiment.steps and not ended:
+                state, averages, (broken, evidence), count = train_chunk(state, step)
+                step += count
+                if jnp.any(broken >= 0):
+                    first = int(jnp.min(broken, where=broken >= 0, initial=step)) + 1
+                    what = f"a value that is not finite appeared at step {first}"
+                    if broken.ndim:
+                        seed = int(jnp.argmax(broken >= 0))
+                        evidence = {name: values[seed] for name, values in evidence.items()}
+                    raise _failure(what, experiment, evidence, saved, run)
+                row = _prefixed("train", averages)
+                scales = trainer.scales(jnp.asarray(step - 1))
+                row |= {name: float(value) for name, value in scales.items()}
+                check(row, state, step)
+                epoch = step / per_epoch
+                if step % per_epoch == 0:
+                    row |= evaluate("validation", state)
+                    history += [row[column]] if column in row else []
+                    if ended := exhausted(history, direction, patience):
+                        _log.info("ended: %s was best %d epochs ago", column, patience)
+                    if ended or step == experiment.steps:
+                        tested = state
+                        if patience and not latest_is_best(history, direction):
+                            best = checkpoints.restore(state, best=True)
+                            _log.info("tested: step %d, the best by %s", best.step, column)
+                            tested = best.state
+                        row |= evaluate("test", tested)
+                    write_examples(experiment, state, run.samples, step)
+                    reporter.images(step, pictures(state, step))
+                _require_numbers(row, experiment, step, saved, run)
+                # A checkpoint without its row could never be completed.
+                table.write({"step": step, "epoch": epoch, **row})
+                reporter.row(step, row)
+                stopping = processes.agreed(bool(signals))
+                if step % per_epoch == 0 or stopping:
+                    checkpoints.save(step, state, metrics=row, meta={"epoch": epoch})
+                    saved = step
+                if stopping and step < experiment.steps and not ended:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"stopped at step {step} of {experiment.steps}, saved; continue with "
+                        f"'grlu resume {run.resumed}'",
+                        signals[0] if signals else signal.SIGTERM,
+                    )
     processes.agreed(False)  # The other processes read what the first has written.
-    return Result(run.path, loop.step, latest_metrics(run.metrics))
+    return Result(run.path, step, latest_metrics(run.metrics))
 
 
 def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
@@ -96,9 +141,13 @@ def open_checkpoints(experiment: Experiment, run: RunDirectory) -> Checkpoints:
     )
 
 
-def evaluate_state(experiment: Experiment, state: TrainState, arrays: Arrays) -> dict[str, float]:
-    """Return the trainer's metrics on a split: means over its examples, and `_sd` over seeds."""
-    return prefixed("test", compile_evaluation(experiment)(state, arrays))
+def evaluate_checkpoint(
+    experiment: Experiment, state: TrainState, run: RunDirectory, step: int
+) -> dict[str, float]:
+    """Return the trainer's test metrics at a checkpoint: means, and `_sd` over seeds."""
+    metrics = _prefixed("test", compile_evaluation(experiment)(state, experiment.test))
+    _require_numbers(metrics, experiment, step, step, run)
+    return metrics
 
 
 def _restore(
@@ -109,7 +158,8 @@ def _restore(
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state).state
         return state, int(jnp.max(state.step))
-    _log.info("parameters\n%s", parameter_overview(nnx.to_pure_dict(initial.params)))
+    overview = parameter_overview.get_parameter_overview(nnx.to_pure_dict(initial.params))
+    _log.info("parameters\n%s", overview)
     if not experiment.borrowed or not experiment.steps:
         return state, None
     # The run that the weights come from may be gone when this one is resumed.
@@ -117,174 +167,59 @@ def _restore(
     return state, 0
 
 
-class _Loop:
-    """One run between its restore and its end.
+def _evaluation(
+    experiment: Experiment, where: Seeds | Devices
+) -> Callable[[str, TrainState], dict[str, float]]:
+    """Return a function from a split's name and a state to the row of its metrics."""
+    evaluate = compile_evaluation(experiment, where)
 
-    Attributes:
-        table: `metrics.csv`, cut back to the restored step.
-        step: number of steps taken.
-        ended: whether early stopping ended the run.
-    """
+    def row(split: str, state: TrainState) -> dict[str, float]:
+        arrays = getattr(experiment, split)
+        return {} if arrays is None else _prefixed(split, evaluate(state, arrays))
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: RunDirectory,
-        checkpoints: Checkpoints,
-        where: Seeds | Devices,
-        state: TrainState,
-        saved: int | None,
-    ):
-        self._experiment, self._run, self._checkpoints = experiment, run, checkpoints
-        self._saved = saved
-        self.step = step = int(jnp.max(state.step))
-        self._chunks = _Chunks(experiment, where)
-        self._evaluate = compile_evaluation(experiment, where)
-        self._pictures = compile_pictures(experiment)
-        self.table = MetricsTable(run.metrics, columns(experiment), step)
-        self._watch = Watch(experiment.trainer, state if step == 0 else None)
-        better, self._direction = experiment.trainer.better
-        self._column = f"validation_{better}"
-        # Another process may read the table before the first has cut it back to the checkpoint.
-        past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
-        self._history = [float(row[self._column]) for row in past if row.get(self._column)]
-        self.ended = self._is_exhausted()
-
-    @property
-    def epoch_is_over(self) -> bool:
-        return self.step % self._experiment.steps_per_epoch == 0
-
-    def record_initial(self, state: TrainState) -> None:
-        """Evaluate and save the state of a run without steps."""
-        row = self._validated(state) | self._tested(state)
-        self._require_numbers(row)
-        self.table.write({"step": 0, "epoch": 0.0, **row})
-        if self._checkpoints.latest_step is None:
-            self._checkpoints.save(0, state, metrics=row, meta={"epoch": 0.0})
-
-    def run_chunk(self, state: TrainState) -> tuple[TrainState, Values]:
-        """Train on the next chunk, and return the state and the averages of its steps.
-
-        Raises:
-            RunError: if a value is not finite.
-        """
-        state, averages, (broken, evidence), count = self._chunks.train(state, self.step)
-        self.step += count
-        if jnp.any(broken >= 0):
-            first = int(jnp.min(broken, where=broken >= 0, initial=self.step)) + 1
-            what = f"a value that is not finite appeared at step {first}"
-            if broken.ndim:
-                evidence = jax.tree.map(lambda a: a[int(jnp.argmax(broken >= 0))], evidence)
-            raise failure(what, self._experiment, evidence, self._saved, self._run)
-        return state, averages
-
-    def log_chunk(self, state: TrainState, averages: Values) -> dict[str, float]:
-        """Return the training metrics and schedules of a chunk, and log what looks wrong."""
-        row = prefixed("train", averages)
-        scales = self._experiment.trainer.scales(jnp.asarray(self.step - 1))
-        row |= {name: float(value) for name, value in scales.items()}
-        self._watch.check(row, state, self.step)
-        return row
-
-    def end_epoch(self, state: TrainState, reporter: Reporter) -> dict[str, float]:
-        """Return the validation metrics, and the test metrics once the run is over."""
-        experiment, run = self._experiment, self._run
-        row = self._validated(state)
-        self._history += [row[self._column]] if self._column in row else []
-        self.ended = self._is_exhausted()
-        if self.ended:
-            _log.info("ended: %s was best %d epochs ago", self._column, experiment.run.patience)
-        if self.ended or self.step == experiment.steps:
-            row |= self._tested(self._outcome(state))
-        write_examples(experiment, state, run.samples, self.step)
-        reporter.images(self.step, self._pictures(state, self.step))
-        return row
-
-    def record(self, row: Mapping[str, float], reporter: Reporter) -> None:
-        """Write a row to the table, the progress bar and TensorBoard."""
-        self._require_numbers(row)
-        self.table.write({"step": self.step, "epoch": self._epoch, **row})
-        reporter.row(self.step, row)
-
-    def save_or_stop(self, state: TrainState, row: dict[str, float], signals: list[int]) -> None:
-        """Save at the end of an epoch and on a signal; raise Interrupted after a signal.
-
-        The row is written before: a checkpoint without its row could never be completed.
-        """
-        stopping = processes.agreed(bool(signals))
-        if self.epoch_is_over or stopping:
-            self._checkpoints.save(self.step, state, metrics=row, meta={"epoch": self._epoch})
-            self._saved = self.step
-        if stopping and self.step < self._experiment.steps and not self.ended:
-            self._checkpoints.wait()
-            raise Interrupted(
-                f"stopped at step {self.step} of {self._experiment.steps}, saved; continue with "
-                f"'grlu resume {self._run.resumed}'",
-                signals[0] if signals else signal.SIGTERM,
-            )
-
-    @property
-    def _epoch(self) -> float:
-        return self.step / self._experiment.steps_per_epoch
-
-    def _is_exhausted(self) -> bool:
-        return exhausted(self._history, self._direction, self._experiment.run.patience)
-
-    def _outcome(self, state: TrainState) -> TrainState:
-        """Return the state to test: with `run.patience` the best, otherwise the last."""
-        patience = self._experiment.run.patience
-        if not patience or latest_is_best(self._history, self._direction):
-            return state
-        best = self._checkpoints.restore(state, best=True)
-        _log.info("tested: step %d, the best by %s", best.step, self._column)
-        return best.state
-
-    def _validated(self, state: TrainState) -> dict[str, float]:
-        arrays = self._experiment.validation
-        return {} if arrays is None else prefixed("validation", self._evaluate(state, arrays))
-
-    def _tested(self, state: TrainState) -> dict[str, float]:
-        return prefixed("test", self._evaluate(state, self._experiment.test))
-
-    def _require_numbers(self, row: Mapping[str, float]) -> None:
-        require_numbers(row, self._experiment, self.step, self._saved, self._run)
+    return row
 
 
-class _Chunks:
-    """Compiled chunks of steps, and the batches that they train on.
+def _columns(experiment: Experiment) -> list[str]:
+    """Return the columns of `metrics.csv`, with `_sd` of each metric for several seeds."""
+    trainer = experiment.trainer
+    names = [f"train_{name}" for name in trainer.metrics]
+    for split in ("test",) if experiment.validation is None else ("validation", "test"):
+        names += [f"{split}_{name}" for name in trainer.evaluated]
+    if experiment.run.seeds > 1:
+        names = [column for name in names for column in (name, f"{name}_sd")]
+    return ["step", "epoch", *trainer.scales(jnp.zeros((), jnp.int32)), *names]
 
-    Chunks end at fixed steps, whether or not the run was interrupted before.
-    """
 
-    def __init__(self, experiment: Experiment, where: Seeds | Devices):
-        self._experiment = experiment
-        self._longest = -(-experiment.steps_per_epoch // experiment.run.rows_per_epoch)
-        self._train = dict(experiment.train)
-        if experiment.streamed:
-            batch = experiment.batch_size * sum(a[0].nbytes for a in self._train.values())
-            self._longest = min(self._longest, max(1, _STREAMED // batch))
-        self._program = compile_chunk(experiment, where, evidence=True)
-        if not experiment.streamed:
-            self._train = where.data(self._train, by_seed=experiment.by_seed)
-        self._epoch, self._order = -1, np.zeros(0, np.int32)
+def _prefixed(split: str, values: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Return metrics as numbers: over seeds, the mean and the sample standard deviation."""
+    row = {}
+    for name, value in values.items():
+        by_seed = np.atleast_1d(np.asarray(value, np.float64))
+        row[f"{split}_{name}"] = float(by_seed.mean())
+        if len(by_seed) > 1:
+            row[f"{split}_{name}_sd"] = float(by_seed.std(ddof=1))
+    return row
 
-    def train(self, state: TrainState, step: int) -> tuple[TrainState, Values, Any, int]:
-        """Train from `step` to the end of its chunk.
 
-        Returns:
-            State; averages over the steps; the first non-finite step, or -1, with its evidence;
-            number of steps.
-        """
-        epoch, done = divmod(step, self._experiment.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._experiment.order(epoch)
-        end = min(self._experiment.steps_per_epoch, (done // self._longest + 1) * self._longest)
-        count = end - done
-        rows = np.take(self._order, range(done, end), axis=-2)
-        # Pad to one shape, for one compilation: rows beyond the count are never used.
-        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 2) + [(0, self._longest - count), (0, 0)])
-        arrays = self._train
-        if self._experiment.streamed:
-            arrays = {name: a[rows.reshape(-1)] for name, a in arrays.items()}
-            rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return *self._program(state, arrays, rows, count), count
+def _require_numbers(
+    row: Mapping[str, float],
+    experiment: Experiment,
+    step: int,
+    saved: int | None,
+    run: RunDirectory,
+) -> None:
+    """Raise RunError if a metric is NaN."""
+    if bad := next((name for name, value in row.items() if math.isnan(value)), None):
+        raise _failure(f"{bad} is not a number after step {step}", experiment, {}, saved, run)
+
+
+def _failure(
+    what: str, experiment: Experiment, evidence: Any, saved: int | None, run: RunDirectory
+) -> RunError:
+    """Return the error of a run, with the reason that the trainer finds in the evidence."""
+    kept = "no checkpoint was saved before"
+    if saved is not None:
+        kept = f"the checkpoint of step {saved} is kept"
+    reason = experiment.trainer.reason(evidence)
+    return RunError(f"{what} of the run in {run.path}, {kept}; {reason}")

@@ -2,14 +2,12 @@
 
 import contextlib
 import csv
-import dataclasses
 import errno
 import io
 import logging
 import os
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 from grlu.errors import UserError
@@ -20,7 +18,6 @@ _log = logging.getLogger("grlu")
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events
     and, for a policy, `samples.jsonl`.
@@ -29,19 +26,23 @@ class RunDirectory:
     `linked/` holds copies of the runs and files that the run needs later. A pipeline has one run
     for each stage in `stages/NAME/`, and `summary.json` instead of metrics and checkpoints.
 
-    Attributes:
-        path: the folder.
+    Args:
+        path: the folder, which may not be remote.
         pipeline: folder of the pipeline that this run is a stage of, or None.
-
-    Raises:
-        UserError: if the folder is remote.
     """
 
-    path: pathlib.Path
-    pipeline: pathlib.Path | None = None
-
-    def __post_init__(self) -> None:
-        local(self.path, "the run")
+    def __init__(self, path: pathlib.Path, pipeline: pathlib.Path | None = None):
+        local(path, "the run")
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.csv"
+        self.log = path / "log.txt"
+        self.samples = path / "samples.jsonl"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.stages = path / "stages"
+        self.files = path / "linked" / "files"  # Copies of the user's files.
+        self.resumed = pipeline or path  # Folder to pass to `grlu resume`.
 
     @classmethod
     def create(
@@ -50,48 +51,41 @@ class RunDirectory:
         config_json: str,
         *,
         overwrite: bool,
-        fill: Callable[["RunDirectory"], None] = lambda run: None,
+        fill: Callable[["RunDirectory"], None],
     ) -> "RunDirectory":
-        """Make the folder of a run.
+        """Make the folder of a run, instead of a run that it already holds if `overwrite`.
 
-        Args:
-            path: the folder.
-            config_json: text of `config.json`.
-            overwrite: replace a run that the folder already holds.
-            fill: writes the other files that the run needs from the start.
-
-        Raises:
-            UserError: if the folder holds a run (unless `overwrite`) or something else, or cannot
-                be written.
+        `fill` writes the run's other files before `config.json`.
         """
         run = cls(path)
-        processes.by_first(lambda: run._make(config_json, overwrite, fill), f"creating {path}")
-        return run
 
-    def _make(
-        self, config_json: str, overwrite: bool, fill: Callable[["RunDirectory"], None]
-    ) -> None:
-        run, path = self, self.path
-        if run.config.exists() and not overwrite:
-            raise UserError(
-                f"{path} already holds a run; continue it with 'grlu resume {path}', choose "
-                "another folder with --run, or replace it with --overwrite"
-            )
-        try:
-            if path.is_dir() and any(path.iterdir()):
-                if not run.config.exists():
-                    raise UserError(f"{path} is not empty and holds no run; choose a new folder")
-                run.config.unlink()
-                run._clear()
-            path.mkdir(parents=True, exist_ok=True)
+        def make() -> None:
+            if run.config.exists() and not overwrite:
+                raise UserError(
+                    f"{path} already holds a run; continue it with 'grlu resume {path}', choose "
+                    "another folder with --run, or replace it with --overwrite"
+                )
             try:
-                fill(run)
-            except BaseException:
-                run._clear()
-                raise
-            write_atomically(run.config, config_json)
-        except OSError as error:
-            raise UserError(f"cannot write the run to {path}: {error.strerror or error}") from error
+                if path.is_dir() and any(path.iterdir()):
+                    if not run.config.exists():
+                        raise UserError(
+                            f"{path} is not empty and holds no run; choose a new folder"
+                        )
+                    run.config.unlink()
+                    run._clear()
+                path.mkdir(parents=True, exist_ok=True)
+                try:
+                    fill(run)
+                except BaseException:
+                    run._clear()
+                    raise
+                write_atomically(run.config, config_json)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"cannot write the run to {path}: {reason}") from error
+
+        processes.by_first(make, f"creating {path}")
+        return run
 
     def _clear(self) -> None:
         """Remove only the files that a run writes: all others belong to the user."""
@@ -103,11 +97,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: pathlib.Path) -> "RunDirectory":
-        """Return an existing run.
-
-        Raises:
-            UserError: if the folder holds no run.
-        """
+        """Return an existing run."""
         run = cls(path)
         if not run.config.is_file():
             raise UserError(
@@ -116,47 +106,9 @@ class RunDirectory:
         return run
 
     @property
-    def config(self) -> pathlib.Path:
-        return self.path / "config.json"
-
-    @property
-    def metrics(self) -> pathlib.Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def log(self) -> pathlib.Path:
-        return self.path / "log.txt"
-
-    @property
-    def samples(self) -> pathlib.Path:
-        return self.path / "samples.jsonl"
-
-    @property
-    def checkpoints(self) -> pathlib.Path:
-        return self.path / "checkpoints"
-
-    @property
     def trained(self) -> bool:
         """Tell whether a complete checkpoint exists."""
         return any(folder.name.isdigit() for folder in self.checkpoints.glob("*/"))
-
-    @property
-    def files(self) -> pathlib.Path:
-        """Folder with copies of the user's files."""
-        return self.path / "linked" / "files"
-
-    @property
-    def stages(self) -> pathlib.Path:
-        return self.path / "stages"
-
-    @property
-    def summary(self) -> pathlib.Path:
-        return self.path / "summary.json"
-
-    @property
-    def resumed(self) -> pathlib.Path:
-        """Folder to pass to `grlu resume`."""
-        return self.pipeline or self.path
 
     def linked(self, kind: str) -> "RunDirectory":
         """Return the copy of the run linked as "features", "judge" or "reference"."""
@@ -178,11 +130,6 @@ class RunDirectory:
                 f"cannot write to {self.path}: {error.strerror}; the checkpoints saved so far are "
                 f"kept, make room and continue with 'grlu resume {self.resumed}'"
             ) from error
-
-
-def default_path(name: str) -> pathlib.Path:
-    """Return `runs/NAME-<time>`."""
-    return pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

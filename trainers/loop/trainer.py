@@ -1,7 +1,8 @@
-"""Protocol of a trainer: the pure functions that the loop calls."""
+"""Base class of trainers: the pure functions that the loop calls."""
 
+import abc
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 
@@ -15,7 +16,7 @@ Check = tuple[bool, str]
 """A condition, and a sentence about it."""
 
 
-class TrainerLike(Protocol):
+class BaseTrainer(abc.ABC):
     """Trainer: pure functions of a run, and the names of their values.
 
     Attributes:
@@ -28,54 +29,66 @@ class TrainerLike(Protocol):
         steps: `steps(state, batches, count, fold, start)` takes the first `count` updates of a
             block and calls `fold(carried, step, values)` after each; None to call `step` instead.
         tiny: True if the operations of a step take microseconds, as on single examples.
-        evidence: shapes and dtypes of values of `step` beyond `metrics`; the loop keeps those of
-            the first non-finite step, for `reason`.
-        constants: arrays that the functions read besides the state, a pytree, or None. Compiled
-            programs take them as an argument, and checkpoints do not hold them.
         looped: False to run each step as one program: XLA's loops on a CPU make the gradients of
             convolutions 10 times slower (measured).
-        end_token: end-of-sequence token of the model's texts, or None.
+        evidence: shapes and dtypes of values of `step` beyond `metrics`; the loop keeps those of
+            the first non-finite step, for `reason`.
     """
 
     settings: Any
     metrics: tuple[str, ...]
     evaluated: tuple[str, ...]
     better: tuple[str, Literal["min", "max"]]
-    block: int
-    steps: Callable[[Any, Arrays, jax.Array, Fold, Any], tuple[TrainState, Any]] | None
-    tiny: bool
-    looped: bool
-    evidence: Mapping[str, jax.ShapeDtypeStruct]
+    block: int = 1
+    steps: Callable[[Any, Arrays, jax.Array, Fold, Any], tuple[TrainState, Any]] | None = None
+    tiny: bool = False
+    looped: bool = True
+    evidence: Mapping[str, jax.ShapeDtypeStruct] = {}
 
-    @property
-    def constants(self) -> Any: ...
-
-    @property
-    def end_token(self) -> int | None: ...
-
+    @abc.abstractmethod
     def init(self, key: jax.Array) -> TrainState:
         """Return the state before the first step."""
 
+    @abc.abstractmethod
     def step(self, state: Any, batch: Arrays) -> tuple[TrainState, Values]:
         """Take one update; the values are those before the update."""
 
+    @abc.abstractmethod
     def evaluate(self, state: Any, batch: Arrays) -> Values:
         """Return deterministic values per example."""
 
+    @abc.abstractmethod
     def model(self, state: Any) -> Any:
         """Return the model in evaluation mode."""
 
+    @abc.abstractmethod
     def scales(self, step: jax.Array) -> Values:
         """Return the values of the schedules at a step."""
 
+    @property
+    def constants(self) -> Any:
+        """Arrays that the functions read besides the state, a pytree, or None.
+
+        Compiled programs take them as an argument, and checkpoints do not hold them.
+        """
+        return None
+
+    def bind(self, constants: Any) -> Any:
+        """Return this trainer with other `constants` of the same structure, such as tracers."""
+        return self
+
+    @property
+    def end_token(self) -> int | None:
+        """End-of-sequence token of the model's texts, or None."""
+        return None
+
     def rewards(self, state: Any, batch: Arrays) -> tuple[jax.Array, jax.Array] | None:
         """Return the rewards of the network that a rule traces and of the model itself, or None."""
+        return None
 
     def encode(self, state: Any, batch: Arrays) -> jax.Array:
         """Return the model's features of a batch of images, (B, ...)."""
-
-    def bind(self, constants: Any) -> "TrainerLike":
-        """Return this trainer with other `constants` of the same structure, such as tracers."""
+        raise UserError(f"a {type(self).__name__} has no features of images to learn on")
 
     def reason(self, evidence: Mapping[str, Any]) -> str:
         """Explain a non-finite value, or say what may help.
@@ -83,58 +96,20 @@ class TrainerLike(Protocol):
         Args:
             evidence: values of the first non-finite step, as arrays; empty in evaluation.
         """
-
-    def diagnose(self, values: Mapping[str, float]) -> list[Check]:
-        """Check the training metrics of some steps."""
-
-    def tokens(self, values: Mapping[str, float]) -> float | None:
-        """Return the number of tokens per example of a row of metrics; None without text."""
-
-    def pictures(self, state: Any, x: jax.Array) -> dict[str, jax.Array]:
-        """Return pictures of the model's work on images x (N, ...), each (rows, N, ...)."""
-
-    def examples(self, state: Any, batch: Arrays) -> list[dict[str, Any]]:
-        """Return samples of the model for people to read."""
-
-
-class BaseTrainer:
-    """Defaults for the optional parts of `TrainerLike`."""
-
-    settings: Any
-    block: int = 1
-    steps: Callable[[Any, Arrays, jax.Array, Fold, Any], tuple[TrainState, Any]] | None = None
-    tiny: bool = False
-    looped: bool = True
-    evidence: Mapping[str, jax.ShapeDtypeStruct] = {}
-
-    @property
-    def constants(self) -> Any:
-        return None
-
-    @property
-    def end_token(self) -> int | None:
-        return None
-
-    def rewards(self, state: Any, batch: Arrays) -> tuple[jax.Array, jax.Array] | None:
-        return None
-
-    def encode(self, state: Any, batch: Arrays) -> jax.Array:
-        raise UserError(f"a {type(self).__name__} has no features of images to learn on")
-
-    def bind(self, constants: Any) -> Any:
-        return self
-
-    def reason(self, evidence: Mapping[str, Any]) -> str:
         return self.settings.remedy
 
     def diagnose(self, values: Mapping[str, float]) -> list[Check]:
+        """Check the training metrics of some steps."""
         return []
 
     def tokens(self, values: Mapping[str, float]) -> float | None:
+        """Return the number of tokens per example of a row of metrics; None without text."""
         return None
 
     def pictures(self, state: Any, x: jax.Array) -> dict[str, jax.Array]:
+        """Return pictures of the model's work on images x (N, ...), each (rows, N, ...)."""
         return {}
 
     def examples(self, state: Any, batch: Arrays) -> list[dict[str, Any]]:
+        """Return samples of the model for people to read."""
         return []

@@ -1,58 +1,71 @@
-"""Watch over a run: what looks wrong, and signals that stop it."""
+"""Watch over a run: what looks wrong, early stopping, and signals that stop it."""
 
 import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from trainers.loop.state import TrainState
-from trainers.loop.trainer import TrainerLike
+from trainers.loop.trainer import BaseTrainer
 
 _log = logging.getLogger("grlu")
 
 
-class Watch:
-    """Warnings about training: weights that do not move, and the trainer's failed checks.
+def watch(
+    trainer: BaseTrainer, initial: TrainState | None
+) -> Callable[[Mapping[str, float], TrainState, int], None]:
+    """Return a function that logs what looks wrong in a chunk's row, state and step.
 
-    Args:
-        trainer: the trainer.
-        initial: the state before the first step, None for a run that is resumed.
+    It reports weights that do not move from the `initial` state, which is None for a run that is
+    resumed; checks of the trainer that pass after the first chunk; and each that fails once.
     """
+    before = None if initial is None else jax.tree.map(jnp.copy, initial.params)
+    warned: set[int] = set()
 
-    def __init__(self, trainer: TrainerLike, initial: TrainState | None):
-        self._trainer = trainer
-        self._before = None if initial is None else jax.tree.map(jnp.copy, initial.params)
-        self._warned: set[int] = set()
-
-    def check(self, row: Mapping[str, float], state: TrainState, step: int) -> None:
-        """Log checks that pass after the first chunk, and each that fails once."""
+    def check(row: Mapping[str, float], state: TrainState, step: int) -> None:
+        nonlocal before
         values = {k.removeprefix("train_"): v for k, v in row.items() if k.startswith("train_")}
-        checks = self._trainer.diagnose(values)
-        if self._before is not None:
-            if _equal(self._before, state.params):
+        checks = trainer.diagnose(values)
+        if before is not None:
+            if all(jax.tree.leaves(jax.tree.map(jnp.array_equal, before, state.params))):
                 _log.warning(
                     "no signal: %d steps have not moved a weight; is the reward the same "
                     "whatever the weights, or trainer.learning_rate 0?",
                     step,
                 )
-            self._before = None
+            before = None
             for holds, sentence in checks:
                 if holds:
                     _log.info("%s", sentence)
         for number, (holds, sentence) in enumerate(checks):
-            if not holds and number not in self._warned:
+            if not holds and number not in warned:
                 _log.warning("step %d: %s", step, sentence)
-                self._warned.add(number)
+                warned.add(number)
+
+    return check
 
 
-def _equal(one: Any, two: Any) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
-    return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
+def exhausted(
+    values: Sequence[float], direction: Literal["min", "max"], patience: int | None
+) -> bool:
+    """Tell whether the best of the values, one per epoch, was `patience` or more epochs ago.
+
+    A pure function of the values: a resumed run ends where an uninterrupted one does.
+    """
+    if patience is None or not values:
+        return False
+    best = max(values) if direction == "max" else min(values)
+    return len(values) - 1 - values.index(best) >= patience
+
+
+def latest_is_best(values: Sequence[float], direction: Literal["min", "max"]) -> bool:
+    """Tell whether no value is better than the last; of equals, the newest is the best."""
+    return values[-1] == (max(values) if direction == "max" else min(values))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Features: data encoded by the frozen model of another run."""
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -29,15 +30,12 @@ def encoded(
 
     Args:
         data: data of images.
-        experiment: experiment of the model's run.
+        experiment: experiment of the model's run, in the folder `path`.
         state: the model's state, with a leading axis of seeds if several; None to compute nothing.
         computed: splits to compute; the features of the others are zeros.
-        path: the run's folder, for error messages.
-
-    Raises:
-        UserError: if the shapes of the examples or the numbers of seeds differ.
     """
-    shape = _example_shape(experiment)
+    first = {k: a[0, :1] if experiment.by_seed else a[:1] for k, a in experiment.test.items()}
+    shape = jax.eval_shape(experiment.preprocess, first)["image"].shape[1:]
     if shape != data.example_shape:
         raise UserError(
             f"the model in {path} takes examples of shape {shape}, but those of {data.name} have "
@@ -49,12 +47,9 @@ def encoded(
             f"the model in {path} must have as many seeds as its features "
             f"({len(data.test['label'])}), got {seeds}"
         )
-    key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    units = jax.eval_shape(
-        lambda key, image: trainer.encode(trainer.init(key), {"image": image}).reshape(1, -1),
-        key,
-        image,
-    ).shape[-1]
+    one = {"image": jax.ShapeDtypeStruct((1, *shape), jnp.float32)}
+    begin = jax.eval_shape(trainer.init, jax.random.key(0))
+    units = math.prod(jax.eval_shape(trainer.encode, begin, one).shape)
     lead = (seeds,) if seeds > 1 else ()
 
     if state is not None:
@@ -70,10 +65,8 @@ def encoded(
             return None
         labels = np.broadcast_to(arrays["label"], (*lead, arrays["label"].shape[-1]))
         if state is None or name not in computed:
-            return {
-                "image": np.broadcast_to(np.float32(0), (*labels.shape, units)),
-                "label": labels,
-            }
+            zeros = np.broadcast_to(np.float32(0), (*labels.shape, units))
+            return {"image": zeros, "label": labels}
         # Often, the model was trained on the same data.
         same = arrays is experiment.train and data.preprocess is experiment.preprocess
         codes = own if same else _codes(experiment, state, arrays, data.preprocess)
@@ -113,9 +106,3 @@ def _codes(
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-def _example_shape(experiment: Experiment) -> tuple[int, ...]:
-    arrays = experiment.test
-    one = {k: a[0, :1] if experiment.by_seed else a[:1] for k, a in arrays.items()}
-    return jax.eval_shape(experiment.preprocess, one)["image"].shape[1:]

@@ -14,25 +14,26 @@ from trainers.pipelines.links import config_of
 from trainers.pipelines.open import open_experiment, restored
 
 
-def measured(run: RunDirectory, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def measured(run: RunDirectory, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Measure the last stage, and all stages that it started from, on each other's test sets.
 
     Returns:
-        "tasks": names of the stages; "accuracy": a row after each task, a column on each task;
-        "average_accuracy": mean over the tasks after the last one; "forgetting": mean over all
-        tasks but the last of the best accuracy before the last task minus that after it. All are
-        means over seeds; with several, "..._sd" are standard deviations. None without `start`.
+        {"continual": metrics}, or {} without `start`. "tasks": names of the stages; "accuracy": a
+        row after each task, a column on each task; "average_accuracy": mean over the tasks after
+        the last one; "forgetting": mean over all tasks but the last of the best accuracy before the
+        last task minus that after it. All are means over seeds; with several, "..._sd" are standard
+        deviations.
     """
     by_name = {stage["name"]: stage for stage in stages}
     tasks = [stages[-1]["name"]]
     while (before := by_name[tasks[0]]["start"]) is not None:
         tasks.insert(0, before)
     if len(tasks) == 1:
-        return None
+        return {}
     runs = [run.stage(name) for name in tasks]
     experiments = [open_experiment(config_of(r), r, computed=("test",)) for r in runs]
     if "accuracy" not in experiments[-1].trainer.evaluated:
-        return None
+        return {}
     states = [restored(r, best=False, seen=e).state for r, e in zip(runs, experiments, strict=True)]
     columns = []
     for experiment in experiments:
@@ -50,7 +51,7 @@ def measured(run: RunDirectory, stages: Sequence[Mapping[str, Any]]) -> dict[str
         summary[name] = value.mean(-1).tolist()
         if value.shape[-1] > 1:
             summary[f"{name}_sd"] = value.std(-1, ddof=1).tolist()
-    return summary
+    return {"continual": summary}
 
 
 def forgetting(matrix: np.ndarray) -> np.ndarray:

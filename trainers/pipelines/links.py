@@ -1,29 +1,29 @@
-"""Links: the other runs that a config names, and checks that they fit.
+"""Links: the other runs that a config names, and the copies that a run keeps of them.
 
 Links are paths relative to the run's folder: `features` names the run whose trained model encodes
 the data, `start` the run whose weights this one starts from, `judge` the run of a reward model. A
 pipeline writes these links between its stages. `trainer.reference` may name the run of a policy's
 reference.
 
-A run keeps copies of the runs that it needs after its first checkpoint (`pipelines/copies.py`);
-older runs without copies follow the links.
+A run keeps copies of what it needs after its first checkpoint. `RUN/linked/features` and
+`RUN/linked/judge` are runs with their checkpoints. `RUN/linked/reference` is a config without
+weights, which are in the run's own checkpoints. `RUN/linked/files` holds the Python files of
+rewards. Data sets are not copied. Older runs without copies follow the links.
 """
 
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from grlu.errors import UserError
-from input_pipeline import Data
-from trainers.config.load import load_config
-from trainers.config.paths import kept
-from trainers.config.schema import validate
-from trainers.loop.experiment import Experiment
-from trainers.loop.run_dir import RunDirectory
-from trainers.objectives.registry import trait
-from trainers.policies.preference import PreferenceTrainer
+from trainers.config.load import load_config, to_json
+from trainers.config.paths import copy_of, functions, kept
+from trainers.config.schema import LINKS, validate
+from trainers.config.values import plain
+from trainers.loop.run_dir import RunDirectory, write_atomically
 from trainers.policies.reference import NAMED
 from trainers.registry import SECTIONS
 
@@ -32,9 +32,6 @@ def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
     """Return the complete config in a run's folder, with `overrides`.
 
     Paths of the user's files that are gone are replaced by the run's copies.
-
-    Raises:
-        UserError: if there is no run, or it is a pipeline.
     """
     config = load_config(RunDirectory.open(run.path).config, overrides)
     if "stages" in config:
@@ -53,9 +50,6 @@ def linked_run(
         kind: "features", "start", "judge" or "reference".
         link: path of the other run, relative to the folder of `run`.
         copied: accept a copy, which has no weights if it is a reference.
-
-    Raises:
-        UserError: if neither exists.
     """
     if run is None:
         return RunDirectory.open(pathlib.Path(link))
@@ -77,27 +71,47 @@ def reference_link(config: Mapping[str, Any]) -> str | None:
     return None if named in (None, *NAMED) else named
 
 
-def require_vocabulary(what: str, data: Data, other: Data, path: Any) -> None:
-    """Raise UserError if a run's data and those of another run differ in their tokens."""
-    own, theirs = (d.tokenizer.vocabulary if d.tokenizer else None for d in (data, other))
-    if own != theirs:
-        raise UserError(
-            f"{what}: the run in {path} has other tokens, {theirs or 'none'}, than this run's "
-            f"data, {own or 'none'}: both need the same text, or dataset.tokenizer=byte or gpt2"
-        )
+def keep(
+    config: Mapping[str, Any],
+    run: RunDirectory,
+    source: RunDirectory | None = None,
+    *,
+    judge: bool = True,
+) -> None:
+    """Copy the runs and files that a config names into the folder of a run.
+
+    Links are relative to the folder of the config's run, `source`, or absolute if it is None.
+    """
+    for kind in ("features", "judge") if judge else ("features",):
+        if kind in config:
+            copy_run(linked_run(source, kind, config[kind]), run.linked(kind))
+    if link := reference_link(config):
+        copy_run(linked_run(source, "reference", link), run.linked("reference"), weights=False)
+    for file in functions(config):
+        copy = copy_of(file, run.files)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
 
 
-def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
-    """Raise UserError unless the model of a run writes text; the message says what it does."""
-    trainer = experiment.trainer
-    if isinstance(trainer, PreferenceTrainer) and trainer.settings.scores:
-        raise UserError(
-            f"{run.path} is a reward model, which scores texts and writes none: name the policy "
-            "that it scores, or the language model that it started from"
-        )
-    if data.tokenizer is not None:
-        return
-    described = trait(trainer.settings.objective, "described")
-    raise UserError(
-        f"{run.path} writes no text, it is {described.format(data=data.name, run=run.path)}"
-    )
+def copy_run(
+    source: RunDirectory, copy: RunDirectory, *, weights: bool = True, judge: bool = False
+) -> None:
+    """Copy a run's config with absolute links, what it links to, and its checkpoints if `weights`.
+
+    Only training and evaluation need a judge.
+    """
+    config = config_of(source)
+    keep(config, copy, source, judge=judge)
+    if weights:
+        if not source.trained:
+            raise UserError(
+                f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
+            )
+        # All: only Orbax can tell which is the best readable one, and it needs all processes,
+        # while the first copies alone.
+        unfinished = shutil.ignore_patterns("*.orbax-checkpoint-tmp*")
+        shutil.copytree(source.checkpoints, copy.checkpoints, ignore=unfinished, dirs_exist_ok=True)
+    copy.path.mkdir(parents=True, exist_ok=True)
+    links = {k: str(pathlib.Path(source.path, config[k]).resolve()) for k in LINKS if k in config}
+    detached = ConfigDict(plain(config) | links, type_safe=False)
+    write_atomically(copy.config, to_json(detached))

@@ -19,21 +19,15 @@ from grlu.errors import UserError
 from input_pipeline import Data
 from models.gpt2_weights import gpt2_from_file
 from trainers.build import make_experiment
-from trainers.completions.rewards import Judge
 from trainers.config.schema import build
 from trainers.config.values import plain
 from trainers.loop.experiment import Experiment
 from trainers.loop.loop import open_checkpoints
 from trainers.loop.run_dir import RunDirectory
 from trainers.loop.state import TrainState
+from trainers.objectives.registry import trait
 from trainers.pipelines.features import encoded
-from trainers.pipelines.links import (
-    config_of,
-    linked_run,
-    reference_link,
-    require_vocabulary,
-    require_writer,
-)
+from trainers.pipelines.links import config_of, linked_run, reference_link
 from trainers.policies.preference import PreferenceTrainer
 from trainers.policies.reference import frozen
 
@@ -60,9 +54,6 @@ def open_experiment(
         computed: splits whose features are computed; those of the others are zeros. With all
             splits, the run is to be trained, and starts from the weights of its links.
         begun: the run's own checkpoints hold those weights; by default, if it has a checkpoint.
-
-    Raises:
-        UserError: if parts do not fit, or a linked run is not trained.
     """
     training = set(computed) == set(SPLITS)
     if begun is None:
@@ -71,8 +62,7 @@ def open_experiment(
     linked = _reference(config, run, data, weights=training and not begun)
     borrowed = bool(linked)
     if "judge" in config:
-        judge = linked_run(run, "judge", config.judge)
-        linked["judge"] = _judge(judge, data, trained=bool(computed))
+        linked["judge"] = _judge(linked_run(run, "judge", config.judge), data, bool(computed))
     experiment = make_experiment(config, data, **linked)
     if begun:
         return experiment
@@ -85,9 +75,10 @@ def open_experiment(
 
 
 def fresh(
-    config: ConfigDict, run: RunDirectory, computed: Collection[str]
+    run: RunDirectory, config: ConfigDict | None = None, computed: Collection[str] = ()
 ) -> tuple[Experiment, Data]:
-    """Return the experiment of a run with new weights, and its data; `computed` as above."""
+    """Return the experiment of a run with new weights and without a judge, and its data."""
+    config = config_of(run) if config is None else config
     data = _data(plain(config.dataset), config.get("features"), run, computed)
     return make_experiment(config, data, **_reference(config, run, data, weights=False)), data
 
@@ -97,15 +88,9 @@ def restored(
 ) -> Restored[TrainState]:
     """Restore the newest (or best) checkpoint of a run; with `run.patience` always the best.
 
-    Args:
-        run: the run.
-        best: restore the best checkpoint by validation.
-        seen: experiment of the run, if already built.
-
-    Raises:
-        UserError: if there is no checkpoint.
+    `seen` is the run's experiment, if already built.
     """
-    experiment = seen or fresh(config_of(run), run, ())[0]
+    experiment = seen or fresh(run)[0]
     with open_checkpoints(experiment, run) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(
@@ -115,13 +100,25 @@ def restored(
         return checkpoints.restore(experiment.init(), best=best)
 
 
+def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
+    """Raise UserError unless the model of a run writes text; the message says what it does."""
+    trainer = experiment.trainer
+    if isinstance(trainer, PreferenceTrainer) and trainer.settings.scores:
+        raise UserError(
+            f"{run.path} is a reward model, which scores texts and writes none: name the policy "
+            "that it scores, or the language model that it started from"
+        )
+    if data.tokenizer is None:
+        described = trait(trainer.settings.objective, "described")
+        raise UserError(
+            f"{run.path} writes no text, it is {described.format(data=data.name, run=run.path)}"
+        )
+
+
 def warm_started(experiment: Experiment) -> Experiment:
     """Return an experiment that starts from the weights of `run.init_from` that fit.
 
     The weights are those of a run, or of a GPT-2 in a safetensors file (`models.gpt2_weights`).
-
-    Raises:
-        UserError: if no array has the name and shape of one of this model's.
     """
     if experiment.run.init_from is None:
         return experiment
@@ -151,14 +148,10 @@ def warm_started(experiment: Experiment) -> Experiment:
 def _started(
     experiment: Experiment, link: str, run: RunDirectory | None, data: Data, *, weights: bool
 ) -> Experiment:
-    """Return an experiment that starts from the state of another run, after a check of shapes.
-
-    Raises:
-        UserError: if the shapes or the vocabularies differ.
-    """
+    """Return an experiment that starts from another run's state, if `weights`."""
     other = linked_run(run, "start", link, copied=False)
-    before, seen = fresh(config_of(other), other, ())
-    require_vocabulary("start", data, seen, other.path)
+    before, seen = fresh(other)
+    _require_vocabulary("start", data, seen, other)
     expected = jax.tree.map(jnp.shape, jax.eval_shape(experiment.init).begins)
     found = jax.tree.map(jnp.shape, jax.eval_shape(before.init).params)
     if expected != found:
@@ -174,18 +167,7 @@ def _started(
 def _reference(
     config: ConfigDict, run: RunDirectory | None, data: Data, *, weights: bool
 ) -> dict[str, Any]:
-    """Return {"reference": a frozen policy} if `trainer.reference` names a run, else {}.
-
-    Args:
-        config: the complete config.
-        run: its folder, or None before it is made.
-        data: its data set.
-        weights: whether to restore the reference's weights; otherwise they are new, for a run whose
-            own checkpoints hold the right ones.
-
-    Raises:
-        UserError: if there is no such run, it trains no language model, or the vocabularies differ.
-    """
+    """Return {"reference": a frozen policy, new without `weights`} if the config names a run."""
     link = reference_link(config)
     if link is None:
         return {}
@@ -197,43 +179,45 @@ def _reference(
         raise UserError(
             f"trainer.reference must be start, random, bigram, none or the folder of a run: {error}"
         ) from error
-    experiment, seen = fresh(config_of(other), other, ())
+    experiment, seen = fresh(other)
     try:
         require_writer(other, experiment, seen)
     except UserError as error:
         raise UserError(f"trainer.reference must be a language model: {error}") from error
-    require_vocabulary("trainer.reference", data, seen, other.path)
-    if experiment.run.seeds > 1:
-        raise UserError(
-            f"trainer.reference: {other.path} has several seeds, and a reference must be one model"
-        )
-    state = restored(other, best=False, seen=experiment).state if weights else experiment.init()
-    model: Any = experiment.trainer.model(state)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    stored = (params, rest)
-    return {
-        "reference": frozen(
-            graphdef, config.trainer.temperature, lambda key: jax.tree.map(jnp.asarray, stored)
-        )
-    }
+    state = _one_state("trainer.reference", other, experiment, seen, data, trained=weights)
+    graphdef, *stored = nnx.split(experiment.trainer.model(state), nnx.Param, ...)
+    arrays = jax.tree.map(jnp.asarray, tuple(stored))
+    return {"reference": frozen(graphdef, config.trainer.temperature, lambda key: arrays)}
 
 
-def _judge(run: RunDirectory, data: Data, *, trained: bool) -> Judge:
-    """Return the reward model of a run, with new weights unless `trained`.
-
-    Raises:
-        UserError: if the run trains no reward model, has several seeds, or has another vocabulary.
-    """
-    experiment, seen = fresh(config_of(run), run, ())
+def _judge(run: RunDirectory, data: Data, trained: bool) -> Any:
+    """Return the reward model of a run, with new weights unless `trained`."""
+    experiment, seen = fresh(run)
     trainer = experiment.trainer
     if not isinstance(trainer, PreferenceTrainer) or not trainer.settings.scores:
         raise UserError(f"judge: {run.path} is no run of a reward model (trainer reward_model)")
+    return trainer.judge(_one_state("judge", run, experiment, seen, data, trained=trained))
+
+
+def _one_state(
+    what: str, run: RunDirectory, experiment: Experiment, seen: Data, data: Data, *, trained: bool
+) -> TrainState:
+    """Return the state of a linked run with one seed and the tokens of `data`."""
     if experiment.run.seeds > 1:
-        raise UserError(f"judge: {run.path} has several seeds, and a judge must be one model")
-    require_vocabulary("judge", data, seen, run.path)
-    if not trained:
-        return trainer.judge(experiment.init())
-    return trainer.judge(restored(run, best=False, seen=experiment).state)
+        kind = what.rpartition(".")[2]
+        raise UserError(f"{what}: {run.path} has several seeds, and a {kind} must be one model")
+    _require_vocabulary(what, data, seen, run)
+    return restored(run, best=False, seen=experiment).state if trained else experiment.init()
+
+
+def _require_vocabulary(what: str, data: Data, other: Data, run: RunDirectory) -> None:
+    """Raise UserError if a run's data and those of another `run` differ in their tokens."""
+    own, theirs = (d.tokenizer.vocabulary if d.tokenizer else None for d in (data, other))
+    if own != theirs:
+        raise UserError(
+            f"{what}: the run in {run.path} has other tokens, {theirs or 'none'}, than this run's "
+            f"data, {own or 'none'}: both need the same text, or dataset.tokenizer=byte or gpt2"
+        )
 
 
 def _data(
@@ -254,7 +238,7 @@ def _data(
             f"features: {source.path} is a run on text, whose model gives no features of an "
             "example; a stage builds on another one's language model by `start`"
         )
-    experiment, _ = fresh(config, source, ("train",) if computed else ())
+    experiment, _ = fresh(source, config, ("train",) if computed else ())
     state = restored(source, best=True, seen=experiment).state if computed else None
     return encoded(data, experiment, state, computed, source.path)
 

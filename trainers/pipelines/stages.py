@@ -43,13 +43,11 @@ from trainers.config.schema import (
 )
 from trainers.config.values import plain
 from trainers.devices import processes
-from trainers.devices.mesh import placed
-from trainers.loop.compiled import require_step
 from trainers.loop.experiment import Experiment
-from trainers.loop.loop import Result, fit
+from trainers.loop.loop import Result, fit, require_runnable
 from trainers.loop.run_dir import RunDirectory, latest_metrics, logged_to, write_atomically
-from trainers.loop.wandb import require_wandb
-from trainers.pipelines import copies, forgetting
+from trainers.pipelines import links
+from trainers.pipelines.forgetting import measured
 from trainers.pipelines.links import config_of
 from trainers.pipelines.open import open_experiment
 from trainers.registry import SECTIONS
@@ -61,19 +59,12 @@ _KEYS = ("name", *STAGE_KEYS, *_SHARED, "model", "trainer")
 
 
 def complete(config: Mapping[str, Any]) -> ConfigDict:
-    """Return a validated pipeline in which every stage has all its keys.
-
-    Raises:
-        UserError: on a mistake, naming the stage and the key.
-    """
+    """Return a validated pipeline in which every stage has all its keys."""
     given = plain(config)
     for where in given:
         if where not in (*_COMMON, INHERITED):
-            raise unknown(
-                f"a pipeline has no section {where!r} except in its stages (stages.NAME.{where})",
-                where,
-                _COMMON,
-            )
+            message = f"a pipeline has no section {where!r} except in its stages"
+            raise unknown(f"{message} (stages.NAME.{where})", where, _COMMON)
     for where in _SHARED:
         section_of(given, where)
     stages: dict[str, dict[str, Any]] = {}
@@ -103,26 +94,15 @@ def stage_config(pipeline: Mapping[str, Any], stage: Mapping[str, Any]) -> Confi
 
 
 def check(pipeline: ConfigDict) -> list[Experiment]:
-    """Build every stage once, on features of zeros, to find all mistakes before training.
-
-    Returns:
-        The experiments of the stages.
-
-    Raises:
-        UserError: on a mistake, naming the stage.
-    """
+    """Build every stage once, on features of zeros, to find all mistakes before training."""
     built = []
     with tempfile.TemporaryDirectory() as scratch, _errors(without=f"{scratch}/"):
         run = RunDirectory(pathlib.Path(scratch))
-        given = plain(pipeline)
-        for stage in given["stages"]:
+        for stage in (given := plain(pipeline))["stages"]:
             with _errors(f"stage {stage['name']!r}: "):
-                own = run.stage(stage["name"])
-                _prepare(given, stage, run)
+                own = _prepare(given, stage, run)
                 experiment = open_experiment(config_of(own), own, computed=())
-                placed(experiment.run.seeds, experiment.mesh)
-                require_wandb(experiment.run.wandb)
-                require_step(experiment)
+                require_runnable(experiment)
                 built.append(experiment)
     return built
 
@@ -130,19 +110,14 @@ def check(pipeline: ConfigDict) -> list[Experiment]:
 def fit_stages(
     pipeline: ConfigDict, run: RunDirectory, *, progress: bool, overrides: Sequence[str] = ()
 ) -> Result:
-    """Train the unfinished stages in order, with overrides of their configs for this call.
-
-    Raises:
-        RunError: if a stage fails.
-        Interrupted: on SIGINT or SIGTERM, after saving.
-    """
+    """Train the unfinished stages in order, with overrides of their configs for this call."""
     given = plain(pipeline)
     steps = 0
     with logged_to(run.log):
         for number, stage in enumerate(given["stages"], 1):
-            name, own = stage["name"], run.stage(stage["name"])
-            title = f"stage {name} ({number} of {len(given['stages'])})"
-            with _errors(f"stage {name!r}: "):
+            own = run.stage(stage["name"])
+            title = f"stage {stage['name']} ({number} of {len(given['stages'])})"
+            with _errors(f"stage {stage['name']!r}: "):
                 processes.by_first(functools.partial(_prepare, given, stage, run), title)
                 config = config_of(own, overrides)
                 if stage["backbone"] is not None:
@@ -158,12 +133,11 @@ def fit_stages(
                     experiment = open_experiment(config, own)
                     steps = experiment.steps
                     fit(experiment, own, progress=progress)
-        summary = {name: latest_metrics(run.stage(name).metrics) for name in _names(given)}
-        last = run.stage(_names(given)[-1])
-        text = json.dumps({"stages": summary, **continued(pipeline, run)}, indent=2)
+        metrics = {s["name"]: latest_metrics(run.stage(s["name"]).metrics) for s in given["stages"]}
+        summary = {"stages": metrics, **measured(run, given["stages"])}
         if processes.first():
-            write_atomically(run.summary, text + "\n")
-    return Result(run.path, steps, latest_metrics(last.metrics))
+            write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+    return Result(run.path, steps, metrics[given["stages"][-1]["name"]])
 
 
 def keep(pipeline: ConfigDict, run: RunDirectory) -> None:
@@ -173,25 +147,15 @@ def keep(pipeline: ConfigDict, run: RunDirectory) -> None:
         if stage["backbone"] is not None:
             _prepare(given, stage, run)
         else:  # Its links lead to preceding stages.
-            copies.keep({"trainer": stage["trainer"]}, run.stage(stage["name"]))
+            links.keep({"trainer": stage["trainer"]}, run.stage(stage["name"]))
 
 
 def last_stage(pipeline: ConfigDict, run: RunDirectory) -> RunDirectory:
-    """Return the run of the last stage, which evaluates the pipeline end to end.
-
-    Raises:
-        UserError: if that stage has not been started.
-    """
-    last = run.stage(_names(plain(pipeline))[-1])
+    """Return the run of the last stage, which evaluates the pipeline end to end."""
+    last = run.stage(plain(pipeline)["stages"][-1]["name"])
     if not last.config.is_file():
         raise UserError(f"{run.path} is not finished; 'grlu resume {run.path}' trains it")
     return last
-
-
-def continued(pipeline: ConfigDict, run: RunDirectory) -> dict[str, Any]:
-    """Return the metrics of a sequence of tasks as "continual", or nothing."""
-    metrics = forgetting.measured(run, plain(pipeline)["stages"])
-    return {"continual": metrics} if metrics else {}
 
 
 def _complete_stage(
@@ -232,7 +196,6 @@ def _complete_stage(
 
 
 def _renames(section: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether a section names something else than the section that it changes."""
     return section.get("name", other.get("name")) != other.get("name")
 
 
@@ -258,30 +221,22 @@ def _earlier(key: str, name: Any, before: Mapping[str, Any]) -> str | None:
     return name
 
 
-def _prepare(pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDirectory) -> None:
-    """Create the folder of a stage, with its config, unless it exists."""
+def _prepare(
+    pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDirectory
+) -> RunDirectory:
+    """Return the run of a stage, whose folder is created, with its config, unless it exists."""
     own = run.stage(stage["name"])
-    if not own.config.is_file():
-        own.path.mkdir(parents=True, exist_ok=True)
-        if stage["backbone"] is None:
-            config = stage_config(pipeline, stage)
-        else:
-            config = _copy(RunDirectory(pathlib.Path(stage["backbone"])), own)
-        write_atomically(own.config, to_json(config))
-
-
-def _copy(source: RunDirectory, own: RunDirectory) -> ConfigDict:
-    """Copy a run's metrics, checkpoints and links, and return its config."""
-    config = config_of(source)
-    copies.copy_checkpoints(source, own)
+    if own.config.is_file():
+        return own
+    own.path.mkdir(parents=True, exist_ok=True)
+    if stage["backbone"] is None:
+        write_atomically(own.config, to_json(stage_config(pipeline, stage)))
+        return own
+    source = RunDirectory(pathlib.Path(stage["backbone"]))
     if source.metrics.is_file():
         shutil.copy(source.metrics, own.metrics)
-    copies.keep(config, own, source)
-    return copies.detached(config, source)
-
-
-def _names(pipeline: Mapping[str, Any]) -> list[str]:
-    return [stage["name"] for stage in pipeline["stages"]]
+    links.copy_run(source, own, judge=True)
+    return own
 
 
 @contextlib.contextmanager

@@ -1,0 +1,72 @@
+"""JSON files of the original project.
+
+`{"model": {"layer_sizes": [784, 256, 10]}, "training": {"epochs": 10, "n_perturbations": 128, …}}`;
+a file without keys of the perturbation describes the backprop baseline.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from grlu import NodePerturbation
+from grlu.errors import UserError
+from trainers.config.schema import build, section_of, unknown
+
+_PIXELS, _DIGITS = 784, 10
+_PERTURBATION = {"n_perturbations", "noise_max", "noise_min", "k"}
+
+
+def translate(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of our config that run a config of the original project.
+
+    As in the published runs, all 60,000 training images are used, without a validation split.
+    """
+    for section in given:
+        if section not in ("model", "training"):
+            message = f"the original configuration has no section {section!r}"
+            raise unknown(message, section, ["model", "training"])
+        section_of(given, section)
+    training = given.get("training", {})
+    perturbed = bool(_PERTURBATION & set(training))
+    defaults = {"epochs": 10, "batch_size": 1} if perturbed else {"epochs": 50, "batch_size": 256}
+    sections = build(_training, defaults | training, "training", perturbed=perturbed)
+    sections["model"] |= build(_layers, given.get("model", {}), "model")
+    return sections | {"dataset": {"name": "mnist", "validation": 0}}
+
+
+def _layers(*, layer_sizes: tuple[int, ...]) -> dict[str, Any]:
+    if len(layer_sizes) < 2 or min(layer_sizes) < 1:
+        raise UserError(
+            f"model.layer_sizes must be two or more positive integers, got {list(layer_sizes)}"
+        )
+    if (layer_sizes[0], layer_sizes[-1]) != (_PIXELS, _DIGITS):
+        raise UserError(
+            f"model.layer_sizes must start with the {_PIXELS} pixels of an MNIST image and end "
+            f"with its {_DIGITS} classes, got {list(layer_sizes)}"
+        )
+    return {"name": "mlp", "hidden": layer_sizes[1:-1], "layer_norm": True}
+
+
+def _training(
+    *,
+    epochs: int,
+    batch_size: int,
+    n_perturbations: int = 128,
+    noise_max: float = 0.1,
+    noise_min: float = 0.0,
+    lr_max: float = 0.1,
+    lr_min: float = 0.0,
+    k: float | None = None,
+    seed: int = 42,
+    perturbed: bool,
+) -> dict[str, Any]:
+    trainer: dict[str, Any] = {"name": "backprop"}
+    if perturbed:
+        rule = vars(NodePerturbation.published(n_perturbations, noise_max))
+        trainer = {key: value for key, value in rule.items() if key not in ("wrt", "update")}
+        trainer |= {"name": "grlu", "reward": "floored_log_likelihood"}
+        trainer |= {"sigma_end": noise_min, "sigma_schedule": "cosine"}
+    trainer |= {"epochs": epochs, "batch_size": batch_size, "optimizer": "sgd"}
+    trainer |= {"learning_rate": lr_max, "learning_rate_end": lr_min}
+    trainer |= {"schedule": "cosine", "schedule_per": "epoch"}
+    activation = {"activation": "relu"} if k is None else {"activation": "topk", "topk": k}
+    return {"seed": seed, "model": activation, "trainer": trainer}
