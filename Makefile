@@ -9,10 +9,10 @@ setup:
 	$(BIN)/pre-commit install
 
 test:
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-all:
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint:
 	$(BIN)/ruff check

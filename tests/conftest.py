@@ -1,5 +1,6 @@
 """Fixtures of all tests: strictness, fast compilation, devices and the folder of real data."""
 
+import gc
 import os
 import pathlib
 
@@ -17,11 +18,13 @@ from tests.slow import slow_tests
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation dominates the tests: programs this small need not be fast.
+FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     # Later versions have no other emitters.
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-    )
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# By default, a tenth of the time goes into the search for garbage in what JAX keeps.
+gc.set_threshold(100_000, 20, 20)
 COMPILING = {
     "jax_disable_most_optimizations": True,
     "jax_persistent_cache_min_compile_time_secs": 0.05,

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 _SERVER = """
 import json, os, sys, warnings
 import grlu.cli, input_pipeline, models, reports, trainers
+import sklearn.datasets, tensorboardX  # What a run imports when it needs it.
 
 def run(request):
     os.chdir(request["cwd"])

@@ -185,7 +185,8 @@ def test_a_pipeline_trains_resumes_and_shows_forgetting(grlu, tmp_path):
         },
         {"name": "two", "start": "one", "dataset": {"classes": [2, 3]}},
     ]
-    config = {"dataset": {"name": "digits", "renumber": True}, "stages": stages}
+    dataset = {"name": "digits", "renumber": True, "subset": 400}
+    config = {"dataset": dataset, "stages": stages}
     (tmp_path / "tasks.json").write_text(json.dumps(config))
     change = "stages.one.trainer.samples=4"
     done = grlu("train", tmp_path / "tasks.json", change, "--run", tmp_path / "run")

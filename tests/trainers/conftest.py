@@ -147,7 +147,7 @@ def killed_in_each_stage(tmp_path, grlu_command, kill, files, same_run):
         finished = {}
         for i, stage in enumerate(stages):
             arguments = ("resume", killed) if i else ("train", config, "--run", killed)
-            assert kill(stage / "metrics.csv", 5, *arguments) == -signal.SIGKILL
+            assert kill(stage / "metrics.csv", 2, *arguments) == -signal.SIGKILL
             finished |= {before: files(before) for before in stages[:i] if before not in finished}
         finish("resume", killed)
         assert {stage: files(stage) for stage in finished} == finished

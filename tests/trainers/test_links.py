@@ -43,10 +43,16 @@ def reset(run, step):
             shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """Run of a small language model, to copy."""
+    return train(TEXT, tmp_path_factory.mktemp("language") / "run")
+
+
 @pytest.fixture
-def first(tmp_path):
-    """Run of a small language model."""
-    return train(TEXT, tmp_path / "others" / "first")
+def first(language, tmp_path):
+    """Copy of that run, next to which a test puts the others that it removes."""
+    return shutil.copytree(language, tmp_path / "others" / "first")
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def two(grlu_command, devices):
 def test_two_processes_train_one_run(small, tmp_path, two):
     small["model"] |= {"hidden": (8,), "activation": "tanh"}
     small["trainer"] |= {"optimizer": "sgd", "learning_rate": 0.05, "average": None}
-    small["trainer"] |= {"epochs": 16, "batch_size": 64}
+    small["trainer"] |= {"epochs": 6, "batch_size": 64}
     trainers.train(small, tmp_path / "one", progress=False)
 
     config, run = tmp_path / "small.json", tmp_path / "two"
@@ -48,7 +48,7 @@ def test_two_processes_train_one_run(small, tmp_path, two):
     outs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [143, 143], outs
     assert "'grlu resume" in outs[0][1]
-    assert int(read_metrics(run / "metrics.csv")[-1]["step"]) < 16 * 19
+    assert int(read_metrics(run / "metrics.csv")[-1]["step"]) < 6 * 19
 
     both = two("resume", run)
     outs = [process.communicate(timeout=300) for process in both]

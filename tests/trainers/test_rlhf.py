@@ -7,7 +7,7 @@ POLICY = {"name": "ppo", "updates": 2, "minibatches": 2, "kl": "k1", "kl_in": "r
 
 
 def pipeline():
-    steps = {"epochs": 12, "batch_size": 8}
+    steps = {"epochs": 6, "batch_size": 8}
     model = {"name": "gpt", "layers": 1, "heads": 1, "width": 8, "block": 4}
     policy = POLICY | {"rewards": ["judge"], "beta_kl": 0.1, **steps}
     return {
