@@ -51,12 +51,8 @@ def test_chunked_and_unchunked_training_agree(overrides):
     examples = 100 if SPARSE[0] in overrides else 1000
     states = []
     for size in (1, 32):
-<<<<<<< HEAD
         options = [*PLAIN, f"trainer.online_chunk={size}", *overrides]
-        state, metrics, broken = trained(options, examples)
-=======
-        state, metrics, (broken, _) = trained([*PLAIN, f"trainer.online_chunk={size}", *overrides])
->>>>>>> shrink-B
+        state, metrics, (broken, _) = trained(options, examples)
         assert broken == -1
         states.append((state.params, state.average, state.opt_state, state.step, metrics))
     assert states[0][3] == states[1][3]
