@@ -7,8 +7,7 @@ import pytest
 
 import trainers
 from grlu.errors import UserError
-from trainers.objectives.fast_learner import FastLearner
-from trainers.objectives.registry import log_likelihood, objective_named
+from trainers.objectives.registry import FastLearner, log_likelihood, objective_named
 
 
 class Features:
