@@ -9,11 +9,11 @@ from collections.abc import Callable
 from flax import nnx
 
 from models.autoencoder import Autoencoder, ConvAutoencoder
-from models.gpt import GPT
 from models.local_mlp import LocalMLP
 from models.mlp import MLP
 from models.skip_mlp import SkipMLP
 from models.sparse_mlp import SparseMLP
+from models.text.gpt import GPT
 from models.vae import VAE, ivae, vae_conv, vae_mlp
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {

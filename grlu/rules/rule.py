@@ -32,7 +32,7 @@ class Rule:
             to the caller's model from its clean pass; by default it leaves the model unchanged.
         local: class attribute: True if the gradient of a dense layer is its input times a credit
             of its output alone, as for exact gradients and local rules; first layers can then learn
-            online in chunks (`grlu.rules.online`).
+            online in chunks (`grlu.online`).
         of_weights: class attribute: True if the rule perturbs the weights themselves and uses only
             the reward, which then needs no derivative: perturbed weights can sample what is
             rewarded.

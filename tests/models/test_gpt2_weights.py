@@ -8,7 +8,7 @@ from flax import nnx
 
 import grlu
 import trainers
-from models.gpt2_weights import _GLOBAL, _LAYER, gpt2_from_file
+from models.text.gpt2_weights import _GLOBAL, _LAYER, gpt2_from_file
 from trainers.loop.run_dir import RunDirectory
 from trainers.pipelines.open import restored
 

@@ -83,7 +83,9 @@ def traces(config):
         train, test = (shapes(dict(split)) for split in (experiment.train, experiment.test))
         rows = experiment.order(0)[..., :2, :]
         chunk = compile_chunk(experiment)
-        shape = getattr(chunk, "eval_shape", functools.partial(jax.eval_shape, chunk))
+        shape = functools.partial(jax.eval_shape, chunk)
+        if hasattr(chunk.func, "eval_shape"):  # Otherwise it is a Python loop.
+            shape = functools.partial(chunk.func.eval_shape, *chunk.args)
         after, averages, _ = shape(state, train, rows, 2)
         assert shapes(after) == state
         found = jax.eval_shape(compile_evaluation(experiment), state, test)

@@ -6,7 +6,8 @@ import pytest
 
 import trainers
 from grlu.network import trace
-from grlu.rules.online import Chunk, first_layers
+from grlu.online.chunk import Chunk
+from grlu.online.layers import first_layers
 from trainers.loop.compiled import compile_chunk
 
 

@@ -1,6 +1,6 @@
 """Blocks of updates: the steps of the gradient trainer on few examples each, but faster.
 
-First layers learn by exact chunked online learning (`grlu.rules.online`), and the random numbers of
+First layers learn by exact chunked online learning (`grlu.online`), and the random numbers of
 all updates are sampled together (`grlu.noise.ahead`).
 """
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from grlu.noise.ahead import drawn_ahead
-from grlu.rules.online import Chunk, Moving
+from grlu.online.chunk import Chunk, Moving
 from grlu.rules.rule import seeded
 from trainers.loop.state import TrainState
 from trainers.loop.trainer import Fold

@@ -19,7 +19,7 @@ from grlu.micro_batches import in_parts
 from grlu.rules.learned_feedback import add_feedback
 from grlu.rules.rule import pure_objective
 from input_pipeline import Data
-from models.gpt import GPT
+from models.text.gpt import GPT
 from trainers.gradient.online import averaged, take_block
 from trainers.gradient.settings import GradientSettings
 from trainers.loop.state import TrainState

@@ -17,7 +17,7 @@ import input_pipeline
 from checkpoints import Restored
 from grlu.errors import UserError
 from input_pipeline import Data
-from models.gpt2_weights import gpt2_from_file
+from models.text.gpt2_weights import gpt2_from_file
 from trainers.build import make_experiment
 from trainers.config.schema import build
 from trainers.config.values import plain
@@ -118,7 +118,7 @@ def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> Non
 def warm_started(experiment: Experiment) -> Experiment:
     """Return an experiment that starts from the weights of `run.init_from` that fit.
 
-    The weights are those of a run, or of a GPT-2 in a safetensors file (`models.gpt2_weights`).
+    The weights are those of a run, or of a GPT-2 (`models.text.gpt2_weights`).
     """
     if experiment.run.init_from is None:
         return experiment

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 import grlu
-from models.gpt import GPT
+from models.text.gpt import GPT
 
 # Our parameter names -> theirs, outside layers and inside a layer.
 _GLOBAL = {

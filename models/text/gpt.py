@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import grlu
-from models.attention import ATTENTIONS, Attention, Past, linear
 from models.layers import precise
+from models.text.attention import ATTENTIONS, Attention, Past, linear
 
 _gelu = grlu.activation(nnx.gelu)  # The tanh approximation, as in GPT-2.
 
