@@ -7,7 +7,7 @@ import pytest
 
 import grlu
 from grlu.influence.rows import Digit, Rows
-from grlu.noise.directions import Part, directions, hadamard, signs
+from grlu.noise.directions import Part, covering, directions, hadamard, signs
 
 
 def rows(*shape):
@@ -22,14 +22,27 @@ def test_signs_are_fair_and_use_every_bit():
     assert np.abs(drawn.mean(0)).max() < 0.15
 
 
-def test_hadamard_rows_are_orthogonal():
-    matrix = hadamard(16)
-    np.testing.assert_array_equal(matrix @ matrix.T, 16 * np.eye(16))
-    with pytest.raises(grlu.UserError, match="power of two"):
-        hadamard(12)
+@pytest.mark.parametrize("size", [1, 2, 4, 12, 16, 20, 24, 212])
+def test_hadamard_rows_are_orthogonal(size):
+    matrix = hadamard(size)
+    assert set(np.unique(matrix)) <= {-1.0, 1.0}
+    np.testing.assert_array_equal(matrix @ matrix.T, size * np.eye(size))
 
 
-@pytest.mark.parametrize("samples", [1, 2, 16, 128])
+def test_a_size_without_a_matrix_is_refused():
+    for size in (3, 6, 10, 18):
+        with pytest.raises(grlu.UserError, match="power of two"):
+            hadamard(size)
+
+
+def test_the_smallest_matrix_covers_the_units():
+    for units in (1, 3, 5, 9, 33, 210):
+        size = covering(units)
+        assert units <= size < 1.3 * units + 2
+        assert hadamard(size).shape == (size, size)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 12, 16, 128])
 def test_computed_entries_equal_the_matrix(samples):
     units = 2 * samples + 1
     active = jnp.arange(2 * units).reshape(2, units) % 3 != 0

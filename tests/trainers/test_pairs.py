@@ -54,7 +54,7 @@ def test_a_reward_model_learns_the_preferences():
 
 def test_several_pairs_per_prompt_count_as_one_example():
     trainer, _, state = made("reward_model", horizon=3, pairs=3)
-    pairs, _ = trainer._pairs(state, batch(0), jax.random.key(1))
+    pairs, _ = trainer._pairs(state, batch(0), jax.random.key(1), doubt=0.0)
     prompts = np.asarray(trainer.rollout.prompts.columns(batch(0))["prompt"])
     length = prompts.shape[1]
     worth = []
@@ -161,7 +161,7 @@ def test_doubt_is_the_temperature_of_the_preference():
 
 def test_utilities_are_weighted():
     trainer, _, state = made("reward_model", horizon=3, utility=("share",), utility_weights=(-2.0,))
-    pairs, evidence = trainer._pairs(state, batch(0), jax.random.key(1))
+    pairs, evidence = trainer._pairs(state, batch(0), jax.random.key(1), doubt=0.0)
     np.testing.assert_array_equal(pairs.utility, -2 * evidence["scores"][..., 0])
     assert np.asarray(pairs.utility).min() < 0
 
@@ -247,8 +247,8 @@ def test_the_likelihood_of_recorded_answers_ignores_padding_and_prompt():
     trainer, _, state = made("dpo")
     sequences = jnp.array([[1, 4, 5, 6, 7, 0, 0]])
     mask = jnp.array([[0.0, 0, 1, 1, 0, 0, 0]])
-    args = trainer._graphdef, (state.params, state.rest)
-    found = trainer._log_likelihood(*args, (sequences, mask))
+    policy, _ = trainer._policies(state, state.params)
+    found = trainer._log_likelihood(policy, (sequences, mask))
     logits = trainer.model(state)(sequences[:, :3])
     p = jax.nn.softmax(logits, -1)
     np.testing.assert_allclose(found[0], jnp.log(p[0, 1, 5] * p[0, 2, 6]), rtol=1e-5)

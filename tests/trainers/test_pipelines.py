@@ -363,7 +363,8 @@ def test_a_stage_with_another_objective_takes_over_the_other_keys(slow_fast, cap
     config = trainers.resolve(slow_fast, change)
     slow, _, more = (dict(stage["trainer"]) for stage in config.stages)
     assert slow.pop("reward") == "probability"
-    assert more == slow | {"objective": "reconstruction", "likelihood": "bernoulli"}
+    own = {"objective": "reconstruction", "likelihood": "bernoulli", "sd": 1.0}
+    assert more == slow | own
     assert trainers.resolve(config) == config
     assert not caplog.text
     trainers.resolve(slow_fast, ["stages.slow.trainer.objective=reconstruction"])
