@@ -103,7 +103,7 @@ def test_the_step_is_compiled_once(small, tmp_path, caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         trainers.train(small, tmp_path / "run", progress=False)
     compiled = [r for r in caplog.records if "Compiling" in r.getMessage()]
-    assert sum("jit(program)" in r.getMessage() for r in compiled) == 1
+    assert sum("jit(chunk)" in r.getMessage() for r in compiled) == 1
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])

@@ -141,6 +141,7 @@ def _compiled(
     def program(constants: Any, *args: Any) -> Any:
         return fn(trainer.bind(constants), *args)
 
+    program.__name__ = fn.__name__
     constants = home.data(trainer.constants, by_seed=False)
     return functools.partial(home.compiled(program, (None, *in_axes), **options), constants)
 
