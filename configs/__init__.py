@@ -2,7 +2,7 @@
 
 A config defines `get_config()`; its docstring states the command, the result and the time. A family
 defines `get_config(member)` and `MEMBERS`, a dict from each member to its summary; `NAME:MEMBER`
-selects one. `ALIASES` maps former names of the members.
+selects one. `ALIASES` maps former names to members.
 """
 
 import ast
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     Attributes:
         path: the file.
         summary: first line of its docstring.
-        members: member → summary, empty unless it is a family.
+        members: member → summary; empty unless the config is a family.
         aliases: former name → member.
     """
 
@@ -42,7 +42,7 @@ def entries() -> dict[str, Entry]:
 
 
 def names() -> dict[str, str]:
-    """Return the summaries of all configs by name, a family's followed by its members'."""
+    """Return the summary of each config by name; members follow their family."""
     found = {}
     for name, entry in entries().items():
         found[name] = entry.summary

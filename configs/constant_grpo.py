@@ -2,7 +2,7 @@
 
     grlu train constant_grpo
 
-The fraction of sevens rises from 1 in 12 to 99.9 % (seeds 0-2 at once); 30 s on one core.
+The fraction of sevens rises from 1 in 12 to 99.9 % (seeds 0-2 at once, 30 s on one core).
 """
 
 from ml_collections import ConfigDict

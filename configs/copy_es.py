@@ -1,9 +1,10 @@
-"""Copying four digits by low-rank evolution, from reward alone: one per correct digit.
+"""Copying four digits by low-rank evolution, from reward alone: 1 per correct digit.
 
     grlu train copy_es
 
-Unseen test prompts (seed 0): 100 % exact with greedy decoding, 99.8 % when sampled; 2 minutes on
-one core. In training 80 % of the samples are exact after 600 of 2,136 steps.
+Answers to unseen test prompts (seed 0) are 100 % exact with greedy decoding and 99.8 % when
+sampled; training takes 2 minutes on one core. After 600 of its 2,136 steps, 80 % of the samples are
+exact.
 """
 
 from ml_collections import ConfigDict

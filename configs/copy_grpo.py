@@ -1,9 +1,9 @@
-"""Copying four digits, learned by GRPO from reward alone: one per correct digit.
+"""Copying four digits by GRPO, from reward alone: 1 per correct digit.
 
     grlu train copy_grpo
 
-Unseen test prompts (seeds 0-2): 100 % exact with greedy decoding, 98.5 % when sampled; about 30
-seconds.
+Answers to unseen test prompts (seeds 0-2) are 100 % exact with greedy decoding and 98.5 % when
+sampled; training takes about 30 seconds.
 """
 
 from ml_collections import ConfigDict

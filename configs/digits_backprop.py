@@ -1,4 +1,4 @@
-"""Backprop on scikit-learn's handwritten digits: baseline of digits_grlu, same model.
+"""Backprop on scikit-learn's handwritten digits: the baseline for digits_grlu, with its model.
 
     grlu train digits_backprop
 

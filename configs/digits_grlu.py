@@ -1,4 +1,4 @@
-"""GRLU on scikit-learn's handwritten digits: small and without a download.
+"""GRLU on scikit-learn's handwritten digits: a small data set that needs no download.
 
     grlu train digits_grlu
 

@@ -2,9 +2,10 @@
 
     grlu train digits_vae
 
-64-128-16 and back, Bernoulli pixels, KL warm-up over the first fifth of training. Training and test
-take 43 seconds (seed 0): test ELBO -23.5 nats; `grlu evaluate RUN` adds the negative
-log-likelihood, 23.2 nats, and the number of active units, 16 of 16.
+The network is 64-128-16 and back, with Bernoulli pixels. The KL weight warms up over the first
+fifth of training. Training and testing take 43 seconds (seed 0) and give a test ELBO of -23.5 nats.
+`grlu evaluate RUN` also reports the negative log-likelihood, 23.2 nats, and the number of active
+units, 16 of 16.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
     grlu train mnist_delta:n=16
 
-Test accuracy in % after 10 epochs on all 60,000 images, mean ± standard deviation of seeds 0-2,
-which train at once; time on 2 busy cores. `docs/results.md` has the whole table.
+The table shows test accuracy in % after 10 epochs on all 60,000 images, mean ± standard deviation
+of seeds 0-2, which train at once, and the time on 2 busy cores. `docs/results.md` has the whole
+table.
 
 | N | accuracy | minutes |
 |---|---|---|

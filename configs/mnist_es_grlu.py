@@ -2,9 +2,9 @@
 
     grlu train mnist_es_grlu
 
-The backbone is the hidden layer of `mnist_es`, evolved from a classifier's reward; the head is that
-of `mnist_autoencoder_grlu` and learns one example at a time. `stages.slow.backbone=RUN` takes the
-backbone from a finished run of `mnist_es`.
+The backbone is the hidden layer of `mnist_es`, which evolves on a classifier's reward. The head is
+the one of `mnist_autoencoder_grlu` and learns one example at a time. `stages.slow.backbone=RUN`
+takes the backbone from a finished run of `mnist_es`.
 
 Test accuracy 97.11 ± 0.10 % (`run.seeds=3`), 8.5 minutes per seed on one core; the control,
 `mnist_random_grlu`, reaches 95.40 ± 0.28.

@@ -1,8 +1,8 @@
-"""Control of `mnist_es_grlu`: the same head on the backbone's random initial weights.
+"""Control for `mnist_es_grlu`: the same head on the backbone's random initial weights.
 
     grlu train mnist_random_grlu
 
-Test accuracy 95.40 ± 0.28 % (`run.seeds=3`). The autoencoder's control is
+Test accuracy 95.40 ± 0.28 % (`run.seeds=3`). The control for the autoencoder is
 `grlu train mnist_autoencoder_grlu stages.slow.trainer.epochs=0`.
 """
 

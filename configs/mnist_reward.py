@@ -2,8 +2,9 @@
 
     grlu train mnist_reward:n=16
 
-Test accuracy in % after 10 epochs on all 60,000 images, mean ± standard deviation of seeds 0-2,
-which train at once; time on 2 busy cores. `docs/results.md` has the whole table.
+The table shows test accuracy in % after 10 epochs on all 60,000 images, mean ± standard deviation
+of seeds 0-2, which train at once, and the time on 2 busy cores. `docs/results.md` has the whole
+table.
 
 | N | ReLU | published | minutes | top-k 0.25 | minutes |
 |---|---|---|---|---|---|
@@ -31,7 +32,7 @@ ALIASES = {
     "mnist_topk_n128": "n=128,topk=0.25",
 }
 
-# Few pairs ask for centered inputs, noise that spares settled logits, and smaller steps.
+# Few pairs need centered inputs, less noise on confident logits, and smaller steps.
 _FEW = {"output_noise": "softmax"}
 _BY_PAIRS = {
     "n=1": {

@@ -1,18 +1,18 @@
-"""Split-MNIST, online: five tasks of two digits, one after the other, on a frozen autoencoder.
+"""Split-MNIST, online: five tasks of two digits in sequence, on a frozen autoencoder.
 
     grlu train mnist_split run.seeds=5                                   # dense, GRLU
     grlu train mnist_split run.seeds=5 stages.task1.model.activation=topk  # 2 % of the units win
     grlu train mnist_split run.seeds=5 stages.task1.trainer.name=backprop  # dense, backprop
     grlu train mnist_split run.seeds=5 stages.slow.trainer.epochs=0        # the control: random
 
-Every image is seen once, one at a time. The head has 1,000 hidden units and two outputs that all
-tasks share (`dataset.renumber=false`: ten outputs). Later tasks inherit model and trainer from the
-first. `grlu evaluate RUN` prints the accuracy on every task after each task, the final mean, and
-forgetting.
+The head sees every image once, one at a time. It has 1,000 hidden units and two outputs that all
+tasks share (`dataset.renumber=false` gives it ten outputs). Later tasks inherit the model and the
+trainer of the first. `grlu evaluate RUN` prints the accuracy on every task after each task, the
+final mean, and forgetting.
 
-Final mean accuracy and forgetting, in %, five seeds: dense 65.1 ± 1.4 and 42.5 ± 1.7, top-k
-71.6 ± 2.5 and 33.9 ± 3.2, dense with backprop 64.7 ± 0.3 and 43.1 ± 0.3;
-docs/results.md has the rest.
+Final mean accuracy and forgetting in % (five seeds): the dense head reaches 65.1 ± 1.4 and
+42.5 ± 1.7, the top-k head 71.6 ± 2.5 and 33.9 ± 3.2, and the dense head with backprop 64.7 ± 0.3
+and 43.1 ± 0.3. docs/results.md has the rest.
 """
 
 from typing import Any

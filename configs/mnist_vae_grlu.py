@@ -2,9 +2,9 @@
 
     grlu train mnist_vae_grlu
 
-The autoencoder is `mnist_vae` trained for 50 epochs, with backprop and without labels; the head is
-that of `mnist_autoencoder_grlu`. Test accuracy (`run.seeds=3`): 97.04 ± 0.21 %; the three seeds
-take 4 minutes on one core.
+The autoencoder is `mnist_vae`, trained by backprop without labels for 50 epochs; the head is the
+one of `mnist_autoencoder_grlu`. Test accuracy (`run.seeds=3`): 97.04 ± 0.21 %; the three seeds take
+4 minutes on one core.
 """
 
 from ml_collections import ConfigDict

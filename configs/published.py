@@ -2,8 +2,8 @@
 
     grlu train published:5
 
-The original project's configuration, run as it is: noise after the activation, no 1/sigma^2, a sum
-over the batch, all 60,000 training images and no validation split.
+These configs run the original project's settings unchanged: noise after the activation, no
+1/sigma^2, a sum over the batch, all 60,000 training images and no validation split.
 
 | run | N | batch | activation | published test accuracy, % |
 |---|---|---|---|---|

@@ -4,8 +4,9 @@
     grlu train shakespeare_denoising
     grlu sample runs/shakespeare_denoising-... --prompt "ROMEO:"
 
-Between one and all characters are masked. Accuracy on them (seeds 0-2): 38.6 ± 0.5 % on held-out
-and 38.0 ± 0.7 % on test text, at 2.177 ± .016 and 2.199 ± .025 nats; 12 minutes each on one core.
+Each example has between one and all of its characters masked. Accuracy on the masked characters
+(seeds 0-2) is 38.6 ± 0.5 % on held-out and 38.0 ± 0.7 % on test text, at 2.177 ± .016 and
+2.199 ± .025 nats. Each seed takes 12 minutes on one core.
 """
 
 from ml_collections import ConfigDict

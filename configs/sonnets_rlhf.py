@@ -2,13 +2,13 @@
 
     grlu train sonnets_rlhf
 
-The true preference score is known, a number per character, so that the result can be measured: the
-reward model sees only which of two completions is preferred; the policy sees only the reward model.
-The true score is logged with weight 0.
+The true preference score, a number per character, is known, so the result can be measured. The
+reward model sees only which of two completions is preferred, and the policy sees only the reward
+model. The true score is logged with weight 0.
 
-Test, seeds 0-2, after 4 minutes on one core each: the reward model is right on 97.6 ± 1.6 % of 184
-pairs; the true score of a completion rises from 3.2 ± 0.1 to 14.5 ± 1.4 (standard deviation within
-a prompt: 4.0) at a KL of 7.0 ± 1.6 nats.
+On test prompts (seeds 0-2), the reward model is right on 97.6 ± 1.6 % of 184 preference pairs. The
+true score of a completion rises from 3.2 ± 0.1 to 14.5 ± 1.4 (standard deviation within a prompt:
+4.0) at a KL of 7.0 ± 1.6 nats. Each seed takes 4 minutes on one core.
 """
 
 from ml_collections import ConfigDict
