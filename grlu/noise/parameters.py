@@ -51,8 +51,8 @@ class ParameterNoise:
         params: the parameters.
         rest: the model's other state.
         batch: a batch of the size that `rewards` will receive.
-        rank: rank r of the noise on kernels that are used unsliced, in dense layers only; all other
-            parameters get full-rank noise, and with None these kernels too.
+        rank: rank r of the noise on kernels that are used unsliced, in dense layers only. All other
+            parameters get full-rank noise; with None, so do these kernels.
 
     Raises:
         UserError: if the reward depends on no parameter or one is not a float.
@@ -121,7 +121,7 @@ class ParameterNoise:
             factors = None
             if dense is not None:
                 factors = at.given if dense.kernel.steps else direction[dense.kernel.leaf]
-            # Not factors if the kernel is not low-rank or the reward does not depend on it.
+            # Full-rank noise, or a kernel that affects no reward, has no factors.
             if isinstance(factors, Factors):
                 moved = step * _product(at.x, factors)
                 z = z + moved.reshape(z.shape).astype(z.dtype)

@@ -38,7 +38,7 @@ def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str
         names: one name per trainable leaf.
 
     Raises:
-        UserError: if credit cannot be kept from passing a `stop_gradient`.
+        UserError: if credit would leak through a `stop_gradient`.
     """
     facts = [Fact(Kind.PARAM, frozenset({i}), whole=Whole(i)) for i in range(params)]
     facts += [Fact(Kind.CONST)] * consts
@@ -155,7 +155,7 @@ class _Builder:
         params = frozenset[int]().union(*(f.params for f in facts), *(p.params for p in before))
         (out,) = item.outs
         name = item.eqn.primitive.name
-        # Indices choose among the units, they are not an input.
+        # Indices choose among the units; they are not an input of the layer.
         inputs: list[Pending | Fact] = [*before]
         if name != "gather":
             inputs += [f for f, p in zip(facts, pending, strict=True) if p is None]

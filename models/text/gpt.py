@@ -152,7 +152,7 @@ class GPT(nnx.Module):
         """Return next-token logits (B, T - start, V) after each of `tokens`, int of shape (B, T).
 
         If the model is not causal, return logits of the token at each position. Positions before
-        `start` are context without logits, which for a large vocabulary are most of the work.
+        `start` serve as context only: with a large vocabulary, logits are most of the work.
 
         Raises:
             UserError: on more tokens than `block`, or input that is not tokens.
