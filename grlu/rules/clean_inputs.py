@@ -189,7 +189,7 @@ def rated(rule: Any, network: Network, credits: Sequence[jax.Array]) -> list[jax
 
 
 def slope_scale(rule: Any, network: Network) -> Any:
-    """Return the factor that turns a reward difference into a slope: 1 / 2σ, or 1 / 2σB."""
+    """Return the factor that turns reward differences into slopes; reduction="mean" adds 1/B."""
     scale = 1 / (2 * rule.sigma) if rule.scaled else rule.sigma / 2
     return scale / network.batch_size if rule.reduction == "mean" else scale
 

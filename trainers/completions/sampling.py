@@ -110,7 +110,7 @@ def sample(
         )
     rows, padding = prompts.shape[0] * samples, 0 if end_token is None else end_token
     graphdef, state = nnx.split(model)
-    # NNX refuses models of an outer trace, so each iteration merges its own.
+    # NNX rejects models of an outer trace, so each iteration merges its own.
     evaluating = nnx.merge(graphdef, state, copy=True)
     evaluating.eval()
     graphdef, state = nnx.split(evaluating)

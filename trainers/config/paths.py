@@ -1,4 +1,4 @@
-"""Paths in a config: made absolute, so that a run is the same from any folder, and found again."""
+"""Paths in a config: made absolute, so that any working folder works, or replaced by copies."""
 
 import functools
 import re

@@ -65,7 +65,7 @@ class Experiment:
         evaluated_at_once: largest number of examples that evaluation takes at once.
         augment: maps (the trainer's batch, key) to the batch to train on, or None.
         start: state of another run whose weights this one starts with, or None.
-        borrowed: True if the initial state holds weights of another run, which may be gone later.
+        borrowed: True if the initial state holds weights of another run, which may be deleted.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""Forgetting of preceding tasks, when each stage starts from the one before.
+"""Forgetting of preceding tasks, when each stage starts from the preceding one.
 
 Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning", arXiv:1801.10112.
 """

@@ -107,8 +107,8 @@ def copy_run(
             raise UserError(
                 f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
             )
-        # All: only Orbax can tell which is the best readable one, and it needs all processes,
-        # while the first copies alone.
+        # Copy all: only Orbax can find the best readable one, and it needs all processes, but the
+        # first process copies alone.
         unfinished = shutil.ignore_patterns("*.orbax-checkpoint-tmp*")
         shutil.copytree(source.checkpoints, copy.checkpoints, ignore=unfinished, dirs_exist_ok=True)
     copy.path.mkdir(parents=True, exist_ok=True)

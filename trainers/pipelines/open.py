@@ -53,7 +53,7 @@ def open_experiment(
         run: folder of the run, or None before it exists, when all links are absolute.
         computed: splits whose features are computed; those of the others are zeros. With all
             splits, the run is to be trained, and starts from the weights of its links.
-        begun: the run's own checkpoints hold those weights; by default, if it has a checkpoint.
+        begun: True if the run's checkpoints hold those weights; by default, if it has one.
     """
     training = set(computed) == set(SPLITS)
     if begun is None:
@@ -101,7 +101,7 @@ def restored(
 
 
 def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
-    """Raise UserError unless the model of a run writes text; the message says what it does."""
+    """Raise UserError unless the model of a run writes text; the error describes the model."""
     trainer = experiment.trainer
     if isinstance(trainer, PreferenceTrainer) and trainer.settings.scores:
         raise UserError(

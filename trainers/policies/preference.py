@@ -178,7 +178,7 @@ class PreferenceTrainer(CompletionTrainer):
         return 2 * pairs * values["train_length"]
 
     def _make_models(self, key: Any) -> tuple[Any, Any]:
-        """Return the policy, and the model that learns: the same, or a critic on its features."""
+        """Return the policy and the model that learns: the policy, or a critic on its features."""
         rngs = nnx.Rngs(key)
         policy, learner = self._make_model(nnx.Rngs(key)), self._make_model(rngs)
         if self.settings.scores:
