@@ -229,7 +229,7 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> UserError:
         """Return the error for a failed save, after removing its remains."""
         self._saved.remove(step)
-        with contextlib.suppress(Exception):  # raises the same failure again
+        with contextlib.suppress(Exception):  # It raises the same failure again.
             self._manager.close()
         with contextlib.suppress(OSError):  # the folder itself may be gone
             self._manager = self._open()

@@ -19,8 +19,8 @@ def activation(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     A rule that perturbs after the activation, or perturbs only the active units, must know where
     an activation begins and ends. Rules recognise elementwise calls such as `nnx.relu` and
-    `jnp.tanh`; mark the others: those of several operations (gelu) and those that compare units
-    (top-k). Values stay the same.
+    `jnp.tanh`; mark all others: activations of several operations (gelu) or that compare units
+    (top-k). Marking does not change any value.
 
     >>> import grlu, jax.numpy as jnp
     >>> swish = grlu.activation(lambda z: z / (1 + jnp.exp(-z)))
@@ -69,7 +69,7 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
     """Return the k-th largest integer of one row (n,), with about half as many counts.
 
     Halves the interval between the smallest and the largest value until it separates the k largest
-    from the others or, if there is a tie at the border, has shrunk to the tied value.
+    from the rest or, if there is a tie at the threshold, has shrunk to the tied value.
     """
 
     @jax.custom_batching.custom_vmap

@@ -55,7 +55,7 @@ def leave_one_out(rewards: jax.Array) -> jax.Array:
 def group_mean_std(rewards: jax.Array) -> jax.Array:
     """Divide `group_mean` by the sample standard deviation of the prompt's K rewards.
 
-    Prompts that are almost always or almost never solved then weigh as much as the others.
+    Prompts that are almost always or almost never solved then weigh as much as all others.
 
     Raises:
         UserError: if there is only one sample per prompt.

@@ -84,7 +84,7 @@ class ParameterNoise:
         for i, (leaf, felt) in enumerate(zip(self._leaves, self._felt, strict=True)):
             own, shape = jax.random.fold_in(key, i), jnp.shape(leaf)
             if not felt:
-                # Noise on an unused parameter would only move it at random.
+                # Noise on an unused parameter would only change it at random.
                 sampled.append(None)
             elif i in self.low and self._rank is not None:
                 sizes = zip(jax.random.split(own), shape[-2:], strict=True)
@@ -150,7 +150,7 @@ def dense_kernels(network: Network) -> frozenset[int]:
     dense = collections.Counter[int]()
     for info in network.sites:
         layer = info.site.dense
-        # A kernel sliced by some enclosing loops only is neither shared by all steps nor per step.
+        # If only some enclosing loops slice a kernel, it is neither shared nor one per step.
         if layer is not None and layer.kernel.steps in (0, len(info.site.loops)):
             dense[layer.kernel.leaf] += 1
     program = network.program

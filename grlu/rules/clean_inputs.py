@@ -133,7 +133,7 @@ def _perturbed(
 
 def _groups(rule: Any, network: Network, key: jax.Array) -> list[tuple[list[SiteInfo], jax.Array]]:
     """Return the groups of sites to perturb together, each with a key."""
-    # Noise on an unused site would only move weights at random.
+    # Noise on an unused site would only change weights at random.
     moved = [i for i in network.sites if i.moved and not (i.output and rule.output == "delta")]
     if rule.layers == "together":
         return [(moved, key)] if moved else []

@@ -32,8 +32,8 @@ class EvolutionStrategy(Rule):
     the mean over pairs of ε (f₊ - f₋) / 2σ. Nothing is differentiated.
 
     Without shaping and with full-rank noise, this is an unbiased estimate of the gradient of the
-    Gaussian-smoothed mean reward, E[reward(θ + σε)]; with low-rank noise, it estimates the gradient
-    itself up to O(σ²). With shaping, it estimates the gradient of the population's mean shaped
+    Gaussian-smoothed mean reward, E[reward(θ + σε)]; with low-rank noise, it estimates the plain
+    gradient up to O(σ²). With shaping, it estimates the gradient of the population's mean shaped
     reward: its scale is independent of the reward's, and the learning rate (or Adam) sets the step
     size. A reward that is the same for all members gives a gradient of zero.
 

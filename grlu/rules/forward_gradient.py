@@ -98,7 +98,7 @@ class ForwardGradient(Rule):
             return jnp.mean(wide(restore(weights), rest, batch)[0])
 
         def slope(key: jax.Array) -> jax.Array:
-            # A direction in an unused weight would only move it at random.
+            # A direction in an unused weight would only change it at random.
             xi = signs(key, weights.shape) * used
             return xi * jax.jvp(mean_reward, (weights,), (xi,))[1]
 

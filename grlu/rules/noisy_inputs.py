@@ -23,7 +23,7 @@ def from_noisy_inputs(
 
     def ascent(keys: jax.Array, part: Part | None) -> Any:
         xi = directions(key, rule.noise, rule.samples, [i.rows for i in infos], None, part)
-        # Noise on an unused site would only move weights at random.
+        # Noise on an unused site would only change weights at random.
         xi = [x if info.moved else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
 
         def pairs(params: Params) -> tuple[list[jax.Array], jax.Array]:

@@ -64,7 +64,7 @@ class _Builder:
         self.flat, self.sites, self.stops, self.loops = flat, sites, stops, loops
         self.avals = dict(flat.avals)
         self.fresh = itertools.count(len(self.avals))
-        # Reading behind a stop_gradient is not a use: no credit comes from there.
+        # A read behind a stop_gradient is not a use, because no credit flows back from it.
         uses = (a for item in flat.items if item.role != "stop" for a in item.ins)
         atoms = [*uses, *flat.outs]
         self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
@@ -83,8 +83,8 @@ class _Builder:
         for item in self.flat.items:
             self.item(item)
         outs = [self.complete(a, d) for a, d in zip(self.flat.outs, demanded, strict=True)]
-        # If a stop's value cancels, as a softmax's maximum does, each pass uses its own: that of
-        # the clean pass could overflow.
+        # If a stop's value cancels, as a softmax's maximum does, each pass uses its own value: the
+        # clean pass's value could cause overflow.
         for place, op in enumerate(self.ops):
             if isinstance(op, Stop):
                 shape = self.avals[op.outs[0]].shape

@@ -1,6 +1,6 @@
 """Decoding of one split of a prepared TFDS image set into arrays.
 
-Pillow decodes all images, even if other decoders are installed, which differ in a JPEG's last bit.
+Pillow decodes all images, even if other decoders are installed: they differ in a JPEG's last bit.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Evaluation of policies: metrics of their completions, and examples for a person to read."""
+"""Evaluation of policies: metrics of their completions, and examples to read."""
 
 import functools
 from typing import Any

@@ -73,7 +73,7 @@ class RewardSettings(SamplingSettings):
 
 
 class Sampled(NamedTuple):
-    """N = B x K scored completions, the K of a prompt next to each other.
+    """N = B x K scored completions; the K of each prompt are adjacent.
 
     Attributes:
         columns: `prompt` (N, P), `target` (N, T) and the data's other columns.

@@ -48,7 +48,7 @@ def copy_of(file: Path, folder: Path) -> Path:
 
 
 def kept(config: ConfigDict, folder: Path) -> ConfigDict:
-    """Return a config with the copies in `folder` instead of Python files that are gone."""
+    """Return a config in which copies in `folder` replace Python files that no longer exist."""
 
     def existing(key: str, match: re.Match) -> str:
         file = Path(match["path"])

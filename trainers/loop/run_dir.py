@@ -22,7 +22,7 @@ class RunDirectory:
     """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events
     and, for a policy, `samples.jsonl`.
 
-    `config.json` is written last when a run is created: a folder with this file holds a run.
+    `config.json` is written last when a run is created, so a folder that has it holds a run.
     `linked/` holds copies of the runs and files that the run needs later. A pipeline has one run
     for each stage in `stages/NAME/`, and `summary.json` instead of metrics and checkpoints.
 

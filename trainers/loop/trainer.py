@@ -20,8 +20,8 @@ class BaseTrainer(abc.ABC):
     """Trainer: pure functions of a run, and the names of their values.
 
     Attributes:
-        settings: the config's `trainer` section; `settings.remedy` says what may help against
-            non-finite values.
+        settings: the config's `trainer` section; `settings.remedy` is advice against non-finite
+            values.
         metrics: names of the values of `step`, per example or one per batch.
         evaluated: names of the values of `evaluate`, per example.
         better: metric that chooses checkpoints, and its direction.
@@ -111,5 +111,5 @@ class BaseTrainer(abc.ABC):
         return {}
 
     def examples(self, state: Any, batch: Arrays) -> list[dict[str, Any]]:
-        """Return samples of the model for people to read."""
+        """Return samples from the model, for the log."""
         return []

@@ -22,8 +22,8 @@ class Objective:
         better: metric that chooses checkpoints, and its direction.
         constants: arrays that it reads besides the model, a pytree, or None.
         of_text: learns from `batch["tokens"]` instead of `batch["image"]`.
-        of_batches: the reward of an example depends on the others of its batch, so batches cannot
-            be computed in parts.
+        of_batches: the reward of an example depends on the rest of its batch, so batches cannot be
+            computed in parts.
         generative: trains a variational autoencoder by a bound of its likelihood.
         described: text on a run's model and its use, with fields `data` and `run`; images only.
     """
@@ -84,7 +84,7 @@ class Objective:
         return self(model, batch)[1]
 
     def examples(self, model: Any, key: jax.Array, batch: Batch) -> list[dict[str, Any]]:
-        """Return samples of the model for people to read."""
+        """Return samples from the model, for the log."""
         return []
 
     def pictures(self, model: Any, x: jax.Array) -> dict[str, jax.Array]:

@@ -31,7 +31,7 @@ class Refinement:
     Attributes:
         steps: number of steps.
         learning_rate: size of the steps.
-        momentum: fraction of the last step to keep.
+        momentum: fraction of the preceding step that is kept.
         clip: largest norm of an example's gradient, or None.
         natural: use natural gradients, scaled by the posterior's own variance: stable at one rate,
             below 1, for narrow and wide posteriors. Steps are limited to `TRUSTED` nats, which
@@ -123,7 +123,7 @@ def _trusted(move: Any, where: Any) -> Any:
 class Refined(Bound):
     """Rewards a `models.VAE` for its bound at refined posteriors, from which the decoder learns.
 
-    The metric "refined" is the ELBO at the refined posterior, the others are the encoder's.
+    The metric "refined" is the ELBO at the refined posterior; all other metrics are the encoder's.
 
     Attributes:
         bound: objective of the decoder, of the inner loop and, if "decoupled", of the encoder.

@@ -32,7 +32,7 @@ def encoded(
         data: data of images.
         experiment: experiment of the model's run, in the folder `path`.
         state: the model's state, with a leading axis of seeds if several; None to compute nothing.
-        computed: splits to compute; the features of the others are zeros.
+        computed: splits to compute; the features of all other splits are zeros.
     """
     first = {k: a[0, :1] if experiment.by_seed else a[:1] for k, a in experiment.test.items()}
     shape = jax.eval_shape(experiment.preprocess, first)["image"].shape[1:]

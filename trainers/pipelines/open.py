@@ -33,7 +33,7 @@ from trainers.policies.reference import frozen
 
 _log = logging.getLogger("grlu")
 SPLITS = ("train", "validation", "test")
-# Keys of the dataset that the model's own run decides.
+# Keys of `dataset` that come from the run of the model that encodes the data.
 _OF_THE_MODEL = ("normalize", "flatten")
 # Features are computed from the original data, not from a binarized sample.
 _NOT_FOR_FEATURES = ("binarize",)
@@ -51,8 +51,8 @@ def open_experiment(
     Args:
         config: complete config of the run.
         run: folder of the run, or None before it exists, when all links are absolute.
-        computed: splits whose features are computed; those of the others are zeros. With all
-            splits, the run is to be trained, and starts from the weights of its links.
+        computed: splits whose features are computed; other splits get zeros. If it has all splits,
+            the run will be trained, and starts from the weights of its links.
         begun: True if the run's checkpoints hold those weights; by default, if it has one.
     """
     training = set(computed) == set(SPLITS)

@@ -35,7 +35,7 @@ class PreferencePairs(NamedTuple):
 
     Attributes:
         chosen: the preferred completions, with their prompts.
-        rejected: the others.
+        rejected: the other completions, with their prompts.
         utility: utility of the completions of each prompt, (B, 2N / B); (B, 0) for recorded pairs.
     """
 
@@ -249,10 +249,10 @@ def preferred_pairs(
     """Pair neighbouring completions; choose the one of higher utility, or sample by `doubt`.
 
     Args:
-        sequences: prompts and completions, (2N, P + T), those of a prompt next to each other.
+        sequences: prompts and completions, (2N, P + T); those of each prompt are adjacent.
         mask: 1 at the tokens of the completions, (2N, T).
         utility: utility of the completions of each prompt, (B, 2N / B).
-        doubt: temperature of the choice, as in `PreferenceSettings`.
+        doubt: temperature of the preference, as in `PreferenceSettings`.
         key: PRNG key of the choice.
     """
     pairs = utility.reshape(-1, 2)
