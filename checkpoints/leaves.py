@@ -41,8 +41,8 @@ def targets(like: Any, found: Table) -> dict[str, Any]:
     """Return restore targets for Orbax: arrays on the devices of the leaves in `like`, or in numpy.
 
     Leaves without devices are read as numpy arrays, so that the restored array is uncommitted and
-    can be combined with any other. Orbax reads all or nothing, so that retired leaves in `found`
-    are read as well.
+    can be combined with any other. Orbax reads all leaves or none, so it also reads retired leaves
+    in `found`.
     """
     retired = {path: np.empty(*found[path]) for path in RETIRED & found.keys()}
     wanted = {path: _target(leaf) for path, leaf in by_path(like).items() if np.size(leaf) > 0}

@@ -42,7 +42,7 @@ class Checkpoints:
         keep_last: number of the newest checkpoints to keep, at least 1.
         keep_best: number of the best checkpoints to keep in addition.
         better: metric that determines the best checkpoint, and whether lower ("min") or higher
-            ("max") is better. Without it the latest is the best. NaN and missing are worst.
+            ("max") is better. Without it the latest is the best. NaN and missing rank last.
 
     Raises:
         UserError: if `directory` cannot be created, is not a directory, or is remote.
@@ -94,7 +94,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, metrics: dict[str, float], meta: dict[str, Any]
     ) -> None:
-        """Start to write `state` after the preceding save; return when the state is copied.
+        """Start writing `state` after the preceding save; return once the state is copied.
 
         A state is a function of its step: a step that this object has saved is not written again,
         and checkpoints of later steps, left by a run that was rewound, are removed.
@@ -229,7 +229,7 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> UserError:
         """Return the error for a failed save, after removing its remains."""
         self._saved.remove(step)
-        with contextlib.suppress(Exception):  # raises the same failure again
+        with contextlib.suppress(Exception):  # It raises the same failure again.
             self._manager.close()
         with contextlib.suppress(OSError):  # the folder itself may be gone
             self._manager = self._open()

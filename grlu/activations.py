@@ -19,8 +19,8 @@ def activation(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     A rule that perturbs after the activation, or perturbs only the active units, must know where
     an activation begins and ends. Rules recognise elementwise calls such as `nnx.relu` and
-    `jnp.tanh`; mark the others: those of several operations (gelu) and those that compare units
-    (top-k). Values stay the same.
+    `jnp.tanh`; mark all others: activations of several operations (gelu) or that compare units
+    (top-k). Marking does not change any value.
 
     >>> import grlu, jax.numpy as jnp
     >>> swish = grlu.activation(lambda z: z / (1 + jnp.exp(-z)))
@@ -69,7 +69,7 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
     """Return the k-th largest integer of one row (n,), with about half as many counts.
 
     Halves the interval between the smallest and the largest value until it separates the k largest
-    from the others or, if there is a tie at the border, has shrunk to the tied value.
+    from the rest or, if there is a tie at the threshold, has shrunk to the tied value.
     """
 
     @jax.custom_batching.custom_vmap
@@ -80,7 +80,7 @@ def _kth_of_row(x: jax.Array, k: int) -> jax.Array:
 
         def halve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
             low, high, count = state
-            # Rounded up so that the interval shrinks, without the overflow of a sum.
+            # Round up so that the interval shrinks; a plain sum could overflow.
             middle = (low | high) - ((low ^ high) >> 1)
             above = jnp.sum(x >= middle, dtype=jnp.int32)
             enough = above >= k
@@ -108,7 +108,7 @@ class TopK(nnx.Module):
     With `mode="gumbel"` the winners are sampled in training: they are the k largest of
     z + Gumbel(0, 1), which samples k units without replacement with probabilities softmax(z) (Kool
     et al. 2019, arXiv:1903.06059). In evaluation (`model.eval()`), and with `mode="hard"`, they are
-    the k largest of z. All units tied at the threshold pass.
+    the k largest of z. All units tied at the threshold win.
 
     The Gumbel noise comes from the module's PRNG stream, which a learning rule reseeds: both halves
     of an antithetic pair see the same noise.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from grlu.errors import UserError
 
-# Keeps rewards that hardly differ from being amplified; in units of the reward.
+# Avoids amplifying tiny differences between rewards; in units of the reward.
 _SMALL = 1e-4
 
 
@@ -30,7 +30,7 @@ def no_baseline(rewards: jax.Array) -> jax.Array:
 def batch_mean(rewards: jax.Array) -> jax.Array:
     """Subtract the batch mean: (1 - 1 / (B K)) times the gradient, in expectation.
 
-    A good baseline only if all prompts are equally difficult.
+    The baseline is good only if all prompts are equally difficult.
     """
     shifted = rewards - rewards[:1, :1]  # Exactly 0 if all are equal.
     return shifted - shifted.mean((0, 1), keepdims=True)
@@ -55,7 +55,7 @@ def leave_one_out(rewards: jax.Array) -> jax.Array:
 def group_mean_std(rewards: jax.Array) -> jax.Array:
     """Divide `group_mean` by the sample standard deviation of the prompt's K rewards.
 
-    Prompts that are almost always or almost never solved then weigh as much as the others.
+    Prompts that are almost always or almost never solved then weigh as much as all others.
 
     Raises:
         UserError: if there is only one sample per prompt.

@@ -1,6 +1,6 @@
 """Catalogue: names and summaries of everything that a config can choose.
 
-Read from the source files, because importing JAX takes a second.
+They are read from the source files, because importing JAX takes a second.
 """
 
 import ast
@@ -73,7 +73,7 @@ def _table(module: str, name: str) -> dict[str, str]:
 
 
 def _of_entry(module: str, entry: ast.expr) -> str:
-    """Return the summary of a dict's value: a name, or a call with a name or a summary."""
+    """Return the summary of a dict's value, a name or a call with a name or a summary."""
     if isinstance(entry, ast.Name):
         return _summary(*_imports(module).get(entry.id, (module, entry.id)))
     assert isinstance(entry, ast.Call)
@@ -113,7 +113,7 @@ def _definitions(module: str) -> dict[str, ast.AST]:
 
 @functools.cache
 def _imports(module: str) -> dict[str, tuple[str, str]]:
-    """Return name → (module, name there) of what a module imports from others."""
+    """Return name → (module, original name) for the names that a module imports."""
     return {
         alias.asname or alias.name: (node.module or "", alias.name)
         for node in _parsed(module).body

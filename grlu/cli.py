@@ -1,4 +1,4 @@
-"""Command line. It alone may import every package, and no module imports it.
+"""Command line: the only module that may import every package; no module imports it.
 
 Commands import the packages that they need, so that `grlu --help` does not wait for JAX.
 """

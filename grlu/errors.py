@@ -16,7 +16,7 @@ class RunError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved
-    """Interruption of a run, after it has saved its state.
+    """Interruption of a run, raised after the run has saved its state.
 
     Attributes:
         signal: number of the signal; the command line exits with 128 + signal.

@@ -145,7 +145,7 @@ class Network:
         return self.unflatten(self.outcome(params, consts, batch, visit, **given))
 
     def rewards(self, params: Params, consts: State, batch: Batch) -> jax.Array:
-        """Return the rewards (B,) of the traced network, which are the model's."""
+        """Return the rewards (B,) of the traced network, which equal the model's."""
         return self.run(params, consts, batch, untouched)[0]
 
     def clean(
@@ -187,8 +187,8 @@ class CleanPass:
         stops: value at each `stop_gradient` behind a site, reused in other passes.
         rewards: rewards, shape (B,).
         aux: the objective's auxiliary values.
-        local_update: maps credits (arrays like `zs`) to a tree like the parameters: the update of
-            each layer from its own input and its own credit.
+        local_update: maps credits (arrays like `zs`) to a tree like the parameters, in which each
+            layer's update depends on its own input and its own credit only.
     """
 
     zs: list[jax.Array]
@@ -209,7 +209,7 @@ def trace(objective: Objective, params: Params, consts: State, batch: Batch) -> 
 
     Raises:
         UserError: if the rewards depend on no parameter, a parameter is not a float, or credit
-            cannot be kept from passing a `stop_gradient`.
+            would leak through a `stop_gradient`.
     """
     names = tuple(parameter_names(params))
     require_floats(params)

@@ -1,6 +1,6 @@
 """Per-token losses of a policy, and the weights for summing them.
 
-All take log-probabilities of the sampled tokens, shape (N, T), and advantages that broadcast to
+They take log-probabilities of the sampled tokens, shape (N, T), and advantages that broadcast to
 that shape. A loss is `sum(weights * per_token)`. The weights are those of the full batch, so
 micro-batches can be summed one after the other with the same result.
 
@@ -78,8 +78,8 @@ def token_weights(mask: jax.Array, aggregation: Aggregation) -> jax.Array:
     """Return the weight of each token's loss, (N, T), 0 outside the mask.
 
     "token": all tokens weigh the same and sum to 1. "sequence": all sequences weigh the same, as do
-    the tokens within each, so that those of a long sequence weigh less. "constant": 1 / (N T) with
-    the horizon T: as "token", but no completion's weight depends on the length of another.
+    the tokens within each, so tokens of long sequences weigh less. "constant": 1 / (N T) with the
+    horizon T; like "token", but no completion's weight depends on the length of another.
     """
     if aggregation == "token":
         return mask / jnp.maximum(mask.sum(), 1)

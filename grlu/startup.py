@@ -15,12 +15,12 @@ _CPU = pathlib.Path("/proc/cpuinfo")
 def cache_compilations() -> None:
     """Keep compiled programs in the user's cache folder, up to 2 GB.
 
-    Call it before JAX is imported. JAX's own environment variables win, such as
-    `JAX_ENABLE_COMPILATION_CACHE=false`, which turns the cache off.
+    Call it before JAX is imported. JAX's own environment variables take precedence:
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
     """
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     given = os.environ.get("GRLU_CACHE", "")
-    if "://" in given:  # Commands that need the folder refuse it by name.
+    if "://" in given:  # Commands that need the folder reject it with an error.
         return
     folder = pathlib.Path(given or pathlib.Path(base, "grlu"))
     settings = {

@@ -19,7 +19,7 @@ def augmentation(
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random changes of preprocessed images; what comes into view is black.
+    """Random changes of preprocessed images; pixels from outside an image are black.
 
     Attributes:
         crop: largest shift p in pixels: images are padded by p on each side, and cropped at a
@@ -51,7 +51,7 @@ class Augmentation:
             raise UserError(f"dataset.flip must be true or false, not {self.flip!r}.")
 
     def __call__(self, batch: dict[str, Any], key: Any) -> dict[str, Any]:
-        """Return the batch with other images, `image` (B, ...) as preprocessed."""
+        """Return the batch with its preprocessed `image` (B, ...) augmented."""
         import jax
         import jax.numpy as jnp
 

@@ -1,7 +1,7 @@
 """Binarisation of grey pixels by sampling, as in the literature on binary MNIST.
 
 Dynamic: training images are sampled again in each batch (Salakhutdinov & Murray 2008; Burda et al.
-2016). Static: they are sampled a single time (Larochelle & Murray 2011). Validation and test images
+2016). Static: they are sampled only once (Larochelle & Murray 2011). Validation and test images
 are always static, the same for all runs.
 """
 

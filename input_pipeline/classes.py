@@ -28,7 +28,7 @@ def keep(examples: Examples, classes: tuple[int, ...], present: Collection[int])
 
 
 def take_per_class(examples: Examples, per_class: int, seed: int) -> Examples:
-    """Return `per_class` random examples of each class; smaller selections are part of larger ones.
+    """Return `per_class` random examples of each class; smaller selections are subsets of larger.
 
     Raises:
         UserError: if a class has fewer examples.

@@ -38,8 +38,8 @@ class Data:
             and `scored` (B, T), 1 for each of the last T tokens that belongs to the completion.
         example_shape: shape of one preprocessed example.
         num_classes: number of labels, or size of the tokenizer's vocabulary.
-        by_seed: True if all arrays have one more leading axis, with one set per seed of a run, as
-            features of several seeds' models do.
+        by_seed: True if all arrays have one more leading axis, with one set per seed of a run, like
+            the features of several seeds' models.
         augment: maps a preprocessed training batch and a key to an augmented batch, or None.
         tokenizer: tokenizer of a text, or None.
         prompt: number of prompt tokens.
@@ -112,8 +112,8 @@ def image_data(
         renumber: renumber the labels 0, 1, ... in the order of `classes`; otherwise labels and
             `num_classes` do not change.
         per_class: number of training examples to keep per class, or None for all.
-        binarize: sample black and white pixels with the grey values as probabilities: "static" a
-            single time, "dynamic" in each training batch.
+        binarize: sample black and white pixels with the grey values as probabilities: "static"
+            once, "dynamic" anew in each training batch.
         crop: largest random shift of a training image in pixels.
         flip: mirror training images at random.
         cutout: side of a random black square in each training image, in pixels.

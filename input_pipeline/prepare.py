@@ -1,7 +1,7 @@
 """Preparation of the record files that the loaders read, from a download or local IDX files.
 
-TFDS writes the files in both cases: with its order of examples (by a hash of their numbers), its
-file names, and its final rename, so that a data set is never incomplete. Images published as IDX
+TFDS writes the files in both cases: it orders examples by a hash of their numbers, names the files,
+and renames the folder last, so that a data set is never incomplete. Images published as IDX
 files are passed as PNG bytes, which needs no TensorFlow; all other sets need it.
 """
 

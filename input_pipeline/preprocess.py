@@ -1,4 +1,4 @@
-"""Preprocessing of stored pixels: scaled, standardised, flattened."""
+"""Preprocessing of stored pixels: scaling, standardisation, flattening."""
 
 import math
 from dataclasses import dataclass

@@ -20,8 +20,8 @@ def carve(
     """Split examples into (train, validation): disjoint, each in the stored order.
 
     One permutation by `split_seed` determines both: its first `validation` entries are the
-    validation set and the next `subset` entries the training set, so that a smaller subset is part
-    of every larger one. With `validation=0` and no subset the arrays are returned unchanged.
+    validation set and the next `subset` entries the training set, so that a smaller subset lies
+    within every larger one. With `validation=0` and no subset the arrays are returned unchanged.
     `option` names the size of the held-out part in errors.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Encoders to a posterior's mean and log variance, and decoders; any pair of them fits."""
+"""Encoders to a posterior's mean and log variance, and decoders; any encoder fits any decoder."""
 
 import itertools
 import math

@@ -55,7 +55,7 @@ class Downwards(nnx.Module):
 class Upwards(nnx.Module):
     """Decoder from a code to images: a dense layer, then the mirror of `Downwards`.
 
-    An activation follows the dense layer, because two linear layers in a row would be one.
+    An activation follows the dense layer, because two linear layers in a row would act as one.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 @jax.custom_jvp
 def softplus(x: jax.Array) -> jax.Array:
-    """Return log(1 + exp(x)), exact far from zero, in few operations: it dominates a VAE's time."""
+    """Return log(1 + exp(x)), exact far from zero, and fast: it dominates a VAE's run time."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 

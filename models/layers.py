@@ -57,7 +57,7 @@ def layer_norm(x: jax.Array) -> jax.Array:
     """Normalise over the last axis without parameters: (x - mean) / (std + 1e-8).
 
     The standard deviation is that of the population. A constant input gives zeros and a zero
-    gradient, where the square root itself has none.
+    gradient, although the square root has no gradient there.
     """
     x = precise(x)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)

@@ -1,11 +1,11 @@
-"""Sparse multi-layer perceptron: hidden layers that compute with their winners alone.
+"""Sparse multi-layer perceptron: hidden layers compute only with their winners.
 
 A hidden layer of n units has k winners. Its output is a `Code`, the values and indices of the
 winners, and the next layer reads the k rows of its kernel that belong to them. The winners are
 chosen behind a `stop_gradient`; the values that carry credit come from active rows and active
 columns, k x k numbers of a kernel. A rule's perturbed passes keep the winners of the clean pass, so
-that each costs k² per layer and not n², and perturb (hidden layers) x k + outputs units of an
-example. With as many pairs of orthogonal noise their credit is exact, whatever the width.
+each costs k² per layer instead of n², and perturb (hidden layers) x k + outputs units of an
+example. With that many pairs of orthogonal noise, their credit is exact at any width.
 """
 
 import math
@@ -34,7 +34,7 @@ class Code(NamedTuple):
 class Winners(nnx.Module):
     """Winner-take-all: chooses k of the n units of a layer.
 
-    The k winners are the largest of z, with `sampled` the largest of z + Gumbel(0, 1) in training,
+    The k winners have the largest z or, in training with `sampled`, the largest z + Gumbel(0, 1),
     which samples k units without replacement with probabilities softmax(z) (Kool et al. 2019,
     arXiv:1903.06059). With `among="groups"` units compete locally: the layer has k groups of n / k
     units, with one winner each (Srivastava et al. 2013, "Compete to compute").
@@ -65,7 +65,7 @@ class SparseDense(nnx.Module):
     Weights are he-normal, biases zero.
 
     Args:
-        fan_in: number of units of the layer below.
+        fan_in: number of units of the preceding layer.
         units: number of units.
         winners: chooses the winners.
         rngs: source of the initial weights.
@@ -89,15 +89,15 @@ class SparseDense(nnx.Module):
 class SparseMLP(nnx.Module):
     """Multi-layer perceptron with k winners in each hidden layer, and a readout from every layer.
 
-    The first hidden layer is dense: it sees all inputs. Each code is scaled to the mean square one
-    per unit of the layer, losers included. The logits are the sum of the readouts of all layers:
+    The first hidden layer is dense: it sees all inputs. Each code is scaled to mean square 1 over
+    all units of the layer, losers included. The logits are the sum of the readouts of all layers:
     without them, a deep stack of sparse layers does not train even with exact gradients.
 
     Args:
         example_shape: shape of one example, `(features,)`.
         outputs: number of outputs.
         hidden: number of units of each hidden layer.
-        winners: number of winners k of each layer, one for all or one per layer.
+        winners: number of winners k: one number for all layers or one per layer.
         among: "all": the k largest units win; "groups": the largest of each of k groups.
         winners_mode: "hard", or "gumbel" (winners sampled in training).
         rngs: source of the initial weights and of the sampled winners.
@@ -159,7 +159,7 @@ class SparseMLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `x`, shape (B, features), to logits, shape (B, outputs)."""
         codes = self.codes(x)
-        # Of unit length for the readouts, so that one learning rate suits all layers.
+        # Readouts get codes of unit length, so that one learning rate suits all layers.
         scales = [1 / math.sqrt(n) for n in self.hidden]
         scaled = [code.values * c for code, c in zip(codes, scales, strict=True)]
         values = jnp.concatenate(scaled, axis=1)
@@ -200,8 +200,8 @@ def _of_groups(z: jax.Array, k: int) -> jax.Array:
 def _of_all(z: jax.Array, k: int) -> jax.Array:
     """Return the k largest units.
 
-    They belong to the k groups with the largest maxima: on a CPU two small sorts are faster than
-    one of all units.
+    They lie in the k groups with the largest maxima: on a CPU, two small sorts are faster than
+    sorting all units.
     """
     n, parts = z.shape[-1], 5
     if n % parts or n // parts <= 2 * k:

@@ -1,4 +1,4 @@
-"""Variational autoencoders of any encoder and decoder.
+"""Variational autoencoders with any encoder and decoder.
 
 Source: Kingma & Welling (2014), "Auto-encoding variational Bayes", arXiv:1312.6114.
 """
@@ -252,7 +252,7 @@ def ivae(
         decoder_hidden: widths of a dense decoder's hidden layers, from the code to the example.
         encoder_channels: channels of a convolutional encoder.
         decoder_channels: channels of a convolutional decoder, from the code to the image.
-        encoder_activation: "relu", "tanh", "gelu" or "topk" (the larger half).
+        encoder_activation: "relu", "tanh", "gelu" or "topk" (keeps the larger half).
         decoder_activation: as `encoder_activation`, for the decoder.
         likelihood: "bernoulli", "gaussian" or "learned", as in `VAE`.
         sd: standard deviation of a Gaussian likelihood; its initial value if learned.

@@ -19,8 +19,8 @@ class Imagined:
 
     Attributes:
         samples: expected images at samples of the prior.
-        traversals: one row per latent, the most active first, from -3 to 3; the other latents are
-            those of one image.
+        traversals: one row per latent, the most active first, from -3 to 3; all other latents keep
+            the values of one image.
         units: indices of these latents.
         lines: one row per pair of test images: the first, points between their codes, the second.
         films: one row per test image: the image, then expected images before and during inference.

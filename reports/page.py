@@ -99,7 +99,7 @@ def notes(sentences: Sequence[str]) -> str:
 
 def _figure(each: Picture) -> str:
     title, caption = html.escape(each.title), html.escape(each.caption)
-    # The PNG's header holds width and height; two of its pixels are one pixel of the page.
+    # The PNG's header holds width and height; each page pixel spans two of its pixels.
     width, height = (n // 2 for n in struct.unpack(">II", each.light[16:24]))
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(each.dark)}">'
     kind = ' class="wide"' if width > 800 else ""

@@ -1,4 +1,4 @@
-"""Forward passes per training example, the currency for comparing the cost of rules."""
+"""Forward passes per training example, the unit in which costs of rules are compared."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import trainers
 def passes_per_example(config: Mapping[str, Any]) -> tuple[int, str] | None:
     """Return a run's forward passes per training example and their description.
 
-    The clean pass next to noisy ones does not count.
+    A clean pass that accompanies noisy ones is not counted.
 
     Args:
         config: the run's config.
@@ -36,6 +36,6 @@ def passes_per_example(config: Mapping[str, Any]) -> tuple[int, str] | None:
     rule = rule_class(**{key: value for key, value in section.items() if key in fields})
     model = config.get("model") or {}
     if model.get("name") == "local_mlp" and "layers" in fields:
-        # Blocks with separate rewards cost no more apart than together.
+        # With separate rewards, perturbing blocks "apart" costs no more than "together".
         rule = dataclasses.replace(rule, layers="together")
     return rule.passes(len(model["hidden"]) if "hidden" in model else None)

@@ -24,7 +24,7 @@ class Record:
         path: folder of the run.
         config: saved config; empty for a pipeline's folder without one.
         columns: columns of `metrics.csv`, nan for empty cells.
-        seconds: training time, for a pipeline that of all stages; None if there are no events.
+        seconds: training time (of all stages, for a pipeline); None if there are no events.
         stages: runs of a pipeline's stages, in order.
         continual: results of continual learning in a pipeline's summary, or None.
     """
@@ -53,7 +53,7 @@ class Record:
 
     @property
     def shown(self) -> "Record":
-        """Return the run whose metrics to show: this one, or the last stage with metrics."""
+        """Return the run whose metrics are shown: this one, or the last stage with metrics."""
         if len(self.columns.get("step", ())):
             return self
         trained = [stage for stage in self.stages if len(stage.columns.get("step", ()))]

@@ -66,7 +66,7 @@ def write_report(
 
 
 class _Report:
-    """Collector of a report's pictures, with unique names, and of notes on missing parts."""
+    """Builder of a report: collects pictures, with unique names, and notes on missing parts."""
 
     def __init__(self) -> None:
         self.drawn: list[Picture] = []

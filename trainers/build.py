@@ -184,7 +184,7 @@ def _require_mesh(
 
 
 def _require_writer_model(config: ConfigDict, make_model: Any) -> None:
-    """Raise UserError if a model cannot continue a text."""
+    """Raise UserError if the model is not one that can continue a text."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     if not hasattr(model, "cached"):
         raise UserError(

@@ -36,9 +36,9 @@ def generate(
 ) -> list[str]:
     """Sample texts that start with a prompt, from the model of a run or of a pipeline's last stage.
 
-    A text longer than the model's block is continued from its last half block; a denoising model
-    fills the rest of its block, one token per pass. The text of a policy ends with `trainer.end`,
-    if set. A run with several seeds uses the first.
+    If a text exceeds the model's block, sampling continues from its last half block; a denoising
+    model fills the rest of its block, one token per pass. The text of a policy ends with
+    `trainer.end`, if set. A run with several seeds uses the first.
 
     Args:
         run_dir: the run's folder.

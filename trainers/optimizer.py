@@ -45,7 +45,7 @@ class OptimizerSettings:
     Attributes:
         epochs: passes over the training split; 0 keeps the initial model, as a control.
         batch_size: examples per step.
-        optimizer: "sgd", "normalized" (steps as long as the rate), "momentum", "adam" or "adamw".
+        optimizer: "sgd", "normalized" (step norm = rate), "momentum", "adam" or "adamw".
         learning_rate: highest rate.
         learning_rate_end: rate at the end of a cosine.
         schedule: schedule of the rate: "constant", "cosine" or "warmup_cosine".
@@ -98,12 +98,12 @@ class OptimizerSettings:
         )
 
     def transformation(self, rate: Schedule) -> optax.GradientTransformation:
-        """Return the optimizer of optax with a schedule of the learning rate."""
+        """Return the optax optimizer with a schedule of the learning rate."""
         match self.optimizer:
             case "sgd":
                 chosen = optax.sgd(rate)
             case "normalized":
-                # All steps have the length of the rate: large credit does not outweigh small.
+                # The norm of every step is the rate, so large credit does not outweigh small.
                 chosen = optax.chain(optax.normalize_by_update_norm(eps=1e-12), optax.sgd(rate))
             case "momentum":
                 chosen = optax.sgd(rate, momentum=self.momentum)

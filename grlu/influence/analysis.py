@@ -2,7 +2,7 @@
 
 The analysis runs backwards from the rewards. It is sound for any operation: an operation without a
 rule is assumed to spread an element's influence over all examples. Credit is therefore never
-missed; where influence is not known exactly, an element is credited with more rewards than
+missed; where influence is not known exactly, an element gets credit for more rewards than
 necessary, which adds noise to the estimate but no bias.
 """
 
@@ -95,7 +95,7 @@ class _Analysis:
             elif isinstance(op, Branch):
                 ins = self.branch(op.branches, values, depth)
             else:
-                ins = [None]  # A perturbed pass takes the clean pass's value instead.
+                ins = [None]  # A perturbed pass uses the value of the clean pass.
             for atom, value in zip(op.ins, ins, strict=True):
                 add(atom, value)
         return [read(v) for v in program.ins]
@@ -179,7 +179,7 @@ class _Analysis:
         return [*consts, *entering, *(outside(v) for v in ins[first + carried :])]
 
     def branch(self, programs: Sequence[Program], outs: Sequence[Maybe], depth: int) -> list[Maybe]:
-        """Return the influence of the choice and of the inputs of the branches."""
+        """Return the influence of the branch index and of the inputs of the branches."""
         ins = [self.backward(program, outs, depth) for program in programs]
         choice = anywhere(meet(outs))
         if choice is not None and any(self.found[s.index].live for p in programs for s in p.sites):

@@ -78,7 +78,7 @@ def _reverse(_: Any, eqn: Any, __: Any, outs: Sequence[Maybe]) -> list[Maybe]:
 
 
 def _leading(trailing: int) -> Rule:
-    """Return a rule for operations on the last axes, batched over the others."""
+    """Return a rule for operations on the last axes, batched over all other axes."""
 
     def rule(_: Any, eqn: Any, __: Any, outs: Sequence[Maybe]) -> list[Maybe]:
         out = meet(outs)

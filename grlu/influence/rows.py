@@ -60,7 +60,7 @@ def common(one: Digits, two: Digits) -> Digits:
 def on_axes(digits: Digits, axes: dict[int, int]) -> Digits:
     """Return the digits whose axes are among the keys, on the axes they are mapped to.
 
-    Loop axes stay.
+    Loop axes are kept.
     """
     return frozenset(
         d if d.axis < 0 else d._replace(axis=axes[d.axis])
@@ -148,7 +148,7 @@ class Rows:
         return x.reshape(*lead, *self.shape)
 
     def of_groups(self, values: Any, reduce: Any = jnp.sum) -> Any:
-        """Reduce values of the examples (..., B) to values of the groups (..., G), by sums."""
+        """Sum values of the examples (..., B) over each group; return shape (..., G)."""
         if self.each and len(self.digits) <= 1:
             return values
         sizes, known = self._radices()
@@ -203,7 +203,7 @@ def rows(shape: Iterable[int], digits: Digits, loops: int, batch_size: int) -> R
 
 
 def _distinct(digits: Iterable[Digit]) -> Digits:
-    """Return the digits without overlaps: one of any two that overlap."""
+    """Return the digits without overlaps: keep one of any two that overlap."""
     kept: list[Digit] = []
     for d in sorted(digits, key=lambda d: (-d.size, d)):
         overlap = any(d.weight < k.weight * k.size and k.weight < d.weight * d.size for k in kept)

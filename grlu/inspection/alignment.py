@@ -77,7 +77,7 @@ def _both(rule: Rule, reward_fn: RewardFn, model: Model, batch: Batch, key: jax.
     return estimated, exact
 
 
-# Compiled a single time for all keys.
+# Compiled once for all keys.
 _compiled = nnx.jit(_both, static_argnums=(0, 1))
 
 

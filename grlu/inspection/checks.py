@@ -198,7 +198,7 @@ def traced_and_own(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the rewards (B,) of the traced network and those of the objective itself.
 
-    Compiled together, so that XLA runs their common computation a single time.
+    The two are compiled together, so that XLA runs their common computation only once.
     """
     network = trace(objective, params, rest, batch)
     return network.rewards(params, rest, batch), objective(params, rest, batch)[0]

@@ -3,7 +3,7 @@
 A step needs few random words, and one round of a generator costs as much for few as for many. The
 words depend only on the step's number t, not on what earlier steps did to the network, so they can
 be sampled for all steps together. The values are those that the step itself would sample, provided
-that a generator under `vmap` gives each key the same words as alone (JAX's default does).
+that a generator gives each key the same words with and without `vmap` (JAX's default does).
 """
 
 import math

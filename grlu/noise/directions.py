@@ -62,7 +62,7 @@ def covering(units: int) -> int:
 
 
 def _seed(size: int) -> int | None:
-    """Return the size of the matrix that doubles to `size`: 1, Paley's, or None without any."""
+    """Return the size of the matrix that doubles to `size`: 1 or Paley's; None if none does."""
     if size & (size - 1) == 0:
         return 1
     while size % 2 == 0:
@@ -172,7 +172,7 @@ def _orthogonal(
     used = None if active is None else jnp.zeros(rows[0].batch_size if rows else 1, jnp.int32)
     for i, (key, r) in enumerate(zip(keys, rows, strict=True)):
         if active is None:
-            # All groups share the columns, which are known now: a constant except for signs.
+            # All groups share the columns, known at trace time: only the signs vary.
             column = (taken + np.arange(r.units)) % samples
             taken += r.units
             chosen = jnp.asarray(

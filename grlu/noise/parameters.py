@@ -51,8 +51,8 @@ class ParameterNoise:
         params: the parameters.
         rest: the model's other state.
         batch: a batch of the size that `rewards` will receive.
-        rank: rank r of the noise on kernels that are used unsliced, in dense layers only; all other
-            parameters get full-rank noise, and with None these kernels too.
+        rank: rank r of the noise on kernels that are used unsliced, in dense layers only. All other
+            parameters get full-rank noise; with None, so do these kernels.
 
     Raises:
         UserError: if the reward depends on no parameter or one is not a float.
@@ -84,7 +84,7 @@ class ParameterNoise:
         for i, (leaf, felt) in enumerate(zip(self._leaves, self._felt, strict=True)):
             own, shape = jax.random.fold_in(key, i), jnp.shape(leaf)
             if not felt:
-                # Noise on an unused parameter would only move it at random.
+                # Noise on an unused parameter would only change it at random.
                 sampled.append(None)
             elif i in self.low and self._rank is not None:
                 sizes = zip(jax.random.split(own), shape[-2:], strict=True)
@@ -121,7 +121,7 @@ class ParameterNoise:
             factors = None
             if dense is not None:
                 factors = at.given if dense.kernel.steps else direction[dense.kernel.leaf]
-            # Not factors if the kernel is not low-rank or the reward does not depend on it.
+            # Full-rank noise, or a kernel that affects no reward, has no factors.
             if isinstance(factors, Factors):
                 moved = step * _product(at.x, factors)
                 z = z + moved.reshape(z.shape).astype(z.dtype)
@@ -150,7 +150,7 @@ def dense_kernels(network: Network) -> frozenset[int]:
     dense = collections.Counter[int]()
     for info in network.sites:
         layer = info.site.dense
-        # A kernel sliced by some enclosing loops only is neither shared by all steps nor per step.
+        # If only some enclosing loops slice a kernel, it is neither shared nor one per step.
         if layer is not None and layer.kernel.steps in (0, len(info.site.loops)):
             dense[layer.kernel.leaf] += 1
     program = network.program

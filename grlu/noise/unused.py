@@ -16,7 +16,7 @@ def used(objective: Objective, params: Params, rest: State, batch: Batch) -> lis
 
 
 def used_weights(objective: Objective, params: Params, rest: State, batch: Batch) -> jax.Array:
-    """Return a vector with 1 for each weight that may affect the rewards and 0 for the others.
+    """Return a vector with 1 for each weight that may affect the rewards, else 0.
 
     The order is that of `jax.flatten_util.ravel_pytree`.
     """

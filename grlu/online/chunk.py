@@ -1,4 +1,4 @@
-"""Exact chunked online learning: one-by-one updates without whole weight matrices.
+"""Exact chunked online learning: per-example updates without writing full weight matrices.
 
 **First layers.** With plain SGD, a first dense layer's pre-activation for example t of a chunk is
 
@@ -6,15 +6,15 @@
 
 where u_s is the change that example s makes to the layer's pre-activation per unit of input. The
 products x W and the Gram matrix are therefore computed for the whole chunk at once, the steps in
-between carry only the small u, and W is updated a single time, at the end.
+between carry only the small u, and W is updated once, at the end.
 
-**Gathered parameters.** A parameter that a model only reads in places chosen by the data, such as
-the active rows and columns of a sparse layer's kernel, is read and updated in these places alone.
+**Gathered parameters.** A parameter that a model reads only at indices chosen by the data, such as
+the active rows and columns of a sparse layer's kernel, is read and updated only at these indices.
 
 The arithmetic is that of updating after every example; only its order differs. This holds for every
-rule whose update of a layer is its input times a credit of its output (`Rule.local`): a shift of
-the pre-activation, or the gathered elements, replace the layer's parameters, and the rule computes
-their gradient. The rule itself needs no change.
+rule that updates a layer by its input times a credit of its output (`Rule.local`): instead of the
+layer's parameters, the rule gets a shift of the pre-activation, or the gathered elements, and
+estimates their gradient. The rule itself needs no change.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ class Moving(NamedTuple):
     """Parameters within a chunk.
 
     Attributes:
-        kept: leaves that change as a whole, by path.
-        gathered: leaves that change in places, by path.
+        kept: leaves that are updated as a whole, by path.
+        gathered: leaves that are updated only at gathered indices, by path.
         us: changes u of each first layer, (T, B, units); zero for later examples.
     """
 
@@ -50,10 +50,10 @@ class Chunk:
         params: trainable state.
         rest: the model's other state at the beginning of the chunk.
         batches: the chunk's batches, stacked: leaves (T, B, ...).
-        sparse: update gathered parameters in places.
+        sparse: update gathered parameters only at their indices.
 
     Attributes:
-        layers: the first layers; without them and gathered parameters, chunks bring no gain.
+        layers: the first layers; a model with neither these nor gathered parameters gains nothing.
         start: the parameters before the first batch.
     """
 
@@ -116,7 +116,7 @@ class Chunk:
         params = {**moving.kept, **{f"gathered.{g.out}": values[g.out] for g in reads}}
         shifted = {layer.name: values[_read(layer)] for layer in self.layers}
         params |= {f"{name}.shift": jnp.zeros_like(z) for name, z in shifted.items()}
-        # The choice of units reads z as well.
+        # The operation that chooses units also reads z.
         return Step(params, (batch, shifted, list(given.values())), values)
 
     def objective(self, params: Mapping[str, Any], rest: State, batch: Batch) -> Any:
@@ -156,7 +156,7 @@ class Chunk:
         return Moving(kept, gathered, us)
 
     def split(self, params: Params) -> dict[str, jax.Array]:
-        """Return the leaves of a tree like `params` that change as a whole, by path."""
+        """Return the leaves of a tree like `params` that are updated as a whole, by path."""
         leaves = jax.tree.leaves(params)
         return {name: leaves[i] for name, i in self._kept.items()}
 

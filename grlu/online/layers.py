@@ -1,4 +1,4 @@
-"""Parameters that learn online without whole matrices: first layers and gathered parameters."""
+"""Parameters that learn online in chunks: those of first layers, and gathered parameters."""
 
 import dataclasses
 from typing import Any
@@ -11,11 +11,11 @@ from grlu.tracing.program import Bind
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Operation that reads elements of an array where integers point.
+    """Operation that reads the elements of an array at integer indices.
 
     Attributes:
         eqn: its equation.
-        indices: variable of the integers.
+        indices: variable of the indices.
         out: variable of the elements.
     """
 
@@ -45,7 +45,7 @@ class Gather:
 
 @dataclasses.dataclass(frozen=True)
 class FirstLayer:
-    """Dense layer that sees only the data.
+    """Dense layer whose input depends on the data alone.
 
     Attributes:
         name: path of the layer.
@@ -75,7 +75,7 @@ def first_layers(network: Network) -> list[FirstLayer]:
     found = []
     for info in network.sites:
         dense = info.site.dense or info.site.chosen
-        # A layer that an example passes several times updates by more than one outer product.
+        # If an example passes a layer several times, the update is a sum of outer products.
         if dense is None or not info.site.first or len(info.shape) != 2:
             continue
         rank = len(network.program.avals[dense.x].shape)
@@ -92,9 +92,9 @@ def first_layers(network: Network) -> list[FirstLayer]:
 
 
 def gathers(network: Network, variable: int) -> list[Gather]:
-    """Return the operations that read a variable, if all gather from it, else none.
+    """Return the operations that read a variable if all gather from it, else an empty list.
 
-    A `stop_gradient` does not count.
+    A `stop_gradient` is not counted as a reader.
     """
     found = []
     for op in network.program.ops:

@@ -18,7 +18,7 @@ from grlu.tracing.program import Arrival
 def from_clean_inputs(
     rule: Any, network: Network, params: Params, rest: State, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Aux, Params]:
-    """Return rewards, aux and ascent of `rule`, a `NodePerturbation` with inputs="clean"."""
+    """Return `(rewards, aux, ascent)` of the `NodePerturbation` `rule` with inputs="clean"."""
     clean = network.clean(
         params, rest, batch, slopes=rule.site == "active" or rule.feedback is not None
     )
@@ -133,7 +133,7 @@ def _perturbed(
 
 def _groups(rule: Any, network: Network, key: jax.Array) -> list[tuple[list[SiteInfo], jax.Array]]:
     """Return the groups of sites to perturb together, each with a key."""
-    # Noise on an unused site would only move weights at random.
+    # Noise on an unused site would only change weights at random.
     moved = [i for i in network.sites if i.moved and not (i.output and rule.output == "delta")]
     if rule.layers == "together":
         return [(moved, key)] if moved else []
@@ -145,7 +145,7 @@ def _groups(rule: Any, network: Network, key: jax.Array) -> list[tuple[list[Site
 def perturbed_units(rule: Any, network: Network) -> int:
     """Return the largest number of units of an example that are perturbed at once.
 
-    With site="active", only the active ones of these are.
+    With site="active", only the active units among them are perturbed.
     """
     found = 0
     for group, _ in _groups(rule, network, jax.random.key(0)):
@@ -189,7 +189,7 @@ def rated(rule: Any, network: Network, credits: Sequence[jax.Array]) -> list[jax
 
 
 def slope_scale(rule: Any, network: Network) -> Any:
-    """Return the factor from a reward difference to a slope: 1 / 2σ, over B for the mean."""
+    """Return the factor that turns reward differences into slopes; reduction="mean" adds 1/B."""
     scale = 1 / (2 * rule.sigma) if rule.scaled else rule.sigma / 2
     return scale / network.batch_size if rule.reduction == "mean" else scale
 

@@ -1,7 +1,7 @@
 """Credit of a network's sites, estimated from slopes along noise or computed exactly.
 
-Credits and directions are arrays like the sites' values, in at least float32. For a site whose
-elements affect the rewards of several examples, the slopes of these examples are summed.
+Credits and directions have the shapes of the sites' values and at least float32 precision. If the
+elements of a site affect the rewards of several examples, the slopes of these examples are summed.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def from_slopes(
         xi: directions, (N, *shape) for each site.
         slopes: slope of each example's reward in each direction, (N, B).
         ridge: None for the mean, else λ: the credit is then the g that minimises
-            |slopes - Ξ g|² + λ d |g|², for d perturbed units of an example.
+            |slopes - Ξ g|² + λ d |g|², for d perturbed units per example.
 
     Returns:
         An array of the site's shape for each site.

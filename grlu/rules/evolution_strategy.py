@@ -32,13 +32,13 @@ class EvolutionStrategy(Rule):
     the mean over pairs of ε (f₊ - f₋) / 2σ. Nothing is differentiated.
 
     Without shaping and with full-rank noise, this is an unbiased estimate of the gradient of the
-    Gaussian-smoothed mean reward, E[reward(θ + σε)]; with low-rank noise, it estimates the gradient
-    itself up to O(σ²). With shaping, it estimates the gradient of the population's mean shaped
+    Gaussian-smoothed mean reward, E[reward(θ + σε)]; with low-rank noise, it estimates the plain
+    gradient up to O(σ²). With shaping, it estimates the gradient of the population's mean shaped
     reward: its scale is independent of the reward's, and the learning rate (or Adam) sets the step
     size. A reward that is the same for all members gives a gradient of zero.
 
-    A pair's noise is a function of its key: at most `chunk` members' noise is kept at once, and it
-    is sampled again for the weighted sum. The model's own randomness (dropout, top-k) is sampled
+    A pair's noise is a function of its key: at most `chunk` members' noise is in memory, and the
+    weighted sum samples it again. The model's own randomness (dropout, top-k) is sampled
     once for the whole population if all pairs see the same batch, else once per pair.
 
     On several devices (`grlu.noise.spread`) each device scores its shard of the pairs, and they
@@ -48,13 +48,13 @@ class EvolutionStrategy(Rule):
     Attributes:
         population: number of members, even.
         sigma: σ, standard deviation of the noise, in units of the parameters.
-        rank: rank of the noise on the kernels of dense layers, which is never materialised, however
-            often a layer is called; all other parameters get full-rank noise, and with None the
-            kernels too.
+        rank: rank of the noise on the kernels of dense layers, which is never materialised, even if
+            a layer is called several times. All other parameters get full-rank noise; with None,
+            so do the kernels.
         shaping: shaping of the rewards over the population: "centered_rank" (to [-1/2, 1/2], ties
             share their mean), "zscore", or "none".
         batches: "same": all pairs see the full batch; "own": each pair sees its own slice.
-        nan: handling of members with a reward that is not finite: "stop" makes the estimate nan,
+        nan: handling of members with a non-finite reward: "stop" makes the estimate nan,
             which stops a run; "drop" leaves out their pairs, and the estimate is nan only if no
             pair is left. A run logs the number of members dropped per step as `train_dropped`.
         chunk: members that a device holds in memory at once, by default 128 with a rank and 64

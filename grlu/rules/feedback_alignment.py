@@ -80,7 +80,7 @@ class FeedbackAlignment(Rule):
             def visit(at: Arrival) -> tuple[jax.Array, None]:
                 z = at.z
                 if at.x is not None and at.site.fed:
-                    # The value is z, its derivative with respect to x is that of x B.
+                    # The value is z, but its derivative with respect to x is that of x B.
                     units = z.size // (at.x.size // at.x.shape[-1])
                     back = (at.x @ self._weights(at.site, at.x.shape[-1], units)).reshape(z.shape)
                     z = jax.lax.stop_gradient(z - back) + back

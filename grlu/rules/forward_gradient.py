@@ -1,7 +1,7 @@
 """Forward gradients: exact directional derivatives in random directions, by forward-mode AD.
 
-They are node and weight perturbation in the limit of no noise, without the bias from curvature, but
-the network must be known and differentiable. Sources: Baydin et al. (2022), arXiv:2202.08587
+They are node and weight perturbation in the limit of zero noise: curvature adds no bias, but the
+network must be known and differentiable. Sources: Baydin et al. (2022), arXiv:2202.08587
 (weights); Ren et al. (2022), arXiv:2210.03310 (activities).
 """
 
@@ -64,7 +64,7 @@ class ForwardGradient(Rule):
         if self.of == "weight":
             return self._of_weights(objective, params, rest, batch, key)
         traced = trace(objective, params, rest, batch)
-        # Slopes in few bits would drown small credits.
+        # Low-precision slopes would drown out small credits.
         network = traced.widened()
         clean = network.clean(params, rest, batch)
         infos = network.sites
@@ -98,7 +98,7 @@ class ForwardGradient(Rule):
             return jnp.mean(wide(restore(weights), rest, batch)[0])
 
         def slope(key: jax.Array) -> jax.Array:
-            # A direction in an unused weight would only move it at random.
+            # A direction in an unused weight would only change it at random.
             xi = signs(key, weights.shape) * used
             return xi * jax.jvp(mean_reward, (weights,), (xi,))[1]
 

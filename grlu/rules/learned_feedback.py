@@ -1,11 +1,11 @@
 """Learned feedback: a prediction of the hidden units' credit from the output's credit.
 
-Perturbation estimates a hidden unit's credit without bias, but the other units' noise dominates it.
+Perturbation estimates a hidden unit's credit without bias, but other units' noise swamps it.
 Most of the credit is predictable: if the output layer's credit is δ, a hidden unit of slope f' has,
 in a linear approximation, the credit f' Σ_o δ_o F_ou for some weights F. The predicted part is
 subtracted from each pair's reward difference before the estimate and added to the credit
 afterwards. This control variate leaves the mean of the estimate unchanged for any F, and removes
-the predicted part of the noise. The residual that perturbation finds teaches F, by the delta rule.
+the predicted part of the noise. The delta rule trains F on the residual that perturbation measures.
 No weight is transported and no gradient flows: each unit learns its own F from its own noise.
 
 Source: Lansdell, Prakash & Kording (2020), "Learning to solve the credit assignment problem",
@@ -96,7 +96,7 @@ class Prediction:
         """Return `ascent` with updates of the feedback weights by the normalised delta rule.
 
         Args:
-            ascent: a tree like the parameters.
+            ascent: a pytree with the structure of the parameters.
             delta: credit of the output for the mean reward.
             residuals: by site, the credit for the mean reward minus its prediction.
         """

@@ -31,12 +31,12 @@ class NodePerturbation(Rule):
     input times its own credit, averaged over the batch.
 
     If a unit affects the rewards of several examples, as with batch normalisation in training, its
-    credit comes from the sum of these rewards (`grlu.sites` shows where). This is the gradient of
-    the mean reward, but with more noise: it needs more samples.
+    credit comes from the sum of these rewards (`grlu.sites` shows where). The estimate remains that
+    of the mean reward's gradient, but it is noisier and needs more samples.
 
     A parameter in a loop (`jax.lax.scan`, `nnx.scan`, `nnx.RNN`) has one site per step, each with
-    its own noise. A parameter that meets the data where no layer can be identified (a while loop)
-    is itself perturbed.
+    its own noise. Where no layer can be identified (in a while loop), the rule perturbs the
+    parameter itself.
 
     Noise and perturbed passes are float32 even if the model computes in bfloat16 or float16, in
     which noise would be lost. A term of the reward that depends on parameters only, such as a
@@ -46,31 +46,31 @@ class NodePerturbation(Rule):
     exchange only the sum of the credits, one number per unit and example.
 
     Attributes:
-        samples: N, number of antithetic pairs per example. "auto": as many as make the credit of
-            orthogonal noise exact, the smallest size of a Hadamard matrix that has a column for
-            every perturbed unit of an example; for few units, as in sparse networks.
+        samples: N, number of antithetic pairs per example. "auto": just enough to make the
+            credit of orthogonal noise exact, the size of the smallest Hadamard matrix with a column
+            for every perturbed unit of an example; suits few units, as in sparse networks.
         sigma: σ, standard deviation of the noise, in units of the pre-activation.
         noise: "rademacher" (signs), "gaussian", or "orthogonal" (Hadamard columns with random
-            signs; N a power of two), which interferes least.
-        site: place of the noise. "pre": on the pre-activation, unbiased. "post": after the
-            activation, as published, which also credits silent units. "active": on the units that
-            respond, through their own slope at the clean pass, f(z) + f'(z)·σξ; the winners of a
-            top-k are then chosen a single time for all N pairs.
-        inputs: factor of a layer's credit in its update. "clean": the layer's input in the
-            unperturbed pass; the model's own randomness (dropout, top-k) is then sampled once per
-            example. "noisy": the mean of the pair's two inputs, as published; sampled once per
-            pair.
+            signs; N a power of two), whose directions interfere least.
+        site: location of the noise. "pre": on the pre-activation, unbiased. "post": after the
+            activation, as published, which also credits silent units. "active": only on units that
+            respond, scaled by their slope in the clean pass, f(z) + f'(z)·σξ; the winners of a
+            top-k are then chosen once for all N pairs.
+        inputs: input that a layer's update multiplies by its credit. "clean": the layer's input in
+            the unperturbed pass; the model's own randomness (dropout, top-k) is then sampled once
+            per example. "noisy": the mean of the pair's two inputs, as published; the model's
+            randomness is then sampled once per pair.
         antithetic: use pairs +ξ and -ξ; if False, +ξ and the clean pass as its baseline, which
             halves the passes but keeps the reward's curvature as noise.
         output: "perturb" the output layer like the others (reward-only learning), or leave it
             unperturbed and give it the exact local "delta" of the reward: onehot - softmax for a
-            log softmax. The output layer has no site between itself and the reward.
-        output_rate: factor on the output layer's update, whose credit is larger and less noisy
-            than the hidden layers'.
+            log softmax. The output layer is the one with no other site before the reward.
+        output_rate: factor on the output layer's update, because its credit is larger and less
+            noisy than that of the hidden layers.
         output_noise: "uniform", or "softmax" for an output layer of logits: the noise of a logit
             with probability p is scaled by 2 √(p (1 - p)), so that confident logits get little
             noise. The output's estimate is then the gradient times the square of that scale.
-        layers: "together": perturb all layers at once; "apart": one layer after the other, with N
+        layers: "together": perturb all layers at once; "apart": perturb one layer at a time, with N
             pairs each, so that no layer's noise dominates another layer's credit. If
             `stop_gradient` divides the model into blocks with separate rewards, "apart" costs no
             more than "together". "steps": one layer at a time, and in a loop one step at a time.

@@ -16,14 +16,14 @@ from grlu.tracing.program import Arrival
 def from_noisy_inputs(
     rule: Any, network: Network, params: Params, rest: State, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Aux, Params]:
-    """Return rewards, aux and ascent of `rule`, a `NodePerturbation` with inputs="noisy"."""
+    """Return `(rewards, aux, ascent)` of the `NodePerturbation` `rule` with inputs="noisy"."""
     infos = network.sites
     model_key = jax.random.fold_in(key, len(infos))  # The sites use the preceding numbers.
     keys = jax.random.split(model_key, rule.samples)
 
     def ascent(keys: jax.Array, part: Part | None) -> Any:
         xi = directions(key, rule.noise, rule.samples, [i.rows for i in infos], None, part)
-        # Noise on an unused site would only move weights at random.
+        # Noise on an unused site would only change weights at random.
         xi = [x if info.moved else jnp.zeros_like(x) for x, info in zip(xi, infos, strict=True)]
 
         def pairs(params: Params) -> tuple[list[jax.Array], jax.Array]:
@@ -47,7 +47,7 @@ def from_noisy_inputs(
         differences = rewards[:, 0] - rewards[:, 1]
         credits = credit.by_sample(infos, xi, differences * slope_scale(rule, network))
         credits = rated(rule, network, credits)
-        # Half of a pair's credit for each of its two inputs, in the mean over the N pairs.
+        # Each of a pair's two inputs gets half of its credit, averaged over the N pairs.
         return vjp([jnp.stack([c, c], axis=1) / (2 * rule.samples) for c in credits])[0]
 
     if rule.chunk is None or rule.chunk >= rule.samples:

@@ -33,11 +33,11 @@ class Rule:
         local: class attribute: True if the gradient of a dense layer is its input times a credit
             of its output alone, as for exact gradients and local rules; first layers can then learn
             online in chunks (`grlu.online`).
-        of_weights: class attribute: True if the rule perturbs the weights themselves and uses only
-            the reward, which then needs no derivative: perturbed weights can sample what is
-            rewarded.
-        dealt: class attribute: the field with the number of noisy passes that are sharded over
-            devices (`grlu.noise.spread`), or "", and the number of passes that stay together.
+        of_weights: class attribute: True if the rule perturbs the weights themselves and needs only
+            the reward's value, not its derivative: the perturbed weights can then sample the
+            completions that are rewarded.
+        dealt: class attribute: name of the field that counts the noisy passes to shard over devices
+            (`grlu.noise.spread`), or "", and the number of passes to keep on one device.
     """
 
     wrt: Any = nnx.Param
@@ -97,7 +97,7 @@ class Rule:
     def passes(self, hidden: int | None = None) -> tuple[int, str] | None:
         """Return the forward passes per training example and their description.
 
-        The clean pass next to noisy ones does not count.
+        A clean pass that accompanies noisy ones is not counted.
 
         Args:
             hidden: number of the model's hidden layers in sequence, or None if unknown.
@@ -150,7 +150,7 @@ def pure_objective(
 
 
 def seeded(rest: State, key: jax.Array) -> tuple[State, jax.Array]:
-    """Return the state with the PRNG streams of a step with `key`, and the key of its noise."""
+    """Return the state with PRNG streams seeded by a step's `key`, and the key of its noise."""
     model_key, noise_key = jax.random.split(key)
     return reseed(rest, model_key), noise_key
 

@@ -1,7 +1,7 @@
 """Weight perturbation: noise on all weights at once, the predecessor of node perturbation.
 
 Source: Jabri & Flower (1992); as a gradient estimate, Spall (1992), "SPSA". Its noise has one
-dimension per weight, that of node perturbation one per unit.
+dimension per weight; that of node perturbation has one per unit.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class WeightPerturbation(Rule):
         wide = in_float32(objective, params, rest, batch)
 
         def slope(key: jax.Array) -> jax.Array:
-            # Noise on an unused weight would only move it at random.
+            # Noise on an unused weight would only change it at random.
             xi = signs(key, weights.shape) * used
             up, down = (
                 jnp.mean(wide(restore(weights + sign * self.sigma * xi), rest, batch)[0])
@@ -69,7 +69,7 @@ class WeightPerturbation(Rule):
             )
             return xi * (up - down) / (2 * self.sigma)
 
-        # Sequential: the noise of all pairs at once would take `samples` copies of the model.
+        # Run pairs one by one: their noise together would take `samples` copies of the model.
         ascent = restore(total(slope, jax.random.split(key, self.samples)) / self.samples)
         rewards, aux = objective(params, rest, batch)
         return rewards, aux, jax.tree.map(lambda a, p: a.astype(p.dtype), ascent, params)

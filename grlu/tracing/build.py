@@ -38,7 +38,7 @@ def build(closed: jex.ClosedJaxpr, params: int, consts: int, names: Sequence[str
         names: one name per trainable leaf.
 
     Raises:
-        UserError: if credit cannot be kept from passing a `stop_gradient`.
+        UserError: if credit would leak through a `stop_gradient`.
     """
     facts = [Fact(Kind.PARAM, frozenset({i}), whole=Whole(i)) for i in range(params)]
     facts += [Fact(Kind.CONST)] * consts
@@ -64,7 +64,7 @@ class _Builder:
         self.flat, self.sites, self.stops, self.loops = flat, sites, stops, loops
         self.avals = dict(flat.avals)
         self.fresh = itertools.count(len(self.avals))
-        # Reading behind a stop_gradient is not a use: no credit comes from there.
+        # A read behind a stop_gradient is not a use, because no credit flows back from it.
         uses = (a for item in flat.items if item.role != "stop" for a in item.ins)
         atoms = [*uses, *flat.outs]
         self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
@@ -83,8 +83,8 @@ class _Builder:
         for item in self.flat.items:
             self.item(item)
         outs = [self.complete(a, d) for a, d in zip(self.flat.outs, demanded, strict=True)]
-        # If a stop's value cancels, as a softmax's maximum does, each pass uses its own: that of
-        # the clean pass could overflow.
+        # If a stop's value cancels, as a softmax's maximum does, each pass uses its own value: the
+        # clean pass's value could cause overflow.
         for place, op in enumerate(self.ops):
             if isinstance(op, Stop):
                 shape = self.avals[op.outs[0]].shape
@@ -155,7 +155,7 @@ class _Builder:
         params = frozenset[int]().union(*(f.params for f in facts), *(p.params for p in before))
         (out,) = item.outs
         name = item.eqn.primitive.name
-        # Indices choose among the units, they are not an input.
+        # Indices choose among the units; they are not an input of the layer.
         inputs: list[Pending | Fact] = [*before]
         if name != "gather":
             inputs += [f for f, p in zip(facts, pending, strict=True) if p is None]

@@ -115,7 +115,7 @@ def flatten(
         closed_over: fact about its constants.
 
     Raises:
-        UserError: if a `stop_gradient` lies where credit cannot be kept from passing it.
+        UserError: if credit would leak through a `stop_gradient`.
     """
     return _Flattener(names).run(jaxpr, consts, facts, closed_over)
 
@@ -286,7 +286,7 @@ class _Flattener:
 
     @staticmethod
     def converts(before: Sequence[Fact], after: Sequence[Fact]) -> bool:
-        """Return True if a parameter's value becomes data, as one carried into a loop does."""
+        """Return True if a parameter's value becomes data, as when a loop carries it."""
         return any(
             b.kind is Kind.PARAM and a.kind is Kind.DATA
             for b, a in zip(before, after, strict=False)

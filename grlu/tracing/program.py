@@ -44,7 +44,7 @@ class Site:
             layer can be identified there (a while loop, a callback).
         added: True if it is the sum of data and a value that depends on parameters only.
         dense: its parameters and input if it is a plain dense layer, else None.
-        chosen: the dense layer of which it is the units chosen by the data, else None.
+        chosen: the dense layer whose units the data choose at this site, else None.
         indexed: True if the data choose its units, or the weights of its units.
     """
 

@@ -111,7 +111,7 @@ class Pending:
         gathered: True if it consists of elements of parameters, chosen by the data.
         indexed: True if the data choose its units, or the weights of its units.
         dense: its parameters and input if it is a plain dense layer, else None.
-        chosen: the dense layer of which the data choose these units, else None.
+        chosen: the dense layer whose units the data choose at this site, else None.
     """
 
     params: frozenset[int]
@@ -126,7 +126,7 @@ class Pending:
 
 
 def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> bool:
-    """Return True if a result is still the same site: a bias added, a shape changed.
+    """Return True if a result still belongs to the same site, as after a bias or a reshape.
 
     Requires pending values that nothing else reads: two readers may need separate noise.
     """
@@ -158,7 +158,7 @@ def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) 
 def weighs(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) -> bool:
     """Return True for a product of data with gathered parameters, such as a layer's active rows.
 
-    The site is then the product: what the data choose among the parameters is still a parameter.
+    The site is then the product, because a parameter that the data choose is still a parameter.
     """
     if eqn.primitive.name not in ("dot_general", "mul"):
         return False
@@ -270,7 +270,7 @@ def sliced(fact: Fact) -> Fact:
 
 
 def joined(one: Fact, two: Fact) -> Fact:
-    """Return the fact about a value that is one or the other."""
+    """Return the fact about a value that equals one of two values, as after a branch."""
     kinds = {one.kind, two.kind}
     kind = next(k for k in (Kind.DATA, Kind.PARAM, Kind.CONST) if k in kinds)
     site = kind is Kind.DATA and Kind.PARAM in kinds

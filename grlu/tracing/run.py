@@ -49,7 +49,7 @@ def run(
         replace: values of variables outside loops, instead of those that the program computes.
         read: variables outside loops to return instead of the program's outputs.
 
-    With `replace` or `read`, operations that the result does not depend on are left out.
+    With `replace` or `read`, the run skips operations that do not affect the result.
     """
     if replace is not None or read is not None:
         program = _cut(program, tuple(replace or ()), read)

@@ -2,8 +2,8 @@
 
 For a stopped value m, each value of a program is tracked as u + c·m or as u·exp(c·m), where u does
 not depend on m. A program whose outputs all have c = 0 computes the same result for every m, so
-noise may pass such a stop. The rules hold for every element of m separately; the result of an
-operation without a rule counts as dependent on m.
+noise may pass such a stop. The rules hold for every element of m separately; if an operation has no
+rule, its result counts as dependent on m.
 """
 
 import math

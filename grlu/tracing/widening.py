@@ -173,7 +173,7 @@ def _custom(eqn: Any, values: Sequence[Any]) -> list[Any]:
 def must_open(eqn: Any) -> bool:
     """Return True if a loop or branch must be opened even without sites.
 
-    This applies to a `stop_gradient`, which noise must not pass, and to low precision, which would
-    lose noise.
+    This is so if it contains a `stop_gradient`, which noise must not pass, or low precision, in
+    which noise would be lost.
     """
     return stops(eqn) or any(holds_low(jaxpr) for jaxpr in bodies(eqn))

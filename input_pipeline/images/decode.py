@@ -1,6 +1,6 @@
 """Decoding of one split of a prepared TFDS image set into arrays.
 
-Pillow always decodes, even if other decoders are installed: they differ in a JPEG's last bit.
+Pillow decodes all images, even if other decoders are installed: they differ in a JPEG's last bit.
 """
 
 import io
@@ -25,7 +25,7 @@ def decode_split(folder: Path, split: str, remedy: str) -> dict[str, np.ndarray]
     Args:
         folder: folder of the set.
         split: split in TFDS's notation (`train`, `train[:80%]`).
-        remedy: command that errors about damaged files suggest.
+        remedy: command to suggest in errors about damaged files.
 
     Raises:
         UserError: if the split does not exist, the set has no labelled uint8 images of one size, or

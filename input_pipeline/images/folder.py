@@ -145,7 +145,7 @@ def _decoded(
         try:
             os.replace(unfinished, folder)
         except OSError:
-            if not folder.is_dir():  # Otherwise another process has decoded the same images.
+            if not folder.is_dir():  # If it exists, another process has decoded the images.
                 raise
     except OSError as error:
         raise UserError(

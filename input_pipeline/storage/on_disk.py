@@ -12,8 +12,8 @@ from grlu.errors import UserError
 class OnDisk:
     """Consecutive rows of bytes in a file, indexed like an array (N, ...) of uint8.
 
-    Rows are read, not memory-mapped: mapped pages count as the process's memory for as long as the
-    system keeps them.
+    Rows are read, not memory-mapped, because mapped pages count towards the process's memory for as
+    long as the system keeps them.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Prompts of a data set, and the data's own continuations of them."""
+"""Prompts of a data set, and their continuations in the data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ BIGRAMS = 8192
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
-    """Reading of a data set of text, in which an example is a prompt and its target.
+    """View of a text data set in which each example is a prompt and its target.
 
     Attributes:
         vocabulary: V, number of tokens in the vocabulary.
@@ -43,7 +43,7 @@ class Prompts:
         *,
         block: int | None = None,
     ) -> "Prompts":
-        """Return the reading of a data set.
+        """Return the view of a data set.
 
         Args:
             data: data set of text or of a task.
@@ -88,7 +88,7 @@ class Prompts:
 
         Args:
             block: maximum number of tokens that the model sees.
-            scored: whether it also sees the last token, as a reward model does.
+            scored: True if it also sees the last token, as a reward model does.
         """
         if self.length + self.horizon - (not scored) > block:
             raise UserError(

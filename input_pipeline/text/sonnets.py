@@ -1,4 +1,4 @@
-"""Eight of Shakespeare's sonnets (1609, public domain), as a text that needs no file."""
+"""Eight of Shakespeare's sonnets (1609, public domain), a text that needs no file."""
 
 SONNETS = """\
 Shall I compare thee to a summer's day?

@@ -86,7 +86,7 @@ def task_set(
         places = digits * numbers
         if places * math.log2(base) > 62:
             raise UserError(f"dataset.digits={digits} is too large: questions exceed 62 bits.")
-        # Questions are different random numbers, at most all that exist.
+        # Questions are distinct random numbers; if too few exist, all are used.
         count = min(examples, base**places)
         chosen = np.random.default_rng(0).choice(base**places, count, replace=False)
         powers = base ** np.arange(places - 1, -1, -1, dtype=np.int64)

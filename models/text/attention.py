@@ -1,7 +1,7 @@
 """Attention over sequences: multi-head and multi-head latent, causal or not, with a cache.
 
-A cache is explicit state, passed in and returned: arrays of a fixed length that hold what attention
-needs about past positions, filled from the front.
+A cache is explicit state, passed in and returned: arrays of a fixed length, filled from the front,
+that hold the keys and values (or latents) of past positions.
 """
 
 import math
@@ -90,7 +90,7 @@ class MultiHeadAttention(nnx.Module):
 class LatentAttention(nnx.Module):
     """Attention with keys and values computed from one small latent, so that its cache is small.
 
-    Queries pass a separate bottleneck: width → query_latent, norm, → width; keys and values are
+    Queries have a separate bottleneck: width → query_latent, norm, → width; keys and values are
     width → latent, norm, → 2 width. With a cache, the map from the latent to the keys is applied to
     the queries, and the map to the values after the attention: q·(W c) = (Wᵀ q)·c, so that the keys
     and values of past positions are never recomputed.

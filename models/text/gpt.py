@@ -29,7 +29,7 @@ class Cache(NamedTuple):
     length: jax.Array
 
     def repeated(self, times: int) -> "Cache":
-        """Repeat every sequence, with copies next to each other."""
+        """Repeat every sequence `times` times, with adjacent copies."""
         layers = jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), self.layers)
         return Cache(layers, self.length)
 
@@ -66,7 +66,7 @@ class GPT(nnx.Module):
     """GPT-2 of any size, from tokens to logits, with the output tied to the embedding.
 
     Weights are sampled from N(0, .02²), those of the two output projections of each layer from
-    N(0, .02² / (2 layers)), and the others of latent attention from N(0, 1 / fan-in); biases are
+    N(0, .02² / (2 layers)), and all others of latent attention from N(0, 1 / fan-in); biases are
     zero.
 
     A model that is not causal attends to the full sequence. Its embedding has one more row for the
@@ -152,7 +152,7 @@ class GPT(nnx.Module):
         """Return next-token logits (B, T - start, V) after each of `tokens`, int of shape (B, T).
 
         If the model is not causal, return logits of the token at each position. Positions before
-        `start` are context without logits, which for a large vocabulary are most of the work.
+        `start` serve as context only: with a large vocabulary, logits are most of the work.
 
         Raises:
             UserError: on more tokens than `block`, or input that is not tokens.

@@ -9,7 +9,7 @@ from reports.style import Picture, Theme, picture
 
 
 def receptive_fields(fields: np.ndarray, convolution: bool, *, of: str = "") -> Picture:
-    """Draw weights of shape (units, height, width, depth), each unit on its own scale."""
+    """Draw weights, shape (units, height, width, depth), each unit on its own scale."""
     columns = min(8, len(fields))
     rows = -(-len(fields) // columns)
 

@@ -34,7 +34,7 @@ def latent_map(
             colour, of = theme.classes[i % len(theme.classes)], placed[labels == each]
             axes.scatter(of[:, 0], of[:, 1], s=20, color=colour, alpha=0.7, lw=0)
             if len(classes) <= 20:
-                # Not by colour alone: the class's name, framed in its colour.
+                # Do not rely on colour alone: write the class's name in a coloured frame.
                 frame = {
                     "boxstyle": "circle,pad=0.25",
                     "fc": theme.surface,

@@ -1,4 +1,4 @@
-"""Evaluation of policies: metrics of their completions, and examples for a person to read."""
+"""Evaluation of policies: metrics of their completions, and examples to read."""
 
 import functools
 from typing import Any
@@ -26,8 +26,8 @@ def evaluate(
     Returns:
         Values per prompt, each (B,), and the B x `eval_samples` completions. `nll` is in nats per
         token of the target. If a reward compares with the target, `greedy_accuracy` is the fraction
-        of right tokens, `greedy_exact` of right completions, by the likeliest tokens; `pass_1` is
-        the fraction of right completions among k samples, `pass_k` whether one of them is right.
+        of correct tokens in greedy decoding, `greedy_exact` that of correct completions; `pass_1`
+        is the fraction of correct completions among k samples, `pass_k` 1 if any is correct.
         Rewards that ignore the target define their own success, which `reward` measures.
     """
     columns = rollout.prompts.columns(batch)
@@ -54,7 +54,7 @@ def evaluate(
 
 
 def key_from(prompts: jax.Array) -> jax.Array:
-    """Return the sampling key of a batch: a function of its prompts alone, equal in each pass."""
+    """Return the sampling key of a batch: a function of its prompts alone, the same each time."""
     places = 1 + jnp.arange(prompts.size, dtype=jnp.uint32).reshape(prompts.shape)
     return jax.random.fold_in(jax.random.key(0), jnp.sum(places * prompts.astype(jnp.uint32)))
 

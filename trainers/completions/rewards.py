@@ -55,7 +55,7 @@ def preference_score(
 ) -> jax.Array:
     """Return the sum of fixed scores of a completion's tokens, (N,), sampled once from N(0, 1).
 
-    It is known, so it shows how well a model learns from preferences that follow it.
+    The scores are known, so they show how well a model learns from preferences based on them.
     """
     scores = jax.random.normal(jax.random.key(7), (2**16,))
     return (scores[completions] * mask).sum(1)
@@ -105,15 +105,15 @@ COMPLETION_REWARDS: dict[str, RewardFunction] = {
 class PythonReward:
     """A reward that calls any Python code with numpy arrays, outside the compiled step.
 
-    The function must be pure. The step waits for it, which is slower than a traced reward.
+    The function must be pure. The step waits for it, so it is slower than a traced reward.
 
     Args:
         function: takes the arguments of a reward and returns numbers, shape (N,).
-        per_token: whether it returns shape (N, T).
+        per_token: True if it returns shape (N, T).
 
     Attributes:
-        raised: the last exception of the function, in words, or None. A callback can hand the
-            compiled step only numbers, so the step gets NaN and the run's error message this.
+        raised: the last exception of the function, as text, or None. A callback can return only
+            numbers to the compiled step: it returns NaN, and the run's error quotes this text.
     """
 
     def __init__(self, function: RewardFunction, *, per_token: bool = False):
@@ -144,7 +144,7 @@ in_python = PythonReward
 
 
 def reward_named(name: str) -> RewardFunction:
-    """Return the reward function of a name, or raise UserError."""
+    """Return the named reward function, or raise UserError."""
     if name in COMPLETION_REWARDS:
         return COMPLETION_REWARDS[name]
     if found := re.fullmatch(r"token:(\d+)", name):
@@ -165,5 +165,5 @@ def _run(path: pathlib.Path, modified: int) -> dict[str, Any]:
     """Return the globals of a user's file, which runs again only after it was modified."""
     try:
         return runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # whatever the user's file does
+    except (Exception, SystemExit) as error:  # any error of the user's file
         raise UserError(f"{path} can't be run: {type(error).__name__}: {error}") from error

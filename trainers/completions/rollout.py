@@ -49,7 +49,7 @@ class RewardSettings(SamplingSettings):
             "judge" is the reward model that the config's `judge` names.
         reward_weights: weight of each reward; by default 1.
         reward_mode: reward of a wrong answer where a right one gets 1: "+1" gives 0, "±1" gives -1.
-        discount: discount per token of rewards per token; with 0 each token gets its own reward.
+        discount: discount factor of per-token rewards; with 0 each token gets its own reward.
         eval_samples: k of pass@k, the number of completions per prompt in evaluation.
         eval_temperature: sampling temperature in evaluation.
     """
@@ -73,7 +73,7 @@ class RewardSettings(SamplingSettings):
 
 
 class Sampled(NamedTuple):
-    """N = B x K scored completions, the K of a prompt next to each other.
+    """N = B x K scored completions; the K of each prompt are adjacent.
 
     Attributes:
         columns: `prompt` (N, P), `target` (N, T) and the data's other columns.
@@ -99,7 +99,7 @@ class Rollout:
     """Samples completions of prompts and scores them.
 
     Attributes:
-        prompts: how to read the data.
+        prompts: view of the data as prompts and targets.
         rewards: the rewards.
         wrong: reward of a wrong answer.
         temperature: sampling temperature in training.
@@ -158,7 +158,7 @@ class Rollout:
         mask = found.mask.astype(jnp.float32)
         given: dict[str, Any] = {**columns, "mask": mask, "wrong": self.wrong, "judge": self.judge}
         scores = self.rewards(given.pop("prompt"), found.tokens, **given)
-        # A single function is the total.
+        # With a single function, the total is its reward.
         named = dict(zip(self.metrics, (scores.total, *scores.by_function), strict=False))
         sequences = jnp.concatenate([columns["prompt"], found.tokens], axis=1)
         evidence = self.evidence(sequences, scores, samples)
@@ -183,7 +183,7 @@ class Rollout:
         return {n: jax.ShapeDtypeStruct((*leading, s), d) for n, (s, d) in sizes.items()}
 
     def explain(self, evidence: Mapping[str, Any]) -> str | None:
-        """Return which reward was not finite, with a prompt and completion; None if all were.
+        """Name the reward that was not finite, with a prompt and completion; None if all were.
 
         Without `evidence`, report only exceptions of rewards in Python.
         """

@@ -110,7 +110,7 @@ def sample(
         )
     rows, padding = prompts.shape[0] * samples, 0 if end_token is None else end_token
     graphdef, state = nnx.split(model)
-    # NNX refuses models of an outer trace, so each iteration merges its own.
+    # NNX rejects models of an outer trace, so each iteration merges its own.
     evaluating = nnx.merge(graphdef, state, copy=True)
     evaluating.eval()
     graphdef, state = nnx.split(evaluating)
@@ -164,7 +164,7 @@ def _truncated(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax
         least = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     if top_p is not None and top_p < 1:
-        # A token stays if the more likely ones together have less probability than p.
+        # Keep a token if all more likely tokens together have a probability below p.
         order = jnp.argsort(-logits, axis=-1)
         p = jnp.take_along_axis(nnx.softmax(logits), order, axis=-1)
         kept = jnp.cumsum(p, axis=-1) - p < top_p

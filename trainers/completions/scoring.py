@@ -120,7 +120,7 @@ def _call(
         rewards = function(prompts, completions, **columns)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's function does
+    except Exception as error:  # any error of the user's function
         untraceable = jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
         hint = "; one that can't be traced by JAX goes through trainers.in_python"
         about = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -26,7 +26,7 @@ from trainers.config.schema import CHOOSING, INHERITED, LINKS, section_of, unkno
 from trainers.config.values import plain
 
 _SECTIONS = ("dataset", "model", "trainer", "run", "mesh")
-# Further keys of a stage: names of other stages or runs.
+# Additional keys of a stage, which name other stages or runs.
 STAGE_KEYS = (*LINKS, "backbone")
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | ConfigDict
@@ -167,7 +167,7 @@ def _override(
 ) -> dict[str, Any]:
     """Apply overrides, and record the keys that belong to a replaced choice as inherited.
 
-    `alone` are the keys that are not sections.
+    `alone` lists the keys that are not sections.
     """
     changes: dict[str, dict[str, Any]] = {}
     of_stages: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 def meanings(factory: Any) -> dict[str, str]:
     """Return key → meaning from the Args and Attributes of a factory's docstring.
 
-    Those of a class include its bases' and its `rule_class`'s.
+    For a class, include those of its bases and of its `rule_class`.
     """
     classes = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
     found: dict[str, str] = {}
@@ -32,7 +32,7 @@ def explained(
 ) -> Iterator[str]:
     """Yield the lines of a complete config or pipeline as YAML, each key with its meaning.
 
-    `common` holds the sections that those of a stage change.
+    `common` holds the pipeline's sections, which a stage may change.
     """
     for key, value in plain(config).items():
         if key == "stages":

@@ -1,7 +1,7 @@
 """JSON files of the original project.
 
 `{"model": {"layer_sizes": [784, 256, 10]}, "training": {"epochs": 10, "n_perturbations": 128, …}}`;
-a file without keys of the perturbation describes the backprop baseline.
+a file without perturbation keys describes the backprop baseline.
 """
 
 from collections.abc import Mapping

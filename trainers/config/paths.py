@@ -1,4 +1,4 @@
-"""Paths in a config: made absolute, so that a run is the same from any folder, and found again."""
+"""Paths in a config: made absolute, so that any working folder works, or replaced by copies."""
 
 import functools
 import re
@@ -48,7 +48,7 @@ def copy_of(file: Path, folder: Path) -> Path:
 
 
 def kept(config: ConfigDict, folder: Path) -> ConfigDict:
-    """Return a config with the copies in `folder` instead of Python files that are gone."""
+    """Return a config in which copies in `folder` replace Python files that no longer exist."""
 
     def existing(key: str, match: re.Match) -> str:
         file = Path(match["path"])

@@ -20,7 +20,7 @@ CHOOSING = ("name", "objective")
 """Keys of a section that choose what it builds, and so its other keys."""
 
 INHERITED = "inherited"
-"""Config key: section → keys written for another choice, dropped if the new one lacks them."""
+"""Config key: section → keys written for a replaced choice, dropped if the new one lacks them."""
 
 LINKS = ("features", "start", "judge")
 """Config keys with paths, relative to the run's folder, of runs that this one builds on."""
@@ -182,7 +182,7 @@ def section_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def factory_of(choice: Any, section: Mapping[str, Any], where: str) -> Factory:
-    """Return what a section builds, by an entry of `Sections`."""
+    """Return the factory of a section, chosen by its entry in `Sections`."""
     name = section.get("name")
     if inspect.isclass(choice):
         return choice

@@ -65,7 +65,7 @@ def placed(seeds: int, settings: MeshSettings) -> "Seeds | Devices":
 
 
 class Seeds:
-    """The most devices that can each compute an equal number of a run's `count` seeds."""
+    """Devices for a run's `count` seeds: as many as divide the seeds evenly."""
 
     size = 1
 

@@ -46,12 +46,12 @@ def count() -> int:
 
 
 def first() -> bool:
-    """Tell whether this is the first process, which writes."""
+    """Return True if this is the first process, which writes."""
     return count() == 1 or jax.process_index() == 0
 
 
 def agreed(flag: bool) -> bool:
-    """Tell whether the flag is set in any process."""
+    """Return True if the flag is set in any process."""
     if count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -45,13 +45,13 @@ class Effort:
 
 
 def is_generative(config: Mapping[str, Any]) -> bool:
-    """Return whether a run of this config trains a variational autoencoder by a bound."""
+    """Return True if a run of this config trains a variational autoencoder by a bound."""
     name = config["trainer"].get("objective")
     return name is not None and trait(name, "generative")
 
 
 def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[str, Any]:
-    """Return metrics of a trained model on the test split; with several seeds, of the first.
+    """Return metrics of a trained model on the test split; with several seeds, for the first.
 
     Returns:
         "test_nll": minus the bound of `effort.samples` importance weights, in nats per example,
@@ -59,8 +59,8 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
         one; "test_active_units"; "test_amortisation_gap": nats that long refinement adds to the
         encoder's ELBO, and "test_gap_closed": the fraction that the trainer's own inner loop, or
         `SHORT`, adds; "test_probe_accuracy": accuracy of a linear classifier on the posterior
-        means; "iterative" and "out_of_distribution": `corrupted` of the original images, and of
-        all corruptions.
+        means; "iterative" and "out_of_distribution": results of `corrupted` on the original
+        images and on all corruptions.
     """
     trainer: Any = experiment.trainer
     train, test = experiment.train, experiment.test
@@ -102,7 +102,7 @@ def measured(experiment: Experiment, state: TrainState, effort: Effort) -> dict[
     return found
 
 
-# Refinement for models trained without refinement, and until convergence, for any model.
+# SHORT: inner loop for models trained without one; LONG: refinement to convergence.
 SHORT = Refinement(steps=20, learning_rate=0.3, natural=True, draws=8, schedule="linear")
 LONG = dataclasses.replace(SHORT, steps=200)
 
@@ -148,7 +148,7 @@ def probe(codes: np.ndarray, labels: Any, test_codes: np.ndarray, test_labels: A
 
 
 def amortisation_gap(model: VAE, x: jax.Array, refine: Refinement = LONG) -> float:
-    """Return the gain in ELBO by refinement of the encoder's posterior, in nats per example."""
+    """Return the ELBO gained by refining the encoder's posterior, in nats per example."""
 
     def gap(copy: Callable[[], VAE], x: jax.Array, key: jax.Array) -> jax.Array:
         model = copy()

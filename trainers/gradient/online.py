@@ -1,4 +1,4 @@
-"""Blocks of updates: the steps of the gradient trainer on few examples each, but faster.
+"""Blocks of updates: a faster form of the gradient trainer's steps on few examples each.
 
 First layers learn by exact chunked online learning (`grlu.online`), and the random numbers of
 all updates are sampled together (`grlu.noise.ahead`).
@@ -35,7 +35,7 @@ def take_block(
         fold: `fold(carried, step, values)`, called after every update.
         start: initial value of `carried`; its last value is returned, too.
     """
-    # The running average of a parameter moves as a whole.
+    # A running average changes in every element, so nothing is sparse.
     sparse = state.average is None
     chunk = Chunk(trainer.pure(state.step), state.params, state.rest, batches, sparse)
 

@@ -23,8 +23,8 @@ class GradientSettings(OptimizerSettings):
     Attributes:
         objective: name of the objective, one of `trainers.OBJECTIVES`; it adds its own keys.
         schedule_per: schedules change with each "step" or each "epoch".
-        online_chunk: with "sgd", a local rule and a dense first layer, the number of examples after
-            which that layer is written; changes the speed, not the result. 1 turns it off.
+        online_chunk: with "sgd", a local rule and a dense first layer, the number of examples per
+            write of that layer's weights; changes the speed, not the result. 1 turns it off.
         precision: dtype of the matrix products in training: "float32", or "bfloat16" for backprop
             on accelerators (a CPU takes 1.4 times as long); evaluation, parameters, optimizer and
             likelihoods are float32.
@@ -151,7 +151,7 @@ def gradient_settings(name: str, rule_class: type[Rule], summary: str) -> type[G
 def _with_objective(
     cls: Any, name: str, objectives: tuple[tuple[str, Any], ...]
 ) -> type[GradientSettings]:
-    """Return settings with the keys of an objective; `others` are the keys of the others."""
+    """Return settings with the keys of an objective; `others` holds the other objectives' keys."""
     schemas = {known: schema(factory) for known, factory in objectives}
     own = schemas.pop(name)
     if taken := own.keys() & {*dir(cls), *schema(cls), *schema(cls.rule_class)}:

@@ -1,6 +1,6 @@
 """The gradient trainer: an objective, a learning rule and an optimizer.
 
-GRLU, backprop and all other rules are this trainer with another `grlu.Rule`.
+GRLU, backprop and all other rules use this trainer, each with its own `grlu.Rule`.
 """
 
 import copy
@@ -29,8 +29,8 @@ from trainers.optimizer import schedule
 
 # Variables that an objective may change.
 _KEPT = nnx.BatchStat
-# Layers whose attribute `dtype` is the type in which they compute. Parameters, normalisation, sums
-# along a residual stream and all that an objective computes stay in float32.
+# Layers that compute in the dtype of their attribute `dtype`. Parameters, normalisation, residual
+# sums and the objective stay in float32.
 _MULTIPLY = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.ConvTranspose, GPT)
 # Steps with fewer examples times population members gain nothing from several threads.
 _LARGE = 32
@@ -79,7 +79,7 @@ class Trainer(BaseTrainer):
             and settings.rule_class.local
             and type(self).step is Trainer.step  # A block would bypass a subclass's step.
             and type(self.objective).at is Objective.at  # A block has one objective.
-            and settings.precision == "float32"  # A chunk finds its layers by such products.
+            and settings.precision == "float32"  # A chunk recognises only float32 layers.
             and settings.micro_batches == 1
         )
         self.block = max(1, settings.online_chunk // settings.batch_size) if plain else 1
@@ -145,9 +145,9 @@ class Trainer(BaseTrainer):
     def updates(
         self, objective: Any, params: Any, state: TrainState, batch: Any
     ) -> tuple[Any, TrainState, Values]:
-        """Compute updates of `params` from the rule's credit, for a function of them, rest, batch.
+        """Compute updates of `params` by the rule, for an objective of `(params, rest, batch)`.
 
-        Return also the state after the step, but for its params and average, and the values.
+        Also return the state after the step, except for its params and average, and the values.
         """
         key = self.key(state)
         rule = self.settings.rule(self.sigma(state.step))

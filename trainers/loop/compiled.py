@@ -100,7 +100,7 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
 
         none = {name: jnp.zeros(s.shape, s.dtype) for name, s in trainer.evidence.items()}
         start = (state, (means(trainer.metrics).empty(), jnp.full((), -1, jnp.int32), none))
-        # The bound is data: one compilation also serves the shorter last chunk.
+        # The loop's bound is traced, so one compilation also serves the shorter last chunk.
         if not looped:
             state, (collection, broken, kept) = one(jnp.zeros((), jnp.int32), start)
         elif trainer.steps is None:
@@ -135,7 +135,7 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
 def _compiled(
     experiment: Experiment, home: Where, fn: Callable, in_axes: Sequence[int | None], **options: Any
 ) -> Callable:
-    """Compile `fn(trainer, *args)` as a function of `args`, with the trainer's constants before."""
+    """Compile `fn(trainer, *args)` as a function of `args`; the trainer's constants are bound."""
     trainer = experiment.trainer
 
     def program(constants: Any, *args: Any) -> Any:
@@ -147,7 +147,7 @@ def _compiled(
 
 
 def _one_by_one(compiled: Callable) -> Callable:
-    """Return a chunk of steps that calls a program of one step for each."""
+    """Return a chunk function that calls a one-step program for each step."""
 
     def chunk(state: TrainState, arrays: Arrays, rows: Any, count: int) -> Any:
         total: Values = {}
@@ -166,7 +166,7 @@ def _one_by_one(compiled: Callable) -> Callable:
 def compile_chunks(
     experiment: Experiment, where: Where
 ) -> Callable[[TrainState, int], tuple[TrainState, Values, Any, int]]:
-    """Compile the chunks of a run; they end at fixed steps, even if it was interrupted before.
+    """Compile the chunks of a run; they end at fixed steps, even after an interruption.
 
     Returns:
         `train(state, step)`: trains from `step` to the end of its chunk, and returns the state,
@@ -250,7 +250,7 @@ def compile_evaluation(
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
         length = experiment.length(arrays)
         if experiment.streamed and not isinstance(arrays["image"], np.ndarray):
-            # One part after the other: means of means, weighted by length.
+            # Evaluate one part after the other: the result is a mean weighted by length.
             total: Values = {}
             for start in range(0, length, at_once):
                 part = {name: array[start : start + at_once] for name, array in arrays.items()}

@@ -177,7 +177,7 @@ def tasks_table(found: Mapping[str, Any]) -> Table:
 
 
 def corruptions_table(found: Mapping[str, Any]) -> Table:
-    """Return a table of errors on corrupted images, by the encoder and after refinement."""
+    """Return a table of errors on corrupted images, of the encoder and after refinement."""
     steps = len(next(iter(found.values()))["elbo"]) - 1
     heads = {"elbo": "elbo", "clean": "error to clean", "corrupted": "error to corrupted"}
     rows = (
@@ -192,7 +192,7 @@ def corruptions_table(found: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Return a table whose columns but the first are aligned to the right."""
+    """Return a table with all columns but the first right-aligned."""
     table = Table(title=title)
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left")

@@ -28,7 +28,7 @@ class RunSettings:
         patience: end the run after this many epochs without a better validation metric, and test
             its best state; None to train to the end and test the last state.
         wandb: also log rows to Weights & Biases, if it is installed.
-        init_from: folder of a run to start from, with its weights of the same name and shape, or a
+        init_from: folder of a run whose weights of the same name and shape to start from, or a
             safetensors file with the weights of a GPT-2; None for new weights.
     """
 
@@ -65,7 +65,7 @@ class Experiment:
         evaluated_at_once: largest number of examples that evaluation takes at once.
         augment: maps (the trainer's batch, key) to the batch to train on, or None.
         start: state of another run whose weights this one starts with, or None.
-        borrowed: True if the initial state holds weights of another run, which may be gone later.
+        borrowed: True if the initial state holds weights of another run, which may be deleted.
     """
 
     seed: int
@@ -98,7 +98,7 @@ class Experiment:
         return next(iter(arrays.values())).shape[1 if self.by_seed else 0]
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return an epoch's indices of training examples, which depend on its seed and number.
+        """Return an epoch's indices of training examples, a function of seed and epoch only.
 
         The shape is (steps, batch), or (seeds, steps, batch) with several seeds.
         """

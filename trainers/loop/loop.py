@@ -68,7 +68,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         train_chunk, evaluate = compile_chunks(experiment, where), _evaluation(experiment, where)
         pictures = compile_pictures(experiment)
         check = watch(trainer, state if step == 0 else None)
-        # Another process may read the table before the first has cut it back to the checkpoint.
+        # The first process may not have cut the table back to the checkpoint yet.
         past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
         history = [float(row[column]) for row in past if row.get(column)]
         ended = exhausted(history, direction, patience)
@@ -126,7 +126,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                         f"'grlu resume {run.resumed}'",
                         signals[0] if signals else signal.SIGTERM,
                     )
-    processes.agreed(False)  # The other processes read what the first has written.
+    processes.agreed(False)  # Wait: all processes read the first one's files.
     return Result(run.path, step, latest_metrics(run.metrics))
 
 
@@ -162,7 +162,7 @@ def _restore(
     _log.info("parameters\n%s", overview)
     if not experiment.borrowed or not experiment.steps:
         return state, None
-    # The run that the weights come from may be gone when this one is resumed.
+    # The run that the weights come from may be deleted before this one is resumed.
     checkpoints.save(0, state, metrics={}, meta={"epoch": 0.0})
     return state, 0
 

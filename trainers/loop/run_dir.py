@@ -22,12 +22,12 @@ class RunDirectory:
     """Paths of a run: `config.json`, `metrics.csv`, `log.txt`, `checkpoints/`, TensorBoard events
     and, for a policy, `samples.jsonl`.
 
-    `config.json` is written last when a run is created: a folder with this file holds a run.
+    `config.json` is written last when a run is created, so a folder that has it holds a run.
     `linked/` holds copies of the runs and files that the run needs later. A pipeline has one run
     for each stage in `stages/NAME/`, and `summary.json` instead of metrics and checkpoints.
 
     Args:
-        path: the folder, which may not be remote.
+        path: the folder, which must be local.
         pipeline: folder of the pipeline that this run is a stage of, or None.
     """
 
@@ -53,7 +53,7 @@ class RunDirectory:
         overwrite: bool,
         fill: Callable[["RunDirectory"], None],
     ) -> "RunDirectory":
-        """Make the folder of a run, instead of a run that it already holds if `overwrite`.
+        """Create the folder of a run; with `overwrite`, replace a run that it already holds.
 
         `fill` writes the run's other files before `config.json`.
         """
@@ -88,7 +88,7 @@ class RunDirectory:
         return run
 
     def _clear(self) -> None:
-        """Remove only the files that a run writes: all others belong to the user."""
+        """Remove only the files that a run writes; all others belong to the user."""
         for folder in (self.checkpoints, self.stages, self.path / "linked", self.path / "report"):
             shutil.rmtree(folder, ignore_errors=True)
         events = self.path.glob("events.out.tfevents.*")
@@ -107,7 +107,7 @@ class RunDirectory:
 
     @property
     def trained(self) -> bool:
-        """Tell whether a complete checkpoint exists."""
+        """Return True if a complete checkpoint exists."""
         return any(folder.name.isdigit() for folder in self.checkpoints.glob("*/"))
 
     def linked(self, kind: str) -> "RunDirectory":

@@ -21,7 +21,7 @@ from trainers.loop.state import TrainState
 from trainers.loop.trainer import Arrays
 
 _EXAMPLES = 8
-_TIMES = 10  # Pictures in a run.
+_TIMES = 10  # Number of times that a run logs pictures.
 
 
 def write_examples(
@@ -50,7 +50,7 @@ def read_lines(path: pathlib.Path) -> list[str]:
 def compile_pictures(
     experiment: Experiment,
 ) -> Callable[[TrainState, int], Mapping[str, np.ndarray]]:
-    """Compile the pictures of a trainer (`BaseTrainer.pictures`) of images held out of training.
+    """Compile a trainer's pictures (`BaseTrainer.pictures`) for images held out of training.
 
     Returns:
         `pictures(state, step)`: name → grid of images, uint8, (height, width, depth), about every

@@ -1,4 +1,4 @@
-"""State of a run: one pytree, saved as it is."""
+"""State of a run: one pytree, saved as is."""
 
 from typing import Any
 

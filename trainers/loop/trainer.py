@@ -20,8 +20,8 @@ class BaseTrainer(abc.ABC):
     """Trainer: pure functions of a run, and the names of their values.
 
     Attributes:
-        settings: the config's `trainer` section; `settings.remedy` says what may help against
-            non-finite values.
+        settings: the config's `trainer` section; `settings.remedy` is advice against non-finite
+            values.
         metrics: names of the values of `step`, per example or one per batch.
         evaluated: names of the values of `evaluate`, per example.
         better: metric that chooses checkpoints, and its direction.
@@ -91,7 +91,7 @@ class BaseTrainer(abc.ABC):
         raise UserError(f"a {type(self).__name__} has no features of images to learn on")
 
     def reason(self, evidence: Mapping[str, Any]) -> str:
-        """Explain a non-finite value, or say what may help.
+        """Explain a non-finite value, or suggest a remedy.
 
         Args:
             evidence: values of the first non-finite step, as arrays; empty in evaluation.
@@ -103,13 +103,13 @@ class BaseTrainer(abc.ABC):
         return []
 
     def tokens(self, values: Mapping[str, float]) -> float | None:
-        """Return the number of tokens per example of a row of metrics; None without text."""
+        """Return the number of tokens per example for a row of metrics; None without text."""
         return None
 
     def pictures(self, state: Any, x: jax.Array) -> dict[str, jax.Array]:
-        """Return pictures of the model's work on images x (N, ...), each (rows, N, ...)."""
+        """Return pictures of the model's outputs for images x (N, ...), each (rows, N, ...)."""
         return {}
 
     def examples(self, state: Any, batch: Arrays) -> list[dict[str, Any]]:
-        """Return samples of the model for people to read."""
+        """Return samples from the model, for the log."""
         return []

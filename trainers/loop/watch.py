@@ -1,4 +1,4 @@
-"""Watch over a run: what looks wrong, early stopping, and signals that stop it."""
+"""Supervision of a run: warnings, early stopping, and signals that stop it."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ _log = logging.getLogger("grlu")
 def watch(
     trainer: BaseTrainer, initial: TrainState | None
 ) -> Callable[[Mapping[str, float], TrainState, int], None]:
-    """Return a function that logs what looks wrong in a chunk's row, state and step.
+    """Return a function that logs likely problems, given a chunk's metrics, state and step.
 
-    It reports weights that do not move from the `initial` state, which is None for a run that is
-    resumed; checks of the trainer that pass after the first chunk; and each that fails once.
+    It warns if no weight has moved from the `initial` state, which is None for a resumed run. It
+    logs the trainer's checks that pass on the first chunk, and every check the first time it fails.
     """
     before = None if initial is None else jax.tree.map(jnp.copy, initial.params)
     warned: set[int] = set()
@@ -53,9 +53,9 @@ def watch(
 def exhausted(
     values: Sequence[float], direction: Literal["min", "max"], patience: int | None
 ) -> bool:
-    """Tell whether the best of the values, one per epoch, was `patience` or more epochs ago.
+    """Return True if the best value, of one per epoch, is `patience` or more epochs old.
 
-    A pure function of the values: a resumed run ends where an uninterrupted one does.
+    This is a pure function of the values, so a resumed run ends where an uninterrupted one does.
     """
     if patience is None or not values:
         return False
@@ -64,7 +64,7 @@ def exhausted(
 
 
 def latest_is_best(values: Sequence[float], direction: Literal["min", "max"]) -> bool:
-    """Tell whether no value is better than the last; of equals, the newest is the best."""
+    """Return True if no value is better than the last; of equals, the newest is the best."""
     return values[-1] == (max(values) if direction == "max" else min(values))
 
 

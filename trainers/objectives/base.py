@@ -22,10 +22,10 @@ class Objective:
         better: metric that chooses checkpoints, and its direction.
         constants: arrays that it reads besides the model, a pytree, or None.
         of_text: learns from `batch["tokens"]` instead of `batch["image"]`.
-        of_batches: the reward of an example depends on the others of its batch, so batches cannot
-            be computed in parts.
+        of_batches: the reward of an example depends on the rest of its batch, so batches cannot be
+            computed in parts.
         generative: trains a variational autoencoder by a bound of its likelihood.
-        described: model and use of a run on images, with fields `data` and `run`.
+        described: text on a run's model and its use, with fields `data` and `run`; images only.
     """
 
     metrics: ClassVar[Any]  # A tuple of names.
@@ -51,7 +51,7 @@ class Objective:
         return self.metrics
 
     def on(self, data: Data, rule: Rule) -> "Objective":
-        """Return the objective on some data, under a rule."""
+        """Return the objective for a data set and a rule."""
         return self
 
     def bind(self, constants: Any) -> "Objective":
@@ -84,11 +84,11 @@ class Objective:
         return self(model, batch)[1]
 
     def examples(self, model: Any, key: jax.Array, batch: Batch) -> list[dict[str, Any]]:
-        """Return samples of the model for people to read."""
+        """Return samples from the model, for the log."""
         return []
 
     def pictures(self, model: Any, x: jax.Array) -> dict[str, jax.Array]:
-        """Return pictures of a model's work on images x (N, ...), each (rows, N, ...)."""
+        """Return pictures of a model's outputs for images x (N, ...), each (rows, N, ...)."""
         return {}
 
     def reason(self, evidence: Mapping[str, Any]) -> str | None:

@@ -1,16 +1,16 @@
 """Reward for the completions of a language model, under any learning rule.
 
-A rule that moves the weights themselves (evolution, weight perturbation) needs only the reward of
-completions that the moved weights sample, all with the same random numbers.
+A rule that perturbs the weights (evolution, weight perturbation) needs only the reward of the
+completions that the perturbed weights sample, all with the same random numbers.
 
 Every other rule needs the slope of the reward, or its response to noise on a unit, and a sampled
 token has neither. For these rules the unperturbed weights sample the completions, and the reward is
 
     R + Σ A (log π(token) - stop(log π(token)))
 
-Its value is R and its gradient is REINFORCE's. Noise on the units of one teacher-forced pass moves
-it by the advantage A times the change of the log-probability, so node perturbation assigns credit
-to each unit for its effect on the probability of better completions.
+Its value is R and its gradient is REINFORCE's. Noise on the units of one teacher-forced pass
+changes it by the advantage A times the change of the log-probability, so node perturbation credits
+each unit for its effect on the probability of better completions.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ class CompletionReward(Objective):
     Attributes:
         rollout: samples and scores completions.
         settings: number of completions, and the sampling options.
-        by_weights: whether the rule moves the weights themselves.
-        unrolled: whether to unroll the sampler's loop, which a rule needs that never adds noise to
-            a kernel but to the kernel's product with its input.
+        by_weights: True if the rule perturbs the weights themselves.
+        unrolled: unroll the sampler's loop, for a rule that adds noise to the product of a kernel
+            and its input instead of to the kernel.
     """
 
     rollout: Rollout
@@ -85,7 +85,7 @@ class CompletionReward(Objective):
             params = jax.lax.stop_gradient(params)
         options = {"greedy": settings.greedy, "unrolled": self.unrolled}
 
-        # The samples have an axis of their own, since the axis of the prompts is the rule's.
+        # The samples get a separate axis, because the rule uses the axis of the prompts.
         def one(key: jax.Array) -> Any:
             policy = nnx.merge(graphdef, params, rest, copy=True)
             found = rollout.run(policy, batch, key, **options)
@@ -152,8 +152,8 @@ class CompletionSettings(RewardSettings):
     """Reward a language model for its completions of prompts.
 
     Attributes:
-        completions: completions of each prompt, whose mean reward counts.
-        greedy: whether to take the likeliest tokens instead of sampling.
+        completions: number of completions per prompt, whose rewards are averaged.
+        greedy: take the most likely tokens instead of sampling.
     """
 
     completions: int = 1
@@ -165,7 +165,7 @@ class CompletionSettings(RewardSettings):
         require("trainer.completions", self.completions, 1)
 
     def on(self, data: Data, rule: Rule) -> CompletionReward:
-        """Return the objective on some data; `greedy` needs a rule that moves the weights."""
+        """Return the objective for a data set; `greedy` needs a rule that perturbs the weights."""
         if self.greedy and not rule.of_weights:
             raise UserError(
                 "trainer.greedy: the likeliest tokens respond to noise on weights alone: use "

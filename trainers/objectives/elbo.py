@@ -85,7 +85,7 @@ class Elbo(Bound):
     Attributes:
         latent_samples: samples of the posterior for the expectation.
         beta: weight of the KL divergence.
-        free_bits: nats of KL divergence per latent without a cost.
+        free_bits: nats of KL divergence per latent that cost nothing.
         kl_warmup: fraction of the run in which the weight of the KL rises from 0 to `beta`.
     """
 

@@ -1,4 +1,4 @@
-"""Iterative inference: gradient steps on each example's own posterior (SVI), and learning there.
+"""Iterative inference (SVI): gradient steps on each example's posterior, then learning from it.
 
 Hoffman et al. 2013, arXiv:1206.7051; starting from an encoder's posterior, and with the gradient
 through the loop ("e2e"): Kim et al. 2018, arXiv:1802.02550.
@@ -31,11 +31,11 @@ class Refinement:
     Attributes:
         steps: number of steps.
         learning_rate: size of the steps.
-        momentum: fraction of the last step to keep.
+        momentum: fraction of the preceding step that is kept.
         clip: largest norm of an example's gradient, or None.
         natural: use natural gradients, scaled by the posterior's own variance: stable at one rate,
-            below 1, for narrow and wide posteriors. Steps are limited to `TRUSTED` nats, against
-            divergence on images unlike those of training.
+            below 1, for narrow and wide posteriors. Steps are limited to `TRUSTED` nats, which
+            prevents divergence on images unlike the training images.
         draws: samples of the posterior per step.
         schedule: learning rate schedule: "constant", or "linear" to zero, which reduces the
             sampling noise of the result.
@@ -123,7 +123,7 @@ def _trusted(move: Any, where: Any) -> Any:
 class Refined(Bound):
     """Rewards a `models.VAE` for its bound at refined posteriors, from which the decoder learns.
 
-    The metric "refined" is the ELBO at the refined posterior, the others are the encoder's.
+    The metric "refined" is the ELBO at the refined posterior; all other metrics are the encoder's.
 
     Attributes:
         bound: objective of the decoder, of the inner loop and, if "decoupled", of the encoder.

@@ -144,10 +144,10 @@ class Reconstruction(Objective):
 class FastLearner(Objective):
     """Rewards a model for features, `model.encode(x)`, on which a head learns fast.
 
-    A linear head, initially zero, answers the first half of the batch one by one, and learns from
-    each example by GRLU after its answer; then it answers the second half. So the sum of rewards
-    over the batch measures both speed and final accuracy. All models that are compared see the same
-    noise. Since the rewards of a batch depend on each other, the rule must score whole batches.
+    A linear head, initially zero, classifies the first half of the batch one example at a time, and
+    learns from each by GRLU after its answer; then it classifies the second half. The sum of
+    rewards over the batch therefore measures both speed and final accuracy. All models see the same
+    noise. Since the rewards of a batch depend on each other, the rule must score full batches.
 
     Attributes:
         reward: reward function of logits and labels.
@@ -227,14 +227,14 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
 
 
 def objective_named(name: str) -> Callable[..., Any]:
-    """Return the class or function that makes the objective of a name, or raise UserError."""
+    """Return the class or function that makes the named objective, or raise UserError."""
     if str(name) not in OBJECTIVES:  # A config may hold any value.
         raise UserError(f"trainer.objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
     return OBJECTIVES[name]
 
 
 def trait(name: str, attribute: str) -> Any:
-    """Return a class attribute of the objective of a name, such as `of_text`."""
+    """Return a class attribute of the named objective, such as `of_text`."""
     factory = objective_named(name)
     if not inspect.isclass(factory):
         factory = typing.get_type_hints(factory).get("return", Objective)
@@ -242,7 +242,7 @@ def trait(name: str, attribute: str) -> Any:
 
 
 def reward_named(name: str) -> Reward:
-    """Return the reward of a name, or raise UserError."""
+    """Return the named reward, or raise UserError."""
     if name not in REWARDS:
         raise UserError(f"trainer.reward must be one of {', '.join(REWARDS)}; got {name!r}")
     return REWARDS[name]

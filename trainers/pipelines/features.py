@@ -32,7 +32,7 @@ def encoded(
         data: data of images.
         experiment: experiment of the model's run, in the folder `path`.
         state: the model's state, with a leading axis of seeds if several; None to compute nothing.
-        computed: splits to compute; the features of the others are zeros.
+        computed: splits to compute; the features of all other splits are zeros.
     """
     first = {k: a[0, :1] if experiment.by_seed else a[:1] for k, a in experiment.test.items()}
     shape = jax.eval_shape(experiment.preprocess, first)["image"].shape[1:]
@@ -56,7 +56,7 @@ def encoded(
         own = _codes(experiment, state, experiment.train, experiment.preprocess)
         mean = own.mean(-2, keepdims=True, dtype=np.float64)
         sd = own.std(-2, keepdims=True, dtype=np.float64)
-        # Do not blow up units that are almost silent.
+        # Avoid amplifying units that are almost silent.
         sd = np.maximum(sd, 0.1 * np.sqrt((sd**2).mean(-1, keepdims=True)) + 1e-8)
 
     def split(name: str) -> Any:
@@ -67,7 +67,7 @@ def encoded(
         if state is None or name not in computed:
             zeros = np.broadcast_to(np.float32(0), (*labels.shape, units))
             return {"image": zeros, "label": labels}
-        # Often, the model was trained on the same data.
+        # The model was often trained on the same data.
         same = arrays is experiment.train and data.preprocess is experiment.preprocess
         codes = own if same else _codes(experiment, state, arrays, data.preprocess)
         return {"image": ((codes - mean) / sd).astype(np.float32), "label": labels}

@@ -1,4 +1,4 @@
-"""Forgetting of preceding tasks, when each stage starts from the one before.
+"""Forgetting of preceding tasks, when each stage starts from the preceding one.
 
 Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning", arXiv:1801.10112.
 """
@@ -19,10 +19,10 @@ def measured(run: RunDirectory, stages: Sequence[Mapping[str, Any]]) -> dict[str
 
     Returns:
         {"continual": metrics}, or {} without `start`. "tasks": names of the stages; "accuracy": a
-        row after each task, a column on each task; "average_accuracy": mean over the tasks after
-        the last one; "forgetting": mean over all tasks but the last of the best accuracy before the
-        last task minus that after it. All are means over seeds; with several, "..._sd" are standard
-        deviations.
+        row per trained task, a column per tested task; "average_accuracy": mean over tasks after
+        training the last; "forgetting": the best accuracy before the last task minus the accuracy
+        after it, averaged over all tasks but the last. All are means over seeds; with several,
+        "..._sd" are standard deviations.
     """
     by_name = {stage["name"]: stage for stage in stages}
     tasks = [stages[-1]["name"]]

@@ -31,7 +31,7 @@ from trainers.registry import SECTIONS
 def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
     """Return the complete config in a run's folder, with `overrides`.
 
-    Paths of the user's files that are gone are replaced by the run's copies.
+    If a user's file no longer exists, the run's copy replaces its path.
     """
     config = load_config(RunDirectory.open(run.path).config, overrides)
     if "stages" in config:
@@ -43,7 +43,7 @@ def config_of(run: RunDirectory, overrides: Sequence[str] = ()) -> ConfigDict:
 def linked_run(
     run: RunDirectory | None, kind: str, link: str, *, copied: bool = True
 ) -> RunDirectory:
-    """Return the run that a config links to, or the copy that the run itself holds.
+    """Return the run that a config links to, or the linking run's own copy of it.
 
     Args:
         run: the run that links, or None before it is made.
@@ -107,8 +107,8 @@ def copy_run(
             raise UserError(
                 f"{source.path} has no checkpoint yet; 'grlu resume {source.path}' trains it"
             )
-        # All: only Orbax can tell which is the best readable one, and it needs all processes,
-        # while the first copies alone.
+        # Copy all: only Orbax can find the best readable one, and it needs all processes, but the
+        # first process copies alone.
         unfinished = shutil.ignore_patterns("*.orbax-checkpoint-tmp*")
         shutil.copytree(source.checkpoints, copy.checkpoints, ignore=unfinished, dirs_exist_ok=True)
     copy.path.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from trainers.policies.reference import frozen
 
 _log = logging.getLogger("grlu")
 SPLITS = ("train", "validation", "test")
-# Keys of the dataset that the model's own run decides.
+# Keys of `dataset` that come from the run of the model that encodes the data.
 _OF_THE_MODEL = ("normalize", "flatten")
 # Features are computed from the original data, not from a binarized sample.
 _NOT_FOR_FEATURES = ("binarize",)
@@ -51,9 +51,9 @@ def open_experiment(
     Args:
         config: complete config of the run.
         run: folder of the run, or None before it exists, when all links are absolute.
-        computed: splits whose features are computed; those of the others are zeros. With all
-            splits, the run is to be trained, and starts from the weights of its links.
-        begun: the run's own checkpoints hold those weights; by default, if it has a checkpoint.
+        computed: splits whose features are computed; other splits get zeros. If it has all splits,
+            the run will be trained, and starts from the weights of its links.
+        begun: True if the run's checkpoints hold those weights; by default, if it has one.
     """
     training = set(computed) == set(SPLITS)
     if begun is None:
@@ -101,7 +101,7 @@ def restored(
 
 
 def require_writer(run: RunDirectory, experiment: Experiment, data: Data) -> None:
-    """Raise UserError unless the model of a run writes text; the message says what it does."""
+    """Raise UserError unless the model of a run writes text; the error describes the model."""
     trainer = experiment.trainer
     if isinstance(trainer, PreferenceTrainer) and trainer.settings.scores:
         raise UserError(

@@ -14,7 +14,7 @@ Each stage is an ordinary run in `stages/NAME/`; they train in this order. Keys 
 - `backbone`: folder of a finished run to copy, instead of `model` and `trainer`.
 - `dataset`, `run`, `mesh`: changes to the pipeline's own sections.
 
-An untrained model, as a control, has `trainer.epochs` 0.
+Set `trainer.epochs` to 0 for an untrained model, as a control.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ def fit_stages(
                 if stage["backbone"] is not None:
                     _log.info("%s is the run %s", title, stage["backbone"])
                     continue
-                if own.trained:  # Features take long to compute: not for a finished stage.
+                if own.trained:  # Features are slow to compute and not needed here.
                     steps = open_experiment(config, own, computed=()).steps
                     if (own.checkpoints / str(steps)).is_dir():
                         _log.info("%s is finished", title)
@@ -185,7 +185,7 @@ def _complete_stage(
         taken = _taken_over(before[start], where, section) if start else {}
         if _renames(section, taken):
             stage[where] = section
-        else:  # Another objective does not take over the keys of the one before.
+        else:  # A new objective does not inherit the preceding one's keys.
             known = schema(factory_of(SECTIONS[where], taken | section, where))
             stage[where] = _only(taken, known) | section
     config = plain(stage_config(pipeline, stage | {INHERITED: entry.get(INHERITED, {})}))
@@ -209,7 +209,7 @@ def _taken_over(stage: Mapping[str, Any], where: str, section: Mapping[str, Any]
     if stage["backbone"] is None:
         return stage[where]
     run = RunDirectory(pathlib.Path(stage["backbone"]))
-    # The config of a finished pipeline is complete, and outlives the run that it was built on.
+    # A finished pipeline's config is complete: it does not need the run that it was built on.
     if "name" in section and not run.config.is_file():
         return {}
     return plain(config_of(run)[where])
@@ -224,7 +224,7 @@ def _earlier(key: str, name: Any, before: Mapping[str, Any]) -> str | None:
 def _prepare(
     pipeline: Mapping[str, Any], stage: Mapping[str, Any], run: RunDirectory
 ) -> RunDirectory:
-    """Return the run of a stage, whose folder is created, with its config, unless it exists."""
+    """Return the run of a stage; create its folder, with its config, unless it exists."""
     own = run.stage(stage["name"])
     if own.config.is_file():
         return own

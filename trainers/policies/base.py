@@ -31,13 +31,13 @@ class CompletionTrainer(BaseTrainer):
         return {"learning_rate": self.learning_rate(step)}
 
     def reason(self, evidence: Mapping[str, Any]) -> str:
-        """Return which reward or utility was not finite, if one was not; else what may help."""
+        """Name the reward or utility that was not finite, if any; else suggest a remedy."""
         found = None if self.rollout is None else self.rollout.explain(evidence)
         return found or self.settings.remedy
 
 
 class Critic(nnx.Module):
-    """Value of each state of a completion, or score of a whole one, initially zero.
+    """Critic: value of each state of a completion, or score of a full one, initially zero.
 
     Args:
         body: language model with `encode`, whose features a dense layer reads.

@@ -9,11 +9,11 @@ _ROUNDING = 1e-3
 def checklist(
     values: Mapping[str, float], *, off_policy: bool, beta: float = 0.0
 ) -> list[tuple[bool, str]]:
-    """Return the checks: whether each passed, and a sentence on it.
+    """Return the checks as pairs: True if it passed, and a sentence.
 
     Args:
         values: a policy's metrics, means over some steps.
-        off_policy: whether each rollout serves several updates.
+        off_policy: True if each rollout serves several updates.
         beta: weight of the KL penalty.
     """
     v, found = values, []

@@ -46,8 +46,8 @@ class Learner:
         updates: optimizer steps per rollout.
         metrics: names of the values of the first update; `clip_fraction` is the mean over all.
             `mismatch` is the largest difference of log-probabilities in sampling and in training,
-            `p_error` that of 1 and the sum of the probabilities, `gradient` a norm, `kl` in nats
-            per completion.
+            `p_error` the largest deviation of the summed probabilities from 1, `gradient` its norm,
+            `kl` in nats per completion.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Learner:
     ) -> tuple[jax.Array, jax.Array]:
         """Return log-probabilities of all tokens (N, T, V) and values (N, T) before each token.
 
-        Values are those of `critic`, the variables of a separate one, if given. `copies`
-        consecutive rows of `sequences`, (N, P + T), differ in the last token only, so that one pass
+        Values come from a separate critic if its variables, `critic`, are given. Each `copies`
+        consecutive rows of `sequences`, (N, P + T), differ only in the last token, so that one pass
         serves them.
         """
         model = nnx.merge(self._graphdef, params, rest, copy=True)
@@ -241,7 +241,7 @@ class Learner:
         return total, {"loss": total, **sums}
 
     def _in_parts(self, fn: Any, sequences: jax.Array) -> Any:
-        """Map `fn` over all sequences, in parts of training's size."""
+        """Map `fn` over all sequences, in parts of the size used in training."""
         parts = self.settings.minibatches * self.settings.micro_batches
         found = jax.lax.map(fn, sequences.reshape(parts, -1, sequences.shape[1]))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)

@@ -1,6 +1,6 @@
 """The policy trainer: sample completions, score them, change their probability.
 
-REINFORCE, PPO and GRPO are this trainer with other settings. A step samples completions
+REINFORCE, PPO and GRPO are settings of this trainer. A step samples completions
 (`completions/sampling.py`), scores them (`completions/rewards.py`), computes advantages
 (`grlu/advantages.py`) and updates the policy (`policies/learner.py`).
 """
@@ -36,7 +36,7 @@ class PolicyState(TrainState):
         critic: variables of a separate critic, trained and other, or None.
         critic_opt: state of its optimizer, or None.
         tokens: number of tokens sampled so far, int32, for the warm-up of the KL penalty.
-        follows: whether the reference has the weights with which the run starts.
+        follows: True if the reference policy has the initial weights of the run.
     """
 
     reference: Any
@@ -46,7 +46,7 @@ class PolicyState(TrainState):
     follows: bool = struct.field(pytree_node=False, default=False)
 
     def begun_from(self, other: TrainState) -> "PolicyState":
-        """Return this state with another run's weights, also in a reference that follows them."""
+        """Return this state with another run's weights, also in the reference if it `follows`."""
         state: Any = super().begun_from(other)
         if not self.follows:
             return state
@@ -57,7 +57,7 @@ class PolicyTrainer(CompletionTrainer):
     """Pure functions of a policy's run: `init`, `step`, `evaluate`; their values are per prompt.
 
     `judge` is the reward model behind the reward "judge", and `reference` the reference policy
-    where `trainer.reference` names a run.
+    if `trainer.reference` names a run.
     """
 
     settings: PolicySettings
@@ -152,7 +152,7 @@ class PolicyTrainer(CompletionTrainer):
             value_targets=targets,
         )
         state, measured = self.learner.learn(state, experience, beta, shuffle)
-        # Enough tokens for any warm-up, within the range of int32.
+        # Saturates within the range of int32, beyond any warm-up.
         tokens = jnp.minimum(state.tokens + found.lengths.sum(), 2**30)
         state = state.replace(step=state.step + 1, tokens=tokens)
         grouped = (len(sequences) // samples, samples)
@@ -168,7 +168,7 @@ class PolicyTrainer(CompletionTrainer):
         return state, metrics | sampled.evidence
 
     def evaluate(self, state: PolicyState, batch: Any) -> Values:
-        """Return values per prompt, deterministic, for any number of samples in training.
+        """Return deterministic values per prompt, whatever the number of training samples.
 
         `kl` compares policy and reference at the training temperature, on completions sampled at
         the evaluation temperature.

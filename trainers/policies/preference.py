@@ -1,8 +1,8 @@
 """Learning from preferences: a reward model (Bradley-Terry), or a policy without one (DPO).
 
-A step samples pairs of completions of each prompt from a frozen policy, the one with whose weights
-the run starts. The completion with the higher `utility` is preferred, and the model learns to
-predict that. Alternatively the pairs come from a data set of recorded preferences
+A step samples pairs of completions of each prompt from a frozen copy of the run's initial policy.
+The completion with the higher `utility` is preferred, and the model learns to predict this
+preference. Alternatively, the pairs come from a data set of recorded preferences
 (`dataset.name=preferences:PATH`).
 """
 
@@ -35,8 +35,8 @@ class PreferencePairs(NamedTuple):
 
     Attributes:
         chosen: the preferred completions, with their prompts.
-        rejected: the others.
-        utility: utility of the completions of each prompt, (B, 2N / B), (B, 0) of recorded pairs.
+        rejected: the other completions, with their prompts.
+        utility: utility of the completions of each prompt, (B, 2N / B); (B, 0) for recorded pairs.
     """
 
     chosen: Tokens
@@ -48,7 +48,7 @@ class PreferenceState(TrainState):
     """State of a run that learns from preferences.
 
     Attributes:
-        drawn_from: variables of the frozen policy that samples the pairs, parameters and other.
+        drawn_from: parameters and other variables of the frozen policy that samples the pairs.
     """
 
     drawn_from: Any
@@ -70,12 +70,12 @@ class PreferenceTrainer(CompletionTrainer):
 
     Attributes:
         metrics: names of the values of `step`, per prompt. `pair_accuracy` is the fraction of pairs
-            in which the model prefers the chosen completion, `margin` by how much. Of sampled pairs
-            also `worth`, the utility of the frozen policy's completions, and `worth_spread`, its
-            standard deviation among those of a prompt.
-        evaluated: names of the values of `evaluate`. Of DPO on sampled pairs also `utility`, that
-            of the policy's own completions minus that of the frozen policy's, and `kl` between the
-            two, in nats per completion.
+            in which the model prefers the chosen completion, `margin` by how much. Sampled pairs
+            add `worth`, the utility of the frozen policy's completions, and `worth_spread`, its
+            standard deviation within a prompt.
+        evaluated: names of the values of `evaluate`. DPO on sampled pairs adds `utility`, that of
+            the policy's own completions minus that of the frozen policy's, and `kl`, the divergence
+            between the two policies in nats per completion.
     """
 
     settings: PreferenceSettings
@@ -138,7 +138,7 @@ class PreferenceTrainer(CompletionTrainer):
         return state, values | evidence
 
     def evaluate(self, state: PreferenceState, batch: Any) -> Values:
-        """Return values per prompt, deterministic, with preferences free of doubt."""
+        """Return deterministic values per prompt, with `doubt` 0 in the preferences."""
         key: Any = None if self.rollout is None else key_from(batch["tokens"])
         pairs, _ = self._pairs(state, batch, key, doubt=0.0)
         values = self._compare(state, state.params, pairs)
@@ -178,7 +178,7 @@ class PreferenceTrainer(CompletionTrainer):
         return 2 * pairs * values["train_length"]
 
     def _make_models(self, key: Any) -> tuple[Any, Any]:
-        """Return the policy, and the model that learns: the same, or a critic on its features."""
+        """Return the policy and the model that learns: the policy, or a critic on its features."""
         rngs = nnx.Rngs(key)
         policy, learner = self._make_model(nnx.Rngs(key)), self._make_model(rngs)
         if self.settings.scores:
@@ -246,13 +246,13 @@ class PreferenceTrainer(CompletionTrainer):
 def preferred_pairs(
     sequences: jax.Array, mask: jax.Array, utility: jax.Array, doubt: float, key: jax.Array
 ) -> PreferencePairs:
-    """Pair neighbouring completions and prefer the one with the higher utility, or by chance.
+    """Pair neighbouring completions; choose the one of higher utility, or sample by `doubt`.
 
     Args:
-        sequences: prompts and completions, (2N, P + T), those of a prompt next to each other.
+        sequences: prompts and completions, (2N, P + T); those of each prompt are adjacent.
         mask: 1 at the tokens of the completions, (2N, T).
         utility: utility of the completions of each prompt, (B, 2N / B).
-        doubt: temperature of the choice, as in `PreferenceSettings`.
+        doubt: temperature of the preference, as in `PreferenceSettings`.
         key: PRNG key of the choice.
     """
     pairs = utility.reshape(-1, 2)

@@ -31,7 +31,7 @@ class Reference:
         init: `init(key, params, rest)` returns the arrays to store, given the policy's variables at
             the start of the run.
         log_probs: log-probabilities before each token of the completions.
-        follows: whether the arrays are the weights with which the run starts.
+        follows: True if the arrays are the initial weights of the run.
     """
 
     init: Callable[[jax.Array, Any, Any], Any]
@@ -42,7 +42,7 @@ class Reference:
 def frozen(graphdef: Any, temperature: float, make: Callable[[jax.Array], Any] | None) -> Reference:
     """Return a frozen model as the reference, with its distribution at a temperature.
 
-    `make` maps a key to the model's (params, rest); None: those of the policy at the start.
+    `make` maps a key to the model's (params, rest); with None, they are the initial policy's.
     """
 
     def log_probs(stored: Any, sequences: jax.Array, prompt: int) -> jax.Array:

@@ -21,16 +21,16 @@ class PolicySettings(RewardSettings, OptimizerSettings):
     A step samples `samples` completions of each of `batch_size` prompts and takes `updates` passes
     over them. Dropout is off, so that the trained policy is the one that was sampled.
 
-    The reference policy costs a second forward pass per update and, as a model, a second set of
-    weights in each checkpoint. With `beta_kl` 0 a named reference still logs `kl`.
+    The reference policy costs a second forward pass per update and, if it is a model, a second set
+    of weights in each checkpoint. With `beta_kl` 0, a named reference still logs `kl`.
 
     Attributes:
         samples: K, completions of each prompt.
-        partial_logprob: weight of the log-probability of the target's token after the policy's own
-            preceding tokens, per token, which is maximised in addition to the reward.
+        partial_logprob: weight of a term, maximised in addition to the reward: the per-token
+            log-probability of the target's token after the policy's own preceding tokens.
         advantage: "none", "mean", "leave_one_out", "group_mean", "group_mean_std", or "gae" with a
             critic.
-        whiten: whether to shift and scale advantages to mean 0 and standard deviation 1.
+        whiten: shift and scale advantages to mean 0 and standard deviation 1.
         loss: "reinforce", or "clip", the clipped loss of PPO.
         ratio: importance ratio per "token", or per "sequence" (GSPO).
         clip_low: distance below 1 at which the ratio is clipped.
@@ -44,7 +44,7 @@ class PolicySettings(RewardSettings, OptimizerSettings):
         kl_in: "loss" (exact, k2, k3), with the gradient at the visited states, or "reward" (exact,
             k1), which also credits tokens for leading to these states.
         beta_kl: weight of the KL penalty.
-        kl_warmup_tokens: sampled tokens over which that weight rises from 0.
+        kl_warmup_tokens: number of sampled tokens over which `beta_kl` rises from 0.
         reference: "start" (the weights at the start of the run), "random" (new weights), "bigram"
             (counts on the training split), the folder of a run, or "none"; by default "start" if
             `beta_kl` is not 0, else "none".
@@ -141,14 +141,14 @@ class PPO(PolicySettings):
 class PreferenceSettings(SamplingSettings, OptimizerSettings):
     """The `trainer` section of a model that learns from preferences.
 
-    Recorded preferences ignore the keys that sample pairs: all but `beta`.
+    With recorded preferences only `beta` has an effect: the other keys control sampling.
 
     Attributes:
         pairs: preference pairs sampled per prompt, in a step and in evaluation.
         utility: rewards (`trainers.COMPLETION_REWARDS`, ...) whose sum decides the preference.
-        utility_weights: weight of each; by default 1.
+        utility_weights: weight of each of these rewards; by default 1.
         doubt: temperature of the preference: a completion whose utility is higher by d is preferred
-            with probability sigmoid(d / doubt), and always with 0. Evaluation has no doubt.
+            with probability sigmoid(d / doubt), or always if it is 0. Evaluation uses 0.
         beta: strength of DPO's implied KL penalty, in units of the implied reward per nat.
     """
 
