@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
                 "samples": "auto",
                 "noise": "orthogonal",
                 "sigma": 1e-3,
-                        # Sparse networks are smooth between switches: the clean pass is baseline enough.
+                # Sparse networks are smooth between switches: the clean pass is baseline enough.
                 "antithetic": False,
                 "epochs": 24,
                 "batch_size": 1,
