@@ -54,6 +54,7 @@ BENCHMARKS = (
         cores=2,
     ),
     Benchmark("docs, evolution", "benchmarks.evolution", ("--turns", "5"), ("--turns", "2")),
+    Benchmark("docs, sparse networks", "benchmarks.sparse", (), ("--turns", "2")),
     Benchmark("README, PyTorch", "benchmarks.pytorch", (), ("--turns", "3")),
     Benchmark("README, sampling", "benchmarks.sampling"),
     Benchmark(
@@ -73,6 +74,7 @@ _ACCURACIES = (
     *("mnist_deep_plain_n128", "mnist_batch32_n16", "mnist_batch256_n16"),
     *("mnist_autoencoder_grlu", "mnist_random_grlu", "mnist_es_grlu", "mnist_es"),
     *("digits_grlu", "digits_backprop", "mnist_grlu", "mnist_backprop"),
+    *("mnist_sparse10", "mnist_sparse_k5"),
     *("copy_grpo", "sort_grpo", "addition_grpo", "constant_grpo", "sonnets_rlhf"),
 )
 

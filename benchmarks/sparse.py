@@ -4,8 +4,9 @@
 
 Ten hidden layers, MNIST's shape, one example per step, on one core. All cases alternate in this
 process, in the loop of `grlu train`: the dense network by backprop, the same activity in a dense
-array by the generic path, and the sparse network by exact credit and from reward alone, with as
-many directions as it has active units. The last rows double and quadruple the width at equal k.
+array by the generic path, and the sparse network by exact credit and from reward alone. It then
+runs as many directions as it has active units, in pairs or one-sided against the clean pass. The
+last rows double and quadruple the width of "groups, one-sided" at equal k.
 """
 
 import json
@@ -55,14 +56,14 @@ def cases() -> dict[str, tuple[int, Case]]:
         "generic path, N = 256": (16, generic, masked),
     }
     for among in ("groups", "all"):
-        name = f"sparse, winners among {among}"
+        name = f"sparse, {among}"
         found |= {
             f"{name}, exact credit": (1024, backprop, sparse(WIDTH, among)),
-            f"{name}, reward alone": (1024, auto, sparse(WIDTH, among)),
-            f"{name}, reward alone, one-sided": (1024, single, sparse(WIDTH, among)),
+            f"{name}, pairs": (1024, auto, sparse(WIDTH, among)),
+            f"{name}, one-sided": (1024, single, sparse(WIDTH, among)),
         }
     for width in (2 * WIDTH, 4 * WIDTH):
-        name = f"sparse, groups, one-sided, width {width:,}"
+        name = f"… width {width:,}"
         found[name] = (1024, single, sparse(width, "groups"))
     return {name: (n, Case(name, s, m, None)) for name, (n, s, m) in found.items()}
 
