@@ -4,7 +4,9 @@ A *site* is the result of the operation in which a parameter first meets a value
 the batch: `x @ W + b`, a convolution, an embedding's row plus its position, `x̂ * scale + bias`.
 It is a layer's pre-activation, found in the jaxpr of the model, so it needs no name, base class or
 registration: any NNX module works, with raw parameters, tied weights, or modules that are called
-twice. A site in a loop has one value per step.
+twice. A site in a loop has one value per step. Elements of a parameter that the data choose, such
+as a layer's active rows, are still a parameter: their product with data is the site. So are units
+that the network itself chooses, such as winners: the others have no site.
 
 A run (`grlu/tracing/run.py`) calls `visit(arrival)` at every site and continues with the value that
 it returns: `fn(z)` leaves the network unchanged, `fn(z + noise)` perturbs it, and

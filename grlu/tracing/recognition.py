@@ -139,8 +139,10 @@ def extends(eqn: Any, facts: Sequence[Fact], pending: Sequence[Pending | None]) 
     if name in {"add", "sub", "add_any"}:
         return not any(data)
     if name == "gather":
-        # The units chosen by the data, or chosen elements of chosen elements.
-        return pending[0] is not None and pending[1] is None
+        # Elements of gathered elements, or units that the network chooses, such as winners. A
+        # label's choice is no part of the layer: the other logits are units too.
+        of = pending[0]
+        return of is not None and pending[1] is None and (of.gathered or facts[1].behind)
     if name == "concatenate":
         return all(p is not None and p.gathered for p in pending)
     if weighs(eqn, facts, pending):

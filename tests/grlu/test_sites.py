@@ -63,6 +63,36 @@ def test_position_embedding_becomes_a_site_where_it_meets_the_data():
     assert [(s.shape, s.axis) for s in found] == [((5, 5, 3), 0)]
 
 
+def shapes(model, reward_fn, batch):
+    return [info.shape for info in sites_of(model, reward_fn, batch)]
+
+
+def test_a_product_with_rows_that_the_data_choose_is_one_site():
+    model, x, rows = nnx.Embed(9, 4, rngs=nnx.Rngs(0)), jnp.ones((5, 3)), jnp.ones((5, 3), int)
+
+    def reward(model, batch):
+        x, rows = batch
+        return jnp.einsum("bk,bkn->bn", x, model.embedding[...][rows]).sum(1)
+
+    assert shapes(model, reward, (x, rows)) == [(5, 4)]
+    assert shapes(model, lambda m, b: m(b[1]).sum((1, 2)), (x, rows)) == [(5, 3, 4)]
+
+
+def test_winners_are_a_site_but_the_choice_of_a_label_is_not():
+    model, x, label = nnx.Linear(3, 6, rngs=nnx.Rngs(0)), jnp.ones((5, 3)), jnp.ones((5, 1), int)
+
+    def chosen(model, batch):
+        z = model(batch[0])
+        winners = jax.lax.top_k(jax.lax.stop_gradient(z), 2)[1]
+        return jnp.tanh(jnp.take_along_axis(z, winners, axis=1)).sum(1)
+
+    def labelled(model, batch):
+        return jnp.take_along_axis(model(batch[0]), batch[1], axis=1)[:, 0]
+
+    assert shapes(model, chosen, (x, label)) == [(5, 2)]
+    assert shapes(model, labelled, (x, label)) == [(5, 6)]
+
+
 def test_batch_axis_is_found_in_time_major_layout():
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 

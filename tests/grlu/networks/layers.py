@@ -279,6 +279,26 @@ def top_k(size: Size, pick: int, w: Weights) -> Layer:
     return Layer(lambda m, a, b: m.inner(a), made)
 
 
+@layer(KINKED)
+def chosen(size: Size, pick: int, w: Weights) -> Layer:
+    """Compute with some units alone, chosen by the data, and with their rows of a kernel."""
+    k = max(1, size.width // 2)
+
+    def fn(m: Layer, a: jax.Array, b: jax.Array) -> jax.Array:
+        z = a @ m.w[...]
+        index = jax.lax.top_k(jax.lax.stop_gradient(z) if pick % 2 else b, k)[1]
+        values = jnp.take_along_axis(z, index, axis=-1)
+        values = jnp.tanh(values) if pick % 3 else values
+        if pick % 5 < 3:
+            return jnp.einsum("...k,...ko->...o", values, m.u[...][index]) + wide(m.v[...], a)
+        kernel = m.u[...][index[..., :, None], index[..., None, :]]
+        found = jnp.einsum("...k,...ko->...o", values, kernel) + m.v[...][index]
+        return jnp.einsum("...k,...kw->...w", found, jax.nn.one_hot(index, size.width))
+
+    square = (size.width, size.width)
+    return Layer(fn, w=w.matrix(*square), u=w.matrix(*square), v=w.normal(size.width))
+
+
 @jax.custom_vjp
 def _quantised(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.round(3.7 * (x @ kernel) + 0.12) / 4
