@@ -176,7 +176,7 @@ def _require_mesh(
             "noisy passes to shard: set it to 1, and use mesh.data"
         )
     passes, multiple = getattr(settings, name), group * mesh.population
-    if passes % multiple:
+    if passes == "auto" or passes % multiple:
         raise UserError(
             f"trainer.{name} must be a multiple of {multiple} for mesh.population="
             f"{mesh.population}, got {passes}"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grlu.errors import UserError
 from grlu.network import Aux, Batch, CleanPass, Network, Params, SiteInfo, State
 from grlu.noise.directions import Part, directions
 from grlu.rules import credit
@@ -95,6 +96,11 @@ def _perturbed(
         rows = [info.rows for info in group]
         xi = directions(key, rule.noise, rule.samples, rows, active, part)
         if rule.output_noise == "softmax":
+            if chosen := [i.name for i in group if i.output and i.site.chosen]:
+                raise UserError(
+                    f"{chosen[0]}: output_noise='softmax' needs all logits of the output layer, "
+                    "the model chooses some of them: use output_noise='uniform'"
+                )
             xi = [
                 x * _spread(clean.zs[info.site.index])[None] if info.output else x
                 for x, info in zip(xi, group, strict=True)

@@ -55,7 +55,7 @@ class NodePerturbation(Rule):
         site: location of the noise. "pre": on the pre-activation, unbiased. "post": after the
             activation, as published, which also credits silent units. "active": only on units that
             respond, scaled by their slope in the clean pass, f(z) + f'(z)·σξ; the winners of a
-            top-k are then chosen once for all N pairs.
+            top-k stay those of the clean pass in all N pairs.
         inputs: input that a layer's update multiplies by its credit. "clean": the layer's input in
             the unperturbed pass; the model's own randomness (dropout, top-k) is then sampled once
             per example. "noisy": the mean of the pair's two inputs, as published; the model's

@@ -64,10 +64,12 @@ class _Builder:
         self.flat, self.sites, self.stops, self.loops = flat, sites, stops, loops
         self.avals = dict(flat.avals)
         self.fresh = itertools.count(len(self.avals))
-        # A read behind a stop_gradient is not a use, because no credit flows back from it.
-        uses = (a for item in flat.items if item.role != "stop" for a in item.ins)
-        atoms = [*uses, *flat.outs]
+        atoms = [*(a for item in flat.items for a in item.ins), *flat.outs]
         self.uses = collections.Counter(a for a in atoms if isinstance(a, int))
+        self.chosen = self.choices()
+        self.uses.subtract(
+            a for i in flat.items if i.role == "stop" for a in self.chosen & {*i.ins}
+        )
         self.constants = frozenset(v for v, f in flat.facts.items() if f.kind is Kind.CONST)
         self.pending: dict[int, Pending] = {}
         self.settled: dict[int, int] = {}  # Variable of a site's value -> variable after the site.
@@ -102,6 +104,26 @@ class _Builder:
             tuple(self.stopped),
         )
 
+    def choices(self) -> set[int]:
+        """Return the values read only by a gather of the network's choice and by stops.
+
+        The choice may read such a value behind a stop before the gather completes its site.
+        """
+        readers = collections.defaultdict(list)
+        for item in self.flat.items:
+            for a in {a for a in item.ins if isinstance(a, int)} if item.role != "stop" else ():
+                readers[a].append(item)
+        return {
+            a
+            for a, (item, *others) in readers.items()
+            if not others
+            and a not in self.flat.outs
+            and item.role == "bind"
+            and item.eqn.primitive.name == "gather"
+            and item.ins[0] == a
+            and self.flat.fact(item.ins[1]).behind
+        }
+
     def item(self, item: Item) -> None:
         facts = [self.flat.fact(a) for a in item.ins]
         pending = [self.pending.get(a) if isinstance(a, int) else None for a in item.ins]
@@ -118,7 +140,7 @@ class _Builder:
             if alone and extends(item.eqn, facts, pending):
                 self.extend(item, facts, pending)
                 return
-        if item.role == "stop" and any(pending):
+        if item.role == "stop" and self.chosen & {*item.ins}:
             self.ops.append(Stop(next(self.stops), item.eqn, item.ins, item.outs))
             return
         demanded = item.data[0] or (item.role == "weights",) * len(item.ins)

@@ -178,6 +178,16 @@ def test_low_rank_noise_moves_a_model_as_its_materialised_twin_does(make, batch,
     low_rank_noise(make(nnx.Rngs(0)), log_likelihood, batch)
 
 
+def test_low_rank_noise_reaches_a_stop_at_a_pre_activation(low_rank_noise):
+    def reward(model, x):
+        z = model(x)
+        return (jnp.tanh(z) * (1 + jax.lax.stop_gradient(z))).sum(-1)
+
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    names = low_rank_noise(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), reward, x)
+    assert names == {"kernel"}
+
+
 @pytest.mark.parametrize("make", SMOOTH)
 def test_orthogonal_perturbation_finds_the_gradient_of_every_parameter(make, batch):
     model = make(nnx.Rngs(0))

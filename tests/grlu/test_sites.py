@@ -91,6 +91,10 @@ def test_winners_are_a_site_but_the_choice_of_a_label_is_not():
 
     assert shapes(model, chosen, (x, label)) == [(5, 2)]
     assert shapes(model, labelled, (x, label)) == [(5, 6)]
+    rule = grlu.NodePerturbation(4, 0.1, output_noise="softmax")
+    rule(labelled)(model, (x, label), jax.random.key(0))
+    with pytest.raises(grlu.UserError, match="needs all logits of the output layer"):
+        rule(chosen)(model, (x, label), jax.random.key(0))
 
 
 def test_batch_axis_is_found_in_time_major_layout():

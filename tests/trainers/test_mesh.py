@@ -187,11 +187,18 @@ def same(one, two):
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
 
 
+AUTO = ["trainer.samples=auto", "trainer.site=pre", "trainer.noise=orthogonal"]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         (["mesh.data=64", "trainer.batch_size=64"], "needs 64 devices, and there are"),
         (["mesh.data=3"], r"mesh.data must divide trainer.batch_size \(8\), got 3"),
+        (
+            ["mesh.population=2", *AUTO],
+            "trainer.samples must be a multiple of 2 for mesh.population=2, got auto",
+        ),
         (
             ["mesh.population=3"],
             "trainer.samples must be a multiple of 3 for mesh.population=3, got 4",
