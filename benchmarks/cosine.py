@@ -8,6 +8,7 @@ same, also a settled one, whose gradient is small and drowned by float32's round
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Annotated, Any
 
@@ -15,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
+from jax.flatten_util import ravel_pytree
 
 import grlu
 from checkpoints import Checkpoints
+from trainers.api import resolve
 from trainers.loop.run_dir import RunDirectory
 from trainers.pipelines.open import open_experiment
 
@@ -30,9 +33,9 @@ def main(
 ) -> None:
     """Print the weighted and the mean cosine of a run's estimates."""
     folder = RunDirectory(run)
-    experiment = open_experiment(folder.config(), folder, begun=True)
-    trainer = experiment.trainer
-    rule = trainer.settings.rule(sigma or trainer.sigma(0))
+    experiment = open_experiment(resolve(json.loads(folder.config.read_text())), folder, begun=True)
+    trainer: Any = experiment.trainer
+    rule = trainer.settings.rule(sigma or float(trainer.sigma(0)))
     rule = dataclasses.replace(rule, antithetic=True) if pairs else rule
     objective = trainer.pure(jnp.zeros((), jnp.int32))
     data = {key: array[:images] for key, array in experiment.train.items()}
@@ -41,7 +44,7 @@ def main(
     def products(params: Any, rest: Any, example: Any, key: jax.Array) -> jax.Array:
         one = jax.tree.map(lambda a: a[None], example)
         found = [r.estimate(objective, params, rest, one, key)[2] for r in (rule, grlu.Backprop())]
-        flat = [jax.flatten_util.ravel_pytree(g)[0] for g in found]
+        flat = [ravel_pytree(g)[0] for g in found]
         return jnp.stack([flat[0] @ flat[1], flat[0] @ flat[0], flat[1] @ flat[1]])
 
     compiled = jax.jit(products)
