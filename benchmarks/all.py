@@ -54,7 +54,7 @@ BENCHMARKS = (
         cores=2,
     ),
     Benchmark("docs, evolution", "benchmarks.evolution", ("--turns", "5"), ("--turns", "2")),
-    Benchmark("docs, sparse networks", "benchmarks.sparse", (), ("--turns", "2")),
+    Benchmark("docs, sparse networks", "benchmarks.sparse.cost", (), ("--turns", "2")),
     Benchmark("README, PyTorch", "benchmarks.pytorch", (), ("--turns", "3")),
     Benchmark("README, sampling", "benchmarks.sampling"),
     Benchmark(

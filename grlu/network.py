@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from grlu.errors import UserError
 from grlu.influence.analysis import influences
 from grlu.influence.rows import Rows, rows
+from grlu.jaxprs.widening import holds_low, is_low
 from grlu.tracing.build import build
 from grlu.tracing.program import Arrival, Outcome, Program, Site, Visit
 from grlu.tracing.run import run
-from grlu.tracing.widening import holds_low, is_low
 
 Params: TypeAlias = Any
 """Pytree of trainable arrays, such as an `nnx.State`."""

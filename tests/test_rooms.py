@@ -44,7 +44,8 @@ LIBRARIES = {
 # Room → its folders and files, top-down: each imports only those to its right.
 TOP_DOWN = {
     "grlu": "cli catalogue __init__ inspection online micro_batches rules noise "
-    "network influence activations tracing advantages kl policy_losses preferences startup errors",
+    "network influence activations tracing jaxprs advantages kl policy_losses preferences startup "
+    "errors",
     "input_pipeline": "__init__ prepare text images data tokenizers augment preprocess binarize "
     "classes splits storage",
     "trainers": "__init__ generate api pipelines build registry evaluation policies "

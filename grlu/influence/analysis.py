@@ -17,8 +17,8 @@ import numpy as np
 from grlu.influence.primitives import AFFINE, LINEAR, RULES, SAME
 from grlu.influence.rows import Digits, common, every_example, on_axes, rows
 from grlu.influence.values import Influence, Maybe, anywhere, bent, keep, meet, steps
+from grlu.jaxprs.calls import bind, body, is_call, scanned
 from grlu.tracing.build import plain
-from grlu.tracing.jaxprs import bind, body, is_call, scanned
 from grlu.tracing.program import Atom, Bind, Branch, Literal, Loop, Program, Settle, Site
 from grlu.tracing.recognition import ELEMENTWISE
 

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from grlu.errors import UserError
+from grlu.jaxprs.calls import scanned
+from grlu.jaxprs.widening import in_float32
 from grlu.network import Batch, Network, Objective, Params, State, require_floats, trace
 from grlu.noise.unused import used
-from grlu.tracing.jaxprs import scanned
 from grlu.tracing.program import Arrival, Bind, Branch, Loop, Program
-from grlu.tracing.widening import in_float32
 
 
 class Factors(NamedTuple):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from grlu.errors import UserError
+from grlu.jaxprs.widening import in_float32, widened
 from grlu.network import Aux, Batch, Objective, Params, State, trace, untouched
 from grlu.noise.directions import NOISES, directions, hadamard, signs
 from grlu.noise.spread import total
@@ -20,7 +21,6 @@ from grlu.noise.unused import used_weights
 from grlu.rules import credit
 from grlu.rules.rule import Rule
 from grlu.tracing.program import Arrival
-from grlu.tracing.widening import in_float32, widened
 
 
 @dataclasses.dataclass(frozen=True)

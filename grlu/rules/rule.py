@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from grlu.errors import UserError
+from grlu.jaxprs.widening import widened
 from grlu.network import Aux, Batch, Objective, Params, State
-from grlu.tracing.widening import widened
 
 Model: TypeAlias = Any
 """An `nnx.Module`."""

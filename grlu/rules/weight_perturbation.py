@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from grlu.errors import UserError
+from grlu.jaxprs.widening import in_float32, widened
 from grlu.network import Aux, Batch, Objective, Params, State
 from grlu.noise.directions import signs
 from grlu.noise.spread import total
 from grlu.noise.unused import used_weights
 from grlu.rules.rule import Rule
-from grlu.tracing.widening import in_float32, widened
 
 
 @dataclasses.dataclass(frozen=True)

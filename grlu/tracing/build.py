@@ -8,8 +8,8 @@ from typing import Any
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from grlu.jaxprs.calls import is_inexact, opened
 from grlu.tracing.flatten import Flat, Item, flatten
-from grlu.tracing.jaxprs import is_inexact, opened
 from grlu.tracing.program import Atom, Bind, Branch, Literal, Loop, Op, Program, Settle, Site, Stop
 from grlu.tracing.recognition import (
     Fact,

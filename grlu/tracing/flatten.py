@@ -13,7 +13,7 @@ from typing import Any
 import jax.extend.core as jex
 
 from grlu.errors import UserError
-from grlu.tracing.jaxprs import (
+from grlu.jaxprs.calls import (
     bodies,
     body,
     has_own_derivative,
@@ -23,6 +23,7 @@ from grlu.tracing.jaxprs import (
     scanned,
     stops,
 )
+from grlu.jaxprs.widening import must_open
 from grlu.tracing.program import Atom, Literal
 from grlu.tracing.recognition import (
     Fact,
@@ -33,7 +34,6 @@ from grlu.tracing.recognition import (
     sliced,
     still_whole,
 )
-from grlu.tracing.widening import must_open
 
 _CONST = Fact(Kind.CONST)
 # Operations without a derivative.

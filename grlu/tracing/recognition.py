@@ -5,7 +5,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
-from grlu.tracing.jaxprs import body, is_call, is_inexact
+from grlu.jaxprs.calls import body, is_call, is_inexact
 
 # Name of the calls that `grlu.activation` creates.
 ACTIVATION = "grlu_activation"

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from grlu.tracing.jaxprs import bind, scanned
+from grlu.jaxprs.calls import bind, scanned
+from grlu.jaxprs.widening import LOW, bind_wide, widened
 from grlu.tracing.program import (
     Arrival,
     Atom,
@@ -21,7 +22,6 @@ from grlu.tracing.program import (
     Stop,
     Visit,
 )
-from grlu.tracing.widening import LOW, bind_wide, widened
 
 
 def run(

@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 
 import grlu
+from grlu.jaxprs.widening import in_float32
 from grlu.network import trace
 from grlu.noise.parameters import ParameterNoise
 from grlu.rules.rule import pure_objective, reseed
-from grlu.tracing.widening import in_float32
 from tests.grlu.networks.grammar import build
 from tests.grlu.networks.interpreter import evaluate
 from tests.grlu.networks.recipes import Recipe

@@ -13,7 +13,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from grlu.tracing.jaxprs import CUSTOM, bind, bodies, body, is_call, opened, scanned, stops
+from grlu.jaxprs.calls import CUSTOM, bind, bodies, body, is_call, opened, scanned, stops
 
 LOW = (jnp.bfloat16, jnp.float16)
 # Parameters of primitives that set the dtype of the result.

@@ -1,6 +1,6 @@
 """Cosine of a run's estimates to the exact gradient, at its start and at its checkpoints.
 
-    python -m benchmarks.cosine RUN
+    python -m benchmarks.sparse.cosine RUN
 
 Each of the first training images is estimated by itself, without augmentation. *Weighted*: images
 count by the lengths of their estimate and gradient, as in an update. *Mean*: each image counts the

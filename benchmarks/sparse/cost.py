@@ -1,6 +1,6 @@
 """Time per example of deep, sparse networks that learn from reward alone, and of dense ones.
 
-    taskset -c 0 python -m benchmarks.sparse --json sparse.json
+    taskset -c 0 python -m benchmarks.sparse.cost --json sparse.json
 
 Ten hidden layers, MNIST's shape, one example per step, on one core. All cases alternate in this
 process, in the loop of `grlu train`: the dense network by backprop, the same activity in a dense

@@ -1,0 +1,1 @@
+"""Measurements of sparse networks: cost per example, cosine of the estimates."""
