@@ -11,7 +11,6 @@ from grlu import NodePerturbation
 from grlu.errors import UserError
 from trainers.config.schema import build, section_of, unknown
 
-_PIXELS, _DIGITS = 784, 10
 _PERTURBATION = {"n_perturbations", "noise_max", "noise_min", "k"}
 
 
@@ -34,14 +33,10 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(*, layer_sizes: tuple[int, ...]) -> dict[str, Any]:
-    if len(layer_sizes) < 2 or min(layer_sizes) < 1:
+    if layer_sizes[:1] + layer_sizes[-1:] != (784, 10) or min(layer_sizes) < 1:
         raise UserError(
-            f"model.layer_sizes must be two or more positive integers, got {list(layer_sizes)}"
-        )
-    if (layer_sizes[0], layer_sizes[-1]) != (_PIXELS, _DIGITS):
-        raise UserError(
-            f"model.layer_sizes must start with the {_PIXELS} pixels of an MNIST image and end "
-            f"with its {_DIGITS} classes, got {list(layer_sizes)}"
+            "model.layer_sizes must be positive integers, from the 784 pixels of an MNIST image to "
+            f"its 10 classes, got {list(layer_sizes)}"
         )
     return {"name": "mlp", "hidden": layer_sizes[1:-1], "layer_norm": True}
 

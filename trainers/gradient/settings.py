@@ -90,6 +90,10 @@ class GradientSettings(OptimizerSettings):
         noise = {} if sigma is None or "sigma" not in vars(self) else {"sigma": sigma}
         return self._call(self.rule_class, **noise)
 
+    def passes(self, hidden: int | None) -> tuple[int, str] | None:
+        """Return the forward passes per training example, as `grlu.Rule.passes` counts them."""
+        return self.rule().passes(hidden)
+
     def _call(self, factory: Callable[..., Any], **given: Any) -> Any:
         """Call `factory` with the settings that it accepts."""
         own = vars(self).keys() & schema(factory).keys()
@@ -125,6 +129,10 @@ class SVI(GradientSettings):
         "a lower trainer.svi_learning_rate, a trainer.svi_clip or a lower trainer.learning_rate "
         "may help"
     )
+
+    def passes(self, hidden: int | None) -> tuple[int, str]:
+        steps = self.svi_steps
+        return 1 + steps, f"1 + S, S = {steps} steps of inference through the decoder"
 
     def refinement(self) -> Refinement:
         names = ("steps", "learning_rate", "momentum", "clip", "natural", "schedule")

@@ -111,6 +111,11 @@ class PolicySettings(RewardSettings, OptimizerSettings):
                 "per rollout use trainer.loss=clip"
             )
 
+    def passes(self, hidden: int | None) -> tuple[int, str]:
+        samples, updates = self.samples, self.updates
+        words = f"K (1 + U), K = {samples} completions per prompt, learned from U = {updates} times"
+        return samples * (1 + updates), words
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reinforce(PolicySettings):
@@ -167,6 +172,12 @@ class PreferenceSettings(SamplingSettings, OptimizerSettings):
         require("trainer.doubt", self.doubt, 0)
         require("trainer.beta", self.beta, 0)
         rewards_from(self.utility, self.utility_weights)
+
+    def passes(self, hidden: int | None) -> tuple[int, str]:
+        return (
+            4 * self.pairs,
+            f"4 P, P = {self.pairs} pairs, sampled and learned from",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
