@@ -107,10 +107,7 @@ def resume(
 
 
 def evaluate(
-    run_dir: str | pathlib.Path,
-    *,
-    best: bool = False,
-    effort: generative.Effort | None = None,
+    run_dir: str | pathlib.Path, *, best: bool = False, effort: generative.Effort | None = None
 ) -> dict[str, Any]:
     """Return the test metrics of a run's newest (or best) checkpoint.
 

@@ -47,19 +47,13 @@ TRAINERS: dict[str, TrainerEntry] = {
     "backprop": gradient_trainer("Backprop", grlu.Backprop, "The exact gradient, as a baseline."),
     "dpo": TrainerEntry(DPO, PreferenceTrainer),
     "evolution": gradient_trainer(
-        "Evolution",
-        grlu.EvolutionStrategy,
-        "Evolution strategy: a population of noisy weights, ranked by reward.",
+        "Evolution", grlu.EvolutionStrategy, "A population of noisy weights, ranked by reward."
     ),
     "feedback_alignment": gradient_trainer(
-        "FeedbackAlignment",
-        grlu.FeedbackAlignment,
-        "The output error, propagated backwards through random weights.",
+        "FeedbackAlignment", grlu.FeedbackAlignment, "The output error through random weights."
     ),
     "forward_gradient": gradient_trainer(
-        "ForwardGradient",
-        grlu.ForwardGradient,
-        "Exact slopes along random directions, by forward-mode AD.",
+        "ForwardGradient", grlu.ForwardGradient, "Slopes along random directions (JVPs)."
     ),
     "grpo": TrainerEntry(GRPO, PolicyTrainer),
     "grlu": gradient_trainer(

@@ -174,10 +174,7 @@ class PreferenceSettings(SamplingSettings, OptimizerSettings):
         rewards_from(self.utility, self.utility_weights)
 
     def passes(self, hidden: int | None) -> tuple[int, str]:
-        return (
-            4 * self.pairs,
-            f"4 P, P = {self.pairs} pairs, sampled and learned from",
-        )
+        return 4 * self.pairs, f"4 P, P = {self.pairs} pairs, sampled and learned from"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
