@@ -1,16 +1,19 @@
-"""Time per generation of an evolution strategy with low-rank and with full-rank noise.
+"""Time per generation of evolution with low-rank and full-rank noise, and with evosax.
 
     python -m benchmarks.evolution --json evolution.json
 
-784-256-10, all members on the same 64 examples of MNIST's shape (`--batch` changes it). A
+784-128-10, all members on the same 64 examples of MNIST's shape (`--batch` changes it). Our
 generation is the trainer's whole step, optimizer and metrics included, in the loop's compiled
-chunk. All cases alternate in this process after compilation, so that other load
-on the machine affects all of them; the median over the turns is reported. Full and lowest rank are
-timed twice: in chunks of 64 members, whose noise is sampled again for the update, and with the
-whole population at once, whose noise is kept.
+chunk; that of evosax is `Open_ES` with the same optimizer, also many generations per call. All
+cases alternate in this process after compilation, so that other load on the machine affects all of
+them; the table shows medians over the turns, and the range of the ratio to the first row. Full and
+lowest rank are timed twice: in chunks of 64 members, whose noise is sampled again for the update,
+and with the whole population at once, whose noise is kept. Without evosax its row is left out.
 """
 
 import dataclasses
+import functools
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -19,6 +22,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
+import optax
 import typer
 from rich import box
 from rich.console import Console
@@ -26,11 +31,13 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.report import environment
-from benchmarks.speed import mlp, synthetic
+from benchmarks.speed import CLASSES, FEATURES, mlp, synthetic
 from trainers import TRAINERS
 from trainers.gradient.trainer import Trainer
 from trainers.loop.compiled import compile_chunk
 from trainers.loop.experiment import Experiment, RunSettings
+
+HIDDEN, RATE, SIGMA = 128, 0.01, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +78,11 @@ def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], f
     """Return a function that times generations in ms each, and the case's other numbers."""
     data = synthetic(batch)
     options: dict[str, Any] = {"population": population, "rank": case.rank, "chunk": case.chunk}
-    settings = TRAINERS["evolution"].settings(batch_size=batch, optimizer="adam", **options)
+    options |= {"optimizer": "adam", "learning_rate": RATE, "sigma": SIGMA}
+    settings = TRAINERS["evolution"].settings(batch_size=batch, **options)
     experiment = Experiment(
         seed=0,
-        trainer=Trainer(settings, mlp(), 1000, data),
+        trainer=Trainer(settings, mlp(HIDDEN), 1000, data),
         train=data.train,
         validation=None,
         test={},
@@ -104,17 +112,68 @@ def compiled(case: Case, population: int, batch: int) -> tuple[Callable[[int], f
     return run, Timing(case.name, [], seconds, program.memory_analysis().temp_size_in_bytes)
 
 
+def evosax(population: int, batch: int) -> tuple[Callable[[int], float], Timing]:
+    """Return the same for `Open_ES` of evosax, with the network in plain JAX."""
+    from evosax.algorithms import Open_ES
+
+    data = synthetic(batch)
+    examples = jax.tree.map(jnp.asarray, data.preprocess(data.train))
+    keys = jax.random.split(jax.random.key(0), 3)
+    mean = {
+        "w1": jax.random.normal(keys[0], (FEATURES, HIDDEN)) / FEATURES**0.5,
+        "b1": jnp.zeros(HIDDEN),
+        "w2": jax.random.normal(keys[1], (HIDDEN, CLASSES)) / HIDDEN**0.5,
+        "b2": jnp.zeros(CLASSES),
+    }
+    strategy = Open_ES(
+        population, mean, optimizer=optax.adam(RATE), std_schedule=optax.constant_schedule(SIGMA)
+    )
+    params = strategy.default_params
+
+    def loss(member: Any) -> jax.Array:
+        hidden = jax.nn.relu(examples["image"] @ member["w1"] + member["b1"][None])
+        logits = hidden @ member["w2"] + member["b2"][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, examples["label"]).mean()
+
+    def generation(i: jax.Array, carried: Any) -> Any:
+        state, key = carried
+        key, ask, tell = jax.random.split(key, 3)
+        members, state = strategy.ask(ask, state, params)
+        state, _ = strategy.tell(tell, members, jax.vmap(loss)(members), state, params)
+        return state, key
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def generations(carried: Any, count: jax.Array) -> Any:
+        return jax.lax.fori_loop(0, count, generation, carried)
+
+    carried = (strategy.init(keys[2], mean, params), keys[2])
+    start = time.perf_counter()
+    program: Any = generations.lower(carried, 1).compile()
+    seconds = time.perf_counter() - start
+
+    def run(count: int) -> float:
+        nonlocal carried
+        start = time.perf_counter()
+        carried = jax.block_until_ready(program(carried, count))
+        return 1e3 * (time.perf_counter() - start) / count
+
+    run(1)
+    memory = program.memory_analysis().temp_size_in_bytes
+    return run, Timing("full rank, evosax Open_ES", [], seconds, memory)
+
+
 def table(timings: list[Timing], title: str, caption: str) -> Table:
-    """Return a table with ratios to the first row."""
+    """Return a table with ratios to the first row, and their ranges over the turns."""
     made = Table(title=title, caption=caption, box=box.SIMPLE)
     made.add_column("case", no_wrap=True)
     for heading in ("ms a generation", "times faster", "compile, s", "MiB"):
         made.add_column(heading, justify="right", no_wrap=True)
     for t in timings:
+        ratios = [a / b for a, b in zip(timings[0].generation, t.generation, strict=True)]
         made.add_row(
             t.case,
             f"{t.median:,.1f}",
-            f"{timings[0].median / t.median:.1f}×",
+            f"{statistics.median(ratios):.3g} ({min(ratios):.3g}-{max(ratios):.3g})",
             f"{t.compile:.1f}",
             f"{t.temporary / 2**20:.0f}",
         )
@@ -122,7 +181,7 @@ def table(timings: list[Timing], title: str, caption: str) -> Table:
 
 
 def main(
-    population: Annotated[int, typer.Option(min=2, help="Members, even.")] = 256,
+    population: Annotated[int, typer.Option(min=2, help="Members, even.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Examples that each member sees.")] = 64,
     generations: Annotated[int, typer.Option(min=1, help="Of low rank in a turn.")] = 10,
     turns: Annotated[int, typer.Option(min=1, help="Turns of all cases.")] = 5,
@@ -132,18 +191,21 @@ def main(
 ) -> None:
     """Compare the time per generation with low-rank and with full-rank noise."""
     console = Console(stderr=True)
+    # A generation at full rank takes long enough to be timed by itself.
     made = [
-        compiled(case, population, batch)
+        (*compiled(case, population, batch), 1 if case.rank is None else generations)
         for case in track(cases(population), "compiling", console=console, transient=True)
     ]
+    if importlib.util.find_spec("evosax"):
+        made.insert(0, (*evosax(population, batch), 1))
     for _ in track(range(turns), "measuring", console=console, transient=True):
-        for case, (run, timing) in zip(cases(population), made, strict=True):
-            timing.generation.append(run(1 if case.rank is None else generations))
-    timings = [timing for _, timing in made]
+        for run, timing, count in made:
+            timing.generation.append(run(count))
+    timings = [timing for _, timing, _ in made]
     where = environment() | {"generations": generations, "turns": turns}
     caption = ", ".join(f"{key} {value}" for key, value in where.items())
-    title = f"784-256-10, population {population}, batch {batch}"
-    Console().print(table(timings, title, caption))
+    title = f"784-{HIDDEN}-10, population {population}, batch {batch}"
+    Console(width=110).print(table(timings, title, caption))
     if json_path is not None:
         rows = [dataclasses.asdict(t) for t in timings]
         shape = {"population": population, "batch": batch}

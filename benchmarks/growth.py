@@ -45,13 +45,17 @@ def measure(case: Case, examples: int, turns: int) -> list[dict[str, float | str
     for _ in range(turns):
         for seeds, run in runs.items():
             times[seeds].append(run.turn())
-    alone = statistics.median(times[1])
+    ratios = {
+        seeds: [one / alone for one, alone in zip(times[seeds], times[1], strict=True)]
+        for seeds in runs
+    }
     return [
         {
             "case": case.name,
             "seeds": seeds,
             "µs": statistics.median(times[seeds]),
-            "ratio": statistics.median(times[seeds]) / alone,
+            "ratio": statistics.median(ratios[seeds]),
+            "range": f"{min(ratios[seeds]):.1f}-{max(ratios[seeds]):.1f}",
             "compile s": run.compile_seconds,
             "temporary KiB": run.temporary / 2**10,
             "parameters KiB": 4 * run.parameters / 2**10,

@@ -50,6 +50,7 @@ def environment() -> dict[str, str | int]:
     return {
         "device": jax.devices()[0].device_kind,
         "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "load": f"{os.getloadavg()[0]:.1f}",
         "jax": jax.__version__,
         "python": platform.python_version(),
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit,
@@ -65,11 +66,12 @@ def table(timings: list[Timing], caption: str) -> Table:
         made.add_column(title, justify="right", no_wrap=True)
     for t in timings:
         before, after = t.medians
+        ratios = [a / b for a, b in zip(t.original, t.ours, strict=True)]
         made.add_row(
             t.case,
             f"{before:,.0f}",
             f"{after:,.1f}",
-            f"{before / after:.1f}×",
+            f"{before / after:.1f}× ({min(ratios):.1f}-{max(ratios):.1f})",
             f"{t.original_compile:.1f}",
             f"{t.ours_compile:.1f}",
             f"{t.ours_temporary / 2**20:.2f}",

@@ -43,9 +43,9 @@ FEATURES, HIDDEN, CLASSES = 784, 256, 10
 SIGMA, ORIGINAL_RATE, RATE = 0.1, 0.1, 1e-3
 
 
-def mlp(**options: Any) -> Callable[[nnx.Rngs], Any]:
-    """Return a factory of our 784-256-10 network."""
-    return lambda rngs: models.MLP((FEATURES,), CLASSES, hidden=(HIDDEN,), rngs=rngs, **options)
+def mlp(hidden: int = HIDDEN, **options: Any) -> Callable[[nnx.Rngs], Any]:
+    """Return a factory of our network of MNIST's shape with a hidden layer."""
+    return lambda rngs: models.MLP((FEATURES,), CLASSES, hidden=(hidden,), rngs=rngs, **options)
 
 
 def sequential(rngs: nnx.Rngs) -> Any:
@@ -225,7 +225,7 @@ def main(
         raise typer.Exit(2) from None
     where = environment() | {"data": data.name, "examples": examples, "turns": turns}
     caption = ", ".join(f"{key} {value}" for key, value in where.items())
-    Console().print(table(timings, caption))
+    Console(width=110).print(table(timings, caption))
     if json_path is not None:
         rows = [dataclasses.asdict(t) for t in timings]
         json_path.write_text(json.dumps({**where, "cases": rows}, indent=1) + "\n")
