@@ -17,8 +17,9 @@ from typing import Any
 
 from grlu.errors import UserError
 from input_pipeline.data import Data
-from input_pipeline.images.digits import digits
+from input_pipeline.images.digits import read_digits
 from input_pipeline.images.folder import image_folder
+from input_pipeline.images.loader import image_loader
 from input_pipeline.images.tfds import image_set
 from input_pipeline.prepare import Prepared, prepare
 from input_pipeline.storage.names import nearest
@@ -30,7 +31,13 @@ from input_pipeline.text.tasks import TASKS
 __all__ = ["DATASETS", "Data", "Prepared", "load", "loader", "prepare"]
 
 DATASETS: dict[str, Callable[..., Data]] = {
-    "digits": digits,
+    "digits": image_loader(
+        "digits",
+        read_digits,
+        "1,437 + 360 handwritten digits of scikit-learn, 8x8 grey, 10 classes; nothing to prepare.",
+        validation=180,
+        maximum=16.0,
+    ),
     "mnist": image_set(
         "mnist",
         "60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes.",

@@ -77,10 +77,10 @@ def image_data(
     num_classes: int,
     *,
     validation: int | float,
-    split_seed: int,
-    subset: int | None,
-    normalize: str,
-    flatten: bool,
+    split_seed: int = 0,
+    subset: int | None = None,
+    normalize: str = "standard",
+    flatten: bool = True,
     maximum: float = 255.0,
     moments: Moments | None = None,
     classes: tuple[int, ...] | None = None,
@@ -101,14 +101,15 @@ def image_data(
         validation: size of the validation set, as a number or a fraction of `train`.
         split_seed: seed of the validation set and of the subset.
         subset: number of training examples, or None for all.
-        normalize: one of `NORMALIZATIONS`. Statistics are those of all of `train`, before the
-            validation set and the subset are taken, so that runs on different subsets see the same
-            images.
+        normalize: "standard", "centered", "unit" or "none". Statistics are those of all of `train`,
+            before the validation set and the subset are taken, so that runs on different subsets
+            see the same images.
         flatten: flatten each image.
         maximum: largest pixel value.
         moments: published mean and standard deviation per channel, or None to compute them.
-        classes: labels to keep in every split. They are selected after the validation set and the
-            subset, so that no run trains on another run's validation examples.
+        classes: labels to keep in every split, or None for all. They are selected after the
+            validation set and the subset, so that no run trains on another run's validation
+            examples.
         renumber: renumber the labels 0, 1, ... in the order of `classes`; otherwise labels and
             `num_classes` do not change.
         per_class: number of training examples to keep per class, or None for all.

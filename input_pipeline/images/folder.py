@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from grlu.errors import UserError
+from input_pipeline.augment import augmentation
 from input_pipeline.data import Data
 from input_pipeline.preprocess import preprocess_for
 from input_pipeline.storage.cache import cache_dir
@@ -41,6 +42,9 @@ def image_folder(path: str) -> Callable[..., Data]:
         test: float = 0.1,
         normalize: str = "unit",
         flatten: bool = False,
+        crop: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
     ) -> Data:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"dataset.size must be a positive number of pixels, not {size!r}.")
@@ -70,20 +74,32 @@ def image_folder(path: str) -> Callable[..., Data]:
                     f"{root} leaves the {split} split without images: it has only {len(files)}, "
                     "put more there or change dataset.validation and dataset.test."
                 )
+        preprocess = preprocess_for(arrays["train"]["image"], normalize=normalize, flatten=flatten)
         return Data(
             name=f"folder:{path}",
             train=arrays["train"],
             validation=arrays.get("validation"),
             test=arrays["test"],
-            preprocess=preprocess_for(
-                arrays["train"]["image"], normalize=normalize, flatten=flatten
-            ),
+            preprocess=preprocess,
             example_shape=(math.prod(shape),) if flatten else shape,
             num_classes=len(classes),
+            augment=augmentation(crop, flip, cutout, preprocess, shape),
         )
 
     load.__name__ = load.__qualname__ = f"folder:{path}"
-    load.__doc__ = f"The images in {path}."
+    load.__doc__ = f"""The images in {path}.
+
+        Args:
+            size: side in pixels to which the largest central square of an image is resized.
+            colour: "rgb" or "grey".
+            validation: fraction of the images in the validation split.
+            test: fraction of the images in the test split.
+            normalize: "standard", "centered", "unit" or "none".
+            flatten: flatten each image.
+            crop: largest random shift of a training image in pixels.
+            flip: mirror training images at random.
+            cutout: side of a random black square in each training image, in pixels.
+        """
     return load
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grlu.errors import UserError
-from input_pipeline.binarize import Binarization
-from input_pipeline.data import Data, image_data
+from input_pipeline.data import Data
+from input_pipeline.images.loader import Images, image_loader
 from input_pipeline.preprocess import Moments
 from input_pipeline.storage.cache import Arrays, cached
 from input_pipeline.storage.prepared import data_root, find, fingerprint, missing, prepare_command
@@ -28,24 +28,16 @@ def image_set(
         moments: published mean and standard deviation per channel, for pixels in [0, 1].
     """
 
-    def load(
-        *,
-        data_dir: str | None = None,
-        validation: int | float = held_out,
-        split_seed: int = 0,
-        subset: int | None = None,
-        normalize: str = "standard",
-        flatten: bool = True,
-        classes: tuple[int, ...] | None = None,
-        renumber: bool = False,
-        per_class: int | None = None,
-        binarize: Binarization | None = None,
-        crop: int = 0,
-        flip: bool = False,
-        cutout: int = 0,
-        train_split: str = "train",
-        test_split: str = "test",
-    ) -> Data:
+    def read(
+        data_dir: str | None = None, train_split: str = "train", test_split: str = "test"
+    ) -> Images:
+        """Return the decoded splits, from the cache if they are there.
+
+        Args:
+            data_dir: folder of the prepared sets, by default that of `grlu data prepare`.
+            train_split: TFDS split of the training examples.
+            test_split: TFDS split of the test examples.
+        """
         root = data_root(data_dir)
         folder = find(name, root)
         if folder is None:
@@ -53,7 +45,7 @@ def image_set(
         digest = fingerprint(folder)
         remedy = prepare_command(name, root)
 
-        def read(option: str, split: str) -> Arrays:
+        def decoded(option: str, split: str) -> Arrays:
             if not isinstance(split, str):
                 raise UserError(f"dataset.{option} must be a split such as 'train', not {split!r}.")
             key = "-".join([*folder.relative_to(root).parts, split])
@@ -63,30 +55,12 @@ def image_set(
                 lambda: _decode(folder, split, remedy),
             )
 
-        train, test = read("train_split", train_split), read("test_split", test_split)
-        return image_data(
-            name,
-            {key: train[key] for key in ("image", "label")},
-            {key: test[key] for key in ("image", "label")},
-            int(train["num_classes"]),
-            validation=validation,
-            split_seed=split_seed,
-            subset=subset,
-            normalize=normalize,
-            flatten=flatten,
-            classes=classes,
-            renumber=renumber,
-            per_class=per_class,
-            binarize=binarize,
-            crop=crop,
-            flip=flip,
-            cutout=cutout,
-            moments=moments,
-        )
+        train = decoded("train_split", train_split)
+        test = decoded("test_split", test_split)
+        parts = [{key: split[key] for key in ("image", "label")} for split in (train, test)]
+        return parts[0], parts[1], int(train["num_classes"])
 
-    load.__name__ = load.__qualname__ = name
-    load.__doc__ = description
-    return load
+    return image_loader(name, read, description, validation=held_out, moments=moments)
 
 
 def _decode(folder: Path, split: str, remedy: str) -> Arrays:

@@ -70,11 +70,17 @@ def text_set(
 
     load.__doc__ = f"""{description}
 
-        Every example has `length` tokens and the next one. Training examples begin `stride` tokens
-        apart, by default `length`, so that an epoch is one pass over the text. The text is split by
-        position: training, then `validation`, then `test`, the last two as fractions of the text.
-        `tokenizer` is "char", "byte", or "gpt2", which reads its files from the folder `bpe`, by
-        default gpt2_bpe in `data_dir`.
+        The text is split by position: training, validation, test.
+
+        Args:
+            data_dir: folder of the data sets.
+            tokenizer: "char", "byte" or "gpt2".
+            bpe: folder of GPT-2's tokenizer files, by default gpt2_bpe in the folder of the data.
+            length: number of tokens of an example, besides the next one.
+            stride: distance in tokens between training examples, by default `length`, so that an
+                epoch is one pass over the text.
+            validation: fraction of the text in the validation split.
+            test: fraction of the text in the test split.
         """
     return load
 

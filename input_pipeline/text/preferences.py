@@ -79,10 +79,16 @@ def preferences(path: str, loader: Callable[[str], Callable[..., Data]]) -> Call
 
     load_pairs.__doc__ = f"""The preferences in {path}.
 
-        Their characters are the vocabulary, unless `tokenizer` is "byte" or "gpt2" (which reads its
-        files from the folder `bpe`), or `like` names a text with the tokenizer to use, such as that
-        of the run that this one starts from. `length` is the maximum length of prompt and
-        completion, by default that of the longest; `validation` and `test` are held out.
+        Args:
+            data_dir: folder of the data sets.
+            tokenizer: "char" (the characters of the pairs), "byte" or "gpt2".
+            bpe: folder of GPT-2's tokenizer files, by default gpt2_bpe in the folder of the data.
+            like: text whose tokenizer to use, such as that of the run that this one starts from.
+            length: maximum length of prompt and completion, by default that of the longest.
+            validation: size of the validation set, as a number or a fraction.
+            test: size of the test set, as a number or a fraction.
+            split_seed: seed of the validation set and of the subset.
+            subset: number of training pairs, or None for all.
         """
     return load_pairs
 

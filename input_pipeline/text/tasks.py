@@ -103,9 +103,16 @@ def task_set(
 
     load.__doc__ = f"""Task: {(pose.__doc__ or "").strip()}
 
-        {default_digits} digits by default; `examples` is the maximum number of questions, all of
-        them different; `test` and `validation` are held out, as fractions or numbers. The test set
-        is the same for every `split_seed`.
+        {default_digits} digits by default. The test set is the same for every `split_seed`.
+
+        Args:
+            data_dir: ignored; tasks are generated.
+            digits: number of digits of each number in a question.
+            examples: maximum number of questions, all of them different.
+            validation: size of the validation set, as a number or a fraction.
+            test: size of the test set, as a number or a fraction.
+            split_seed: seed of the validation set and of the subset.
+            subset: number of training examples, or None for all.
         """
     return load
 
