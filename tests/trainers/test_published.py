@@ -87,7 +87,7 @@ def test_a_wrong_original_file_is_refused(model, training, message):
 
 
 def test_an_unknown_section_is_refused():
-    with pytest.raises(UserError, match="no section 'modle'; did you mean 'model'"):
+    with pytest.raises(UserError, match="no section 'modle'; known: model, training"):
         load_config({"modle": {}, "training": {}})
     with pytest.raises(UserError, match=r"model\.layer_sizes is missing"):
         load_config({"training": {}})

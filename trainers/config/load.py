@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import legacy
+from configs.legacy.published import from_published
+from grlu import NodePerturbation
 from grlu.errors import UserError
 from input_pipeline.storage.local import local
-from trainers.config import original
-from trainers.config.schema import CHOOSING, INHERITED, LINKS, section_of, unknown
+from trainers.config.schema import CHOOSING, INHERITED, LINKS, build, section_of, unknown
 from trainers.config.values import plain
 
 _SECTIONS = ("dataset", "model", "trainer", "run", "mesh")
@@ -47,7 +48,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     config = plain(_read(*_located(source)) if isinstance(source, str | os.PathLike) else source)
     if "training" in config:
-        config = original.translate(config)
+        config = from_published(config, build, NodePerturbation.published)
     for where in config:
         if where not in (*_SECTIONS, "seed", "stages", *LINKS, INHERITED):
             raise unknown(f"the config has no section {where!r}", where, [*_SECTIONS, "seed"])

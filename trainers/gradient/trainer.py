@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 from grlu.errors import UserError
 from grlu.inspection.checks import traced_and_own
 from grlu.micro_batches import in_parts
+from grlu.rules.backprop import Backprop
 from grlu.rules.learned_feedback import add_feedback
-from grlu.rules.rule import pure_objective
+from grlu.rules.rule import Rule, pure_objective
 from input_pipeline import Data
 from models.text.gpt import GPT
 from trainers.gradient.online import averaged, take_block
@@ -159,6 +161,14 @@ class Trainer(BaseTrainer):
         rest = nnx.merge_state(state.rest, changed)
         state = state.replace(step=state.step + 1, rest=rest, opt_state=opt_state)
         return updates, state, values | monitored
+
+    def alignment(self, state: TrainState, batch: Arrays) -> jax.Array:
+        def flat(rule: Rule) -> jax.Array:
+            args = self.pure(state.step), state.params, state.rest, batch, self.key(state)
+            return ravel_pytree(rule.estimate(*args)[2])[0]
+
+        one, two = flat(self.settings.rule(self.sigma(state.step))), flat(Backprop())
+        return jnp.stack([one @ two, one @ one, two @ two])
 
     def step(self, state: TrainState, batch: Arrays) -> tuple[TrainState, Values]:
         """Take one update; the values, per example or one per batch, are those before it."""

@@ -120,7 +120,7 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
             # Waking threads for an operation of a microsecond costs more than it saves, and matrix
             # products have their own threads.
             options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner"
-    compiled = _compiled(
+    program = compiled(
         experiment,
         home,
         chunk,
@@ -129,13 +129,21 @@ def compile_chunk(experiment: Experiment, where: Where | None = None) -> Callabl
         like=jax.eval_shape(experiment.init),
         compiler_options=options or None,
     )
-    return compiled if looped else _one_by_one(compiled)
+    return program if looped else _one_by_one(program)
 
 
-def _compiled(
+def compiled(
     experiment: Experiment, home: Where, fn: Callable, in_axes: Sequence[int | None], **options: Any
 ) -> Callable:
-    """Compile `fn(trainer, *args)` as a function of `args`; the trainer's constants are bound."""
+    """Compile `fn(trainer, *args)` as a function of `args`; the trainer's constants are bound.
+
+    Args:
+        experiment: the run.
+        home: devices of the run.
+        fn: the function.
+        in_axes: for each of `args`, 0 if it has a leading axis of seeds, or None.
+        options: options of `home.compiled`.
+    """
     trainer = experiment.trainer
 
     def program(constants: Any, *args: Any) -> Any:
@@ -218,6 +226,9 @@ def require_step(experiment: Experiment) -> None:
         arrays = {name: array[0] for name, array in arrays.items()}
     shapes = {n: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for n, a in arrays.items()}
     jax.eval_shape(functools.partial(call, "step"), jax.random.key(0), shapes, trainer.constants)
+    if experiment.run.alignment_every:
+        method = functools.partial(call, "alignment")
+        jax.eval_shape(method, jax.random.key(0), shapes, trainer.constants)
     # A sharded model may not fit one device.
     if experiment.mesh.fully_sharded:
         return
@@ -245,7 +256,7 @@ def compile_evaluation(
         empty = means(trainer.evaluated).empty()
         return jax.lax.scan(body, empty, (rows, mask))[0].compute()
 
-    program = _compiled(experiment, home, over, (0, 0 if experiment.by_seed else None, None, None))
+    program = compiled(experiment, home, over, (0, 0 if experiment.by_seed else None, None, None))
 
     def evaluate(state: TrainState, arrays: Arrays) -> Values:
         length = experiment.length(arrays)

@@ -27,6 +27,8 @@ class RunSettings:
         keep_best: number of checkpoints to keep by the best validation metric.
         patience: end the run after this many epochs without a better validation metric, and test
             its best state; None to train to the end and test the last state.
+        alignment_every: epochs between two measurements of `alignment`, the cosine of the rule's
+            estimate to the exact gradient on 64 training examples; 0 for none.
         wandb: also log rows to Weights & Biases, if it is installed.
         init_from: folder of a run whose weights of the same name and shape to start from, or a
             safetensors file with the weights of a GPT-2; None for new weights.
@@ -37,6 +39,7 @@ class RunSettings:
     keep_last: int = 2
     keep_best: int = 1
     patience: int | None = None
+    alignment_every: int = 0
     wandb: bool = False
     init_from: str | None = None
 
@@ -46,6 +49,7 @@ class RunSettings:
         require("run.keep_last", self.keep_last, 1)
         require("run.keep_best", self.keep_best, 0)
         require("run.patience", self.patience, 1)
+        require("run.alignment_every", self.alignment_every, 0)
         if self.patience and not self.keep_best:
             raise UserError(
                 "run.patience tests the best state: run.keep_best must be at least 1, got 0"

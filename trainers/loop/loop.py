@@ -19,6 +19,7 @@ from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError
 from trainers.devices import processes
 from trainers.devices.mesh import Devices, Seeds, placed
+from trainers.loop.alignment import compile_alignment
 from trainers.loop.compiled import compile_chunks, compile_evaluation, require_step
 from trainers.loop.console import Reporter, import_wandb
 from trainers.loop.experiment import Experiment
@@ -66,7 +67,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
         state, saved = _restore(experiment, checkpoints, experiment.init(), where)
         step = int(jnp.max(state.step))
         train_chunk, evaluate = compile_chunks(experiment, where), _evaluation(experiment, where)
-        pictures = compile_pictures(experiment)
+        pictures, aligned = compile_pictures(experiment), compile_alignment(experiment, where)
         check = watch(trainer, state if step == 0 else None)
         # The first process may not have cut the table back to the checkpoint yet.
         past = [row for row in read_metrics(run.metrics) if int(row["step"]) <= step]
@@ -98,7 +99,7 @@ def fit(experiment: Experiment, run: RunDirectory, *, progress: bool) -> Result:
                 check(row, state, step)
                 epoch = step / per_epoch
                 if step % per_epoch == 0:
-                    row |= evaluate("validation", state)
+                    row |= evaluate("validation", state) | _prefixed("train", aligned(state))
                     history += [row[column]] if column in row else []
                     if ended := exhausted(history, direction, patience):
                         _log.info("ended: %s was best %d epochs ago", column, patience)
@@ -183,7 +184,8 @@ def _evaluation(
 def _columns(experiment: Experiment) -> list[str]:
     """Return the columns of `metrics.csv`, with `_sd` of each metric for several seeds."""
     trainer = experiment.trainer
-    names = [f"train_{name}" for name in trainer.metrics]
+    measured = ("alignment",) if experiment.run.alignment_every else ()
+    names = [f"train_{name}" for name in (*trainer.metrics, *measured)]
     for split in ("test",) if experiment.validation is None else ("validation", "test"):
         names += [f"{split}_{name}" for name in trainer.evaluated]
     if experiment.run.seeds > 1:

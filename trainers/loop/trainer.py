@@ -86,6 +86,13 @@ class BaseTrainer(abc.ABC):
         """Return the rewards of the network that a rule traces and of the model itself, or None."""
         return None
 
+    def alignment(self, state: Any, batch: Arrays) -> jax.Array:
+        """Return e·g, e·e and g·g, (3,), for a rule's estimate e and the exact gradient g."""
+        raise UserError(
+            f"run.alignment_every compares a rule's estimate with the exact gradient, and a "
+            f"{type(self).__name__} has no such rule: set it to 0"
+        )
+
     def encode(self, state: Any, batch: Arrays) -> jax.Array:
         """Return the model's features of a batch of images, (B, ...)."""
         raise UserError(f"a {type(self).__name__} has no features of images to learn on")

@@ -4,30 +4,37 @@
 a file without perturbation keys describes the backprop baseline.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from grlu import NodePerturbation
 from grlu.errors import UserError
-from trainers.config.schema import build, section_of, unknown
 
 _PERTURBATION = {"n_perturbations", "noise_max", "noise_min", "k"}
 
 
-def translate(given: Mapping[str, Any]) -> dict[str, Any]:
+def from_published(
+    given: Mapping[str, Any], build: Callable[..., Any], rule: Callable[[int, float], Any]
+) -> dict[str, Any]:
     """Return the sections of our config that run a config of the original project.
 
     As in the published runs, all 60,000 training images are used, without a validation split.
+
+    Args:
+        given: the config.
+        build: `build(function, section, where, **given)` calls a function with a checked section.
+        rule: returns the published rule with a number of pairs and a noise scale.
     """
-    for section in given:
-        if section not in ("model", "training"):
-            message = f"the original configuration has no section {section!r}"
-            raise unknown(message, section, ["model", "training"])
-        section_of(given, section)
+    for name, section in given.items():
+        if name not in ("model", "training"):
+            raise UserError(
+                f"the original configuration has no section {name!r}; known: model, training"
+            )
+        if not isinstance(section, Mapping):
+            raise UserError(f"{name} must be a section of keys and values, got {section!r}")
     training = given.get("training", {})
     perturbed = bool(_PERTURBATION & set(training))
     defaults = {"epochs": 10, "batch_size": 1} if perturbed else {"epochs": 50, "batch_size": 256}
-    sections = build(_training, defaults | training, "training", perturbed=perturbed)
+    sections = build(_training, defaults | training, "training", perturbed=perturbed, rule=rule)
     sections["model"] |= build(_layers, given.get("model", {}), "model")
     return sections | {"dataset": {"name": "mnist", "validation": 0}}
 
@@ -53,11 +60,12 @@ def _training(
     k: float | None = None,
     seed: int = 42,
     perturbed: bool,
+    rule: Callable[[int, float], Any],
 ) -> dict[str, Any]:
     trainer: dict[str, Any] = {"name": "backprop"}
     if perturbed:
-        rule = vars(NodePerturbation.published(n_perturbations, noise_max))
-        trainer = {key: value for key, value in rule.items() if key not in ("wrt", "update")}
+        published = vars(rule(n_perturbations, noise_max))
+        trainer = {key: value for key, value in published.items() if key not in ("wrt", "update")}
         trainer |= {"name": "grlu", "reward": "floored_log_likelihood"}
         trainer |= {"sigma_end": noise_min, "sigma_schedule": "cosine"}
     trainer |= {"epochs": epochs, "batch_size": batch_size, "optimizer": "sgd"}
