@@ -52,9 +52,10 @@ def learning_curves(records: Sequence[Record]) -> Picture | None:
 
 
 def _chosen(metrics: Sequence[str]) -> list[str]:
-    """Choose the metrics to draw: the first three; for a policy, rewards and diagnostics."""
+    """Choose the metrics to draw: the first three and alignment; for a policy, diagnostics."""
     if "advantage" not in metrics:
-        return list(metrics[:3])
+        others = [name for name in metrics if name != "alignment"]
+        return [*others[:3], *(name for name in metrics if name == "alignment")]
     rewards = [name for name in metrics if name.partition("_")[0] == "reward"][:3]
     found = ["kl", "entropy", "nll", "pass_1", *(["length"] if "cut_off" in metrics else [])]
     return [*rewards, *(name for name in found if name in metrics)][:6]
