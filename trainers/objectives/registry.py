@@ -19,6 +19,7 @@ from grlu.noise.spread import undivided
 from input_pipeline import Data
 from models.layers import layer_norm, precise
 from trainers.config.values import require
+from trainers.objectives.bandit import Bandit
 from trainers.objectives.base import Batch, Better, Objective, Values
 from trainers.objectives.completion import CompletionSettings
 from trainers.objectives.elbo import Elbo, Iwae, require_pixels
@@ -215,6 +216,7 @@ def fast_learner(
 # Name → class or function; its fields or keywords become keys of the `trainer` section.
 # Add your own: `trainers.OBJECTIVES["mine"] = Mine`
 OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "bandit": Bandit,
     "classification": classification,
     "completion_reward": CompletionSettings,
     "denoising": Denoising,
