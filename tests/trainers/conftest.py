@@ -12,7 +12,6 @@ import pytest
 
 import trainers
 from tests.processes import Commands
-from trainers.config.load import to_json
 from trainers.loop.run_dir import RunDirectory
 from trainers.pipelines.open import restored
 
@@ -129,32 +128,3 @@ def same_run():
         assert not [name for name in a if a[name] != b[name]]
 
     return check
-
-
-@pytest.fixture
-def killed_in_each_stage(tmp_path, grlu_command, interrupt, files, same_run):
-    """Train a pipeline at once, and again killed in each stage and resumed; return the folder.
-
-    Check that both are bit-identical, and that finished stages are not touched again.
-    """
-
-    def finish(*arguments):
-        process = grlu_command(*arguments, "--quiet")
-        assert process.wait() == 0, process.output("stderr")
-
-    def train(pipeline):
-        config, whole, killed = tmp_path / "small.json", tmp_path / "whole", tmp_path / "killed"
-        config.write_text(to_json(trainers.resolve(pipeline)))
-        finish("train", config, "--run", whole)
-        stages = [killed / "stages" / stage["name"] for stage in pipeline["stages"]]
-        finished = {}
-        for i, stage in enumerate(stages):
-            arguments = ("resume", killed) if i else ("train", config, "--run", killed)
-            interrupt(stage / "metrics.csv", 2, *arguments)
-            finished |= {before: files(before) for before in stages[:i] if before not in finished}
-        finish("resume", killed)
-        assert {stage: files(stage) for stage in finished} == finished
-        same_run(whole, killed)
-        return killed
-
-    return train
