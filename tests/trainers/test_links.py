@@ -62,7 +62,7 @@ def test_a_policy_outlives_its_start_its_judge_its_reference_and_its_reward(
     others = first.parent
     scores = TEXT | {"trainer": {"name": "reward_model", "utility": ["share"], **SHORT}}
     judge = train(scores, others / "judge", f"start={first}")
-    wide = train(TEXT, others / "wide", "model.width=16", "model.heads=2")
+    wide = train(TEXT, others / "wide", "model.width=16", "model.heads=2", epochs=0)
     (others / "mine.py").write_text("def brief(p, c, mask, **columns): return -mask.sum(1)")
     rewards = ["judge", f"{others / 'mine.py'}:brief"]
     links = [f"start={first}", f"judge={judge}", f"trainer.reference={wide}"]
@@ -85,32 +85,25 @@ def test_a_policy_outlives_its_start_its_judge_its_reference_and_its_reward(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("link", ["start", "run.init_from"])
-def test_a_run_in_its_first_epoch_outlives_the_run_it_started_from(link, first, tmp_path, same_run):
-    run = train(TEXT, tmp_path / "run", f"{link}={first}")
-    again = shutil.copytree(run, tmp_path / "again")
-    shutil.rmtree(first)
-    reset(again, 0)
-    trainers.resume(again, progress=False)
-    same_run(run, again)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("link", ["start", "run.init_from"])
-def test_a_run_whose_first_save_was_cut_off_starts_from_the_same_weights(
+def test_a_run_cut_off_in_its_first_epoch_or_save_starts_from_the_same_weights(
     link, first, tmp_path, same_run
 ):
     run = train(TEXT, tmp_path / "run", f"{link}={first}")
-    again = shutil.copytree(run, tmp_path / "again")
-    reset(again, -1)
-    (again / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir()
-    trainers.resume(again, progress=False)
-    same_run(run, again)
+    unsaved, outlived = (shutil.copytree(run, tmp_path / name) for name in ("unsaved", "outlived"))
+    reset(unsaved, -1)
+    (unsaved / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir()
+    trainers.resume(unsaved, progress=False)
+    same_run(run, unsaved)
+    shutil.rmtree(first)
+    reset(outlived, 0)
+    trainers.resume(outlived, progress=False)
+    same_run(run, outlived)
 
 
 @pytest.mark.slow
 def test_a_reference_policy_may_have_its_own_reference(first, tmp_path):
     held = TEXT | {"trainer": POLICY}
-    second = train(held, first.parent / "second", reference=str(first))
+    second = train(held, first.parent / "second", reference=str(first), epochs=0)
     run = train(held, tmp_path / "run", reference=str(second))
     before = trainers.evaluate(run)
     shutil.rmtree(first.parent)
@@ -122,8 +115,8 @@ def test_a_reference_policy_may_have_its_own_reference(first, tmp_path):
 @pytest.mark.slow
 def test_a_run_on_features_outlives_the_models_that_encode_them(tmp_path, same_run):
     others = tmp_path / "others"
-    one = train(IMAGES, others / "one")
-    two = train(IMAGES, others / "two", f"features={one}")
+    one = train(IMAGES, others / "one", epochs=0)
+    two = train(IMAGES, others / "two", f"features={one}", epochs=0)
     run = train(IMAGES, tmp_path / "run", f"features={two}", epochs=2)
     before = trainers.evaluate(run)
     shutil.rmtree(others)
@@ -137,8 +130,8 @@ def test_a_run_on_features_outlives_the_models_that_encode_them(tmp_path, same_r
 @pytest.mark.slow
 def test_a_pipeline_outlives_its_backbone_and_that_backbones_features(tmp_path, monkeypatch):
     others = tmp_path / "others"
-    one = train(IMAGES, others / "one")
-    two = train(IMAGES, others / "two", f"features={one}")
+    one = train(IMAGES, others / "one", epochs=0)
+    two = train(IMAGES, others / "two", f"features={one}", epochs=0)
     stage = {k: IMAGES[k] for k in ("model", "trainer")}
     stages = [
         {"name": "own", **stage},
@@ -191,8 +184,8 @@ def test_an_older_run_follows_its_links_and_names_a_missing_run(first, tmp_path)
 
 @pytest.mark.slow
 def test_a_replaced_run_keeps_nothing_of_the_old_one(tmp_path):
-    one = train(IMAGES, tmp_path / "one")
-    two = train(IMAGES, tmp_path / "two", "seed=1")
+    one = train(IMAGES, tmp_path / "one", epochs=0)
+    two = train(IMAGES, tmp_path / "two", "seed=1", epochs=0)
     run = train(IMAGES, tmp_path / "run", f"features={one}")
     config = IMAGES | {"features": str(two)}
     trainers.train(config, run, overwrite=True, progress=False)
@@ -211,7 +204,7 @@ def test_a_replaced_run_keeps_nothing_of_the_old_one(tmp_path):
 
 
 def test_a_failed_copy_leaves_a_usable_folder(tmp_path, monkeypatch):
-    one = train(IMAGES, tmp_path / "one")
+    one = train(IMAGES, tmp_path / "one", epochs=0)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):

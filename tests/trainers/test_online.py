@@ -32,19 +32,21 @@ SPARSE = [
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["trainer.samples=4", "trainer.site=pre"],
         ["trainer.samples=4", "model.activation=topk", "trainer.average=0.99"],
-        ["trainer.samples=4", "model.hidden=[32,16]", "model.layer_norm=false"],
+        [
+            *("trainer.samples=4", "model.hidden=[32,16]", "model.layer_norm=false"),
+            *("trainer.site=pre", "trainer.output_noise=softmax"),
+        ],
         ["trainer.samples=2", "trainer.inputs=noisy", "trainer.site=post"],
-        ["trainer.samples=2", "model.hidden=[]"],
-        ["trainer.samples=2", "trainer.batch_size=4"],
+        ["trainer.samples=2", "model.hidden=[]", "trainer.batch_size=4"],
         ["trainer.samples=2", "trainer.output=delta", "trainer.feedback=3"],
-        ["trainer.samples=2", "trainer.output_noise=softmax"],
         ["trainer.samples=2", "model.name=local_mlp", "trainer.layers=apart"],
-        ["trainer.name=backprop"],
+        ["trainer.name=backprop", "trainer.batch_size=4"],
         [*SPARSE, "trainer.samples=auto"],
-        [*SPARSE, "trainer.samples=4", "trainer.batch_size=2", "trainer.average=0.99"],
-        [*SPARSE, "trainer.samples=4", "trainer.batch_size=2", "model.winners_mode=gumbel"],
+        [
+            *(*SPARSE, "trainer.samples=4", "trainer.batch_size=2", "trainer.average=0.99"),
+            "model.winners_mode=gumbel",
+        ],
     ],
 )
 def test_chunked_and_unchunked_training_agree(overrides):

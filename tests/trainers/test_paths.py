@@ -89,7 +89,7 @@ def test_a_run_is_evaluated_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     text = "def brief(prompts, completions, mask, **columns): return -mask.sum(1)"
     (tmp_path / "here" / "mine.py").write_text(text)
-    result = trainers.train(CONFIG, "run", progress=False)
+    result = trainers.train(CONFIG, "run", overrides=["trainer.epochs=0"], progress=False)
     monkeypatch.chdir(tmp_path)
     found = trainers.evaluate("here/run")
     assert found["test_reward_brief"] == result.metrics["test_reward_brief"] == -2
@@ -98,7 +98,7 @@ def test_a_run_is_evaluated_from_another_folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_run_may_start_from_one_run_and_be_judged_by_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = {"name": "backprop", "objective": "lm", "batch_size": 8, "epochs": 1}
+    first = {"name": "backprop", "objective": "lm", "batch_size": 8, "epochs": 0}
     trainers.train(CONFIG | {"trainer": first}, "first", progress=False)
     scores = {"name": "reward_model", "utility": ["share"], "batch_size": 8, "epochs": 1}
     judge = CONFIG | {"trainer": scores, "start": "first"}

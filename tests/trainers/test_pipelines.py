@@ -21,9 +21,7 @@ from trainers.pipelines.links import config_of
 from trainers.pipelines.open import open_experiment, restored
 
 
-@pytest.fixture
-def slow_fast():
-    """Pipeline: a backbone by evolution, and a linear head by GRLU on its features."""
+def config():
     return {
         "seed": 3,
         "dataset": {"name": "digits"},
@@ -52,40 +50,52 @@ def slow_fast():
                 },
             },
         ],
-        "run": {"rows_per_epoch": 2},
+        "run": {"rows_per_epoch": 4},
     }
 
 
-def test_a_pipeline_is_a_folder_of_runs(slow_fast, tmp_path, files):
-    result = trainers.train(slow_fast, tmp_path / "run", progress=False)
-    assert result.metrics["test_accuracy"] > 0.5
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["stages"]["fast"]["test_accuracy"] == result.metrics["test_accuracy"]
-    whole = trainers.evaluate(tmp_path / "run")
-    assert whole["test_accuracy"] == result.metrics["test_accuracy"]
-    assert whole["step"] == result.step == 3 * 1257
+@pytest.fixture
+def slow_fast():
+    """Pipeline: a backbone by evolution, and a linear head by GRLU on its features."""
+    return config()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Result of that pipeline, to read or to copy."""
+    return trainers.train(config(), tmp_path_factory.mktemp("pipeline") / "run", progress=False)
+
+
+def test_a_pipeline_is_a_folder_of_runs(trained, files):
+    run = trained.run_dir
+    assert trained.metrics["test_accuracy"] > 0.5
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["stages"]["fast"]["test_accuracy"] == trained.metrics["test_accuracy"]
+    whole = trainers.evaluate(run)
+    assert whole["test_accuracy"] == trained.metrics["test_accuracy"]
+    assert whole["step"] == trained.step == 3 * 1257
     for name in ("slow", "fast"):
-        stage = trainers.evaluate(tmp_path / "run" / "stages" / name)
+        stage = trainers.evaluate(run / "stages" / name)
         assert stage["test_accuracy"] == summary["stages"][name]["test_accuracy"]
 
-    before = files(tmp_path / "run" / "stages")
-    again = trainers.resume(tmp_path / "run", progress=False)
-    assert (again.step, again.metrics) == (result.step, result.metrics)
-    assert files(tmp_path / "run" / "stages") == before
+    before = files(run / "stages")
+    again = trainers.resume(run, progress=False)
+    assert (again.step, again.metrics) == (trained.step, trained.metrics)
+    assert files(run / "stages") == before
 
 
-def test_features_are_what_the_frozen_model_encodes(slow_fast, tmp_path):
-    trainers.train(slow_fast, tmp_path / "run", progress=False)
-    own = RunDirectory(tmp_path / "run" / "stages" / "fast")
+def test_features_are_what_the_frozen_model_encodes(trained):
+    own = RunDirectory(trained.run_dir / "stages" / "fast")
     experiment = open_experiment(config_of(own), own)
-    slow = RunDirectory(tmp_path / "run" / "stages" / "slow")
+    slow = RunDirectory(trained.run_dir / "stages" / "slow")
     params = restored(slow, best=True).state.params
     data = input_pipeline.load("digits")
     layer = params["layers"][0]
     codes = {}
     for split in ("train", "validation", "test"):
-        x = models.layers.layer_norm(data.preprocess(getattr(data, split))["image"])
-        codes[split] = np.maximum(x @ layer["kernel"][...] + layer["bias"][...][None], 0)
+        x = np.asarray(models.layers.layer_norm(data.preprocess(getattr(data, split))["image"]))
+        kernel, bias = (np.asarray(layer[name][...]) for name in ("kernel", "bias"))
+        codes[split] = np.maximum(x @ kernel + bias[None], 0)
     mean, sd = codes["train"].mean(0), codes["train"].std(0)
     sd = np.maximum(sd, 0.1 * np.sqrt((sd**2).mean()))
     for split in codes:
@@ -102,7 +112,7 @@ def test_each_seed_has_its_own_backbone(slow_fast, tmp_path):
     both = trainers.train(slow_fast, tmp_path / "both", progress=False)
     alone = []
     for i in range(2):
-        config = slow_fast | {"seed": 3 + i, "run": {"rows_per_epoch": 2}}
+        config = slow_fast | {"seed": 3 + i, "run": {"rows_per_epoch": 4}}
         alone.append(trainers.train(config, tmp_path / str(i), progress=False).metrics)
     for name in ("test_reward", "validation_reward"):
         mean = np.mean([m[name] for m in alone])
@@ -131,12 +141,11 @@ def test_an_untrained_backbone_is_a_control(slow_fast, tmp_path, files):
 
 
 @pytest.mark.slow
-def test_a_backbone_may_come_from_another_run(slow_fast, tmp_path):
-    whole = trainers.train(slow_fast, tmp_path / "whole", progress=False)
-    backbone = tmp_path / "whole" / "stages" / "slow"
-    change = [f"stages.slow.backbone={backbone}"]
+def test_a_backbone_may_come_from_another_run(slow_fast, trained, tmp_path):
+    whole = shutil.copytree(trained.run_dir, tmp_path / "whole")
+    change = [f"stages.slow.backbone={whole / 'stages' / 'slow'}"]
     again = trainers.train(slow_fast, tmp_path / "again", overrides=change, progress=False)
-    assert again.metrics == whole.metrics
+    assert again.metrics == trained.metrics
     shutil.rmtree(tmp_path / "whole")
     assert trainers.evaluate(tmp_path / "again")["test_accuracy"] == again.metrics["test_accuracy"]
 
@@ -242,35 +251,44 @@ def test_a_config_of_stages_reads_back_equal(slow_fast, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [2, 5])
-def test_a_pipeline_stopped_in_any_stage_resumes_bit_identically(
-    rows, slow_fast, tmp_path, monkeypatch, files, same_run
+def test_a_pipeline_stopped_in_each_stage_resumes_bit_identically(
+    slow_fast, trained, tmp_path, monkeypatch, files, same_run
 ):
-    trainers.train(slow_fast, tmp_path / "whole", progress=False)
-    write, count = trainers.loop.loop.MetricsTable.write, iter(range(rows + 1))
+    write, run = trainers.loop.loop.MetricsTable.write, tmp_path / "stopped"
+    # Of the 8 rows of the first stage and the 12 of the second.
+    rows = iter(range(1, 21))
 
     def stopping(self, row):
         write(self, row)
-        if next(count, None) == rows - 1:
+        if next(rows) in (3, 10):
             signal.raise_signal(signal.SIGINT)
 
-    run = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers.loop.loop.MetricsTable, "write", stopping)
-        with pytest.raises(Interrupted, match=rf"grlu resume {re.escape(str(run))}'"):
-            trainers.train(slow_fast, run, progress=False)
-    finished = [n for n in ("slow", "fast") if (run / "stages" / n).exists()][:-1]
-    before = [files(run / "stages" / name) for name in finished]
+    monkeypatch.setattr(trainers.loop.loop.MetricsTable, "write", stopping)
+    with pytest.raises(Interrupted, match=rf"grlu resume {re.escape(str(run))}'"):
+        trainers.train(slow_fast, run, progress=False)
+    assert not (run / "stages" / "fast").exists()
+    with pytest.raises(Interrupted):
+        trainers.resume(run, progress=False)
+    before = files(run / "stages" / "slow")
     trainers.resume(run, progress=False)
-    assert [files(run / "stages" / name) for name in finished] == before
-    same_run(tmp_path / "whole", run)
+    assert files(run / "stages" / "slow") == before
+    same_run(trained.run_dir, run)
 
 
 @pytest.mark.slow
-def test_a_pipeline_killed_in_each_stage_resumes_bit_identically(slow_fast, killed_in_each_stage):
-    for stage in slow_fast["stages"]:
-        stage["trainer"]["epochs"] = 8
-    killed_in_each_stage(slow_fast)
+def test_a_pipeline_killed_in_each_stage_resumes_bit_identically(
+    slow_fast, trained, tmp_path, grlu_command, interrupt, files, same_run
+):
+    config, run = tmp_path / "small.json", tmp_path / "killed"
+    config.write_text(to_json(trainers.resolve(slow_fast)))
+    slow, fast = (run / "stages" / name for name in ("slow", "fast"))
+    interrupt(slow / "metrics.csv", 2, "train", config, "--run", run)
+    interrupt(fast / "metrics.csv", 2, "resume", run)
+    before = files(slow)
+    process = grlu_command("resume", run, "--quiet")
+    assert process.wait() == 0, process.output("stderr")
+    assert files(slow) == before
+    same_run(trained.run_dir, run)
 
 
 def test_non_finite_members_stop_the_run_or_are_dropped(slow_fast, tmp_path):
@@ -301,7 +319,7 @@ def test_a_sequence_of_tasks_reports_accuracies_and_forgetting(slow_fast, tmp_pa
     stages[0]["trainer"]["epochs"] = 0
     head = stages.pop()
     head["trainer"] |= {"epochs": 2, "learning_rate": 5e-3}
-    slow_fast["dataset"]["renumber"] = True
+    slow_fast["dataset"] |= {"renumber": True, "per_class": 100}
     stages.append(head | {"name": "task1", "dataset": {"classes": [0, 1]}})
     stages.append({"name": "task2", "start": "task1", "dataset": {"classes": [2, 3]}})
     stages.append({"name": "task3", "start": "task2", "dataset": {"classes": [4, 5]}})
@@ -375,8 +393,7 @@ FORBIDDEN = ("grad", "value_and_grad", "jvp", "linearize", "jacrev", "jacfwd", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", ["[]", "[16]"])
-def test_without_backprop_no_gradient_crosses_a_layer(hidden, tmp_path, monkeypatch):
+def test_without_backprop_no_gradient_crosses_a_layer(tmp_path, monkeypatch):
     """The only VJP left, a layer's local update, reaches only that layer."""
 
     def forbidden(*args, **kwargs):
@@ -406,7 +423,7 @@ def test_without_backprop_no_gradient_crosses_a_layer(hidden, tmp_path, monkeypa
 
     monkeypatch.setattr(jax, "vjp", watched)
     small = ["dataset.subset=64", "stages.slow.trainer.epochs=2", "stages.fast.trainer.epochs=1"]
-    small += [f"stages.fast.model.hidden={hidden}", "stages.slow.trainer.population=8"]
+    small += ["stages.fast.model.hidden=[16]", "stages.slow.trainer.population=8"]
     trainers.train("digits_slow_fast", tmp_path, overrides=small, progress=False)
     jax.effects_barrier()
     assert len(reached) >= 64
@@ -416,7 +433,7 @@ def test_without_backprop_no_gradient_crosses_a_layer(hidden, tmp_path, monkeypa
             found = {layer for layer, size in zip(layers, row, strict=True) if size > 0}
             assert len(found) <= 1, found
             moved |= found
-    assert len(moved) == 1 + (hidden != "[]")
+    assert len(moved) == 2
 
     small[-1] = "stages.slow.trainer.name=backprop"
     with pytest.raises(AssertionError, match="a gradient was asked for"):

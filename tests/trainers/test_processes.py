@@ -31,15 +31,19 @@ def two(grlu_command, devices):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_run(small, tmp_path, two):
+def test_two_processes_train_one_run_and_copy_linked_runs_once(small, tmp_path, two):
     small["model"] |= {"hidden": (8,), "activation": "tanh"}
     small["trainer"] |= {"optimizer": "sgd", "learning_rate": 0.05, "average": None}
     small["trainer"] |= {"epochs": 6, "batch_size": 64}
-    trainers.train(small, tmp_path / "one", progress=False)
+    others, config, run = tmp_path / "others", tmp_path / "small.json", tmp_path / "two"
+    untrained, links = ["trainer.epochs=0", "seed=4"], []
+    for link, name in (("features", "slow"), ("run.init_from", "head")):
+        trainers.train(small, others / name, overrides=[*untrained, *links], progress=False)
+        links.append(f"{link}={others / name}")
+    trainers.train(small, tmp_path / "one", overrides=links, progress=False)
 
-    config, run = tmp_path / "small.json", tmp_path / "two"
     small["mesh"] = {"population": 2, "data": 2}
-    config.write_text(to_json(trainers.resolve(small)))
+    config.write_text(to_json(trainers.resolve(small, links)))
     both = two("train", config, "--run", run)
     while not read_metrics(run / "metrics.csv"):
         assert all(process.poll() is None for process in both), both[0].communicate()
@@ -48,8 +52,11 @@ def test_two_processes_train_one_run(small, tmp_path, two):
     outs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [143, 143], outs
     assert "'grlu resume" in outs[0][1]
-    assert int(read_metrics(run / "metrics.csv")[-1]["step"]) < 6 * 19
+    stopped = read_metrics(run / "metrics.csv")[-1]["step"]
+    assert int(stopped) < 6 * 19
+    assert "0" in {path.name for path in (run / "checkpoints").iterdir()}
 
+    shutil.rmtree(others)
     both = two("resume", run)
     outs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outs
@@ -62,24 +69,6 @@ def test_two_processes_train_one_run(small, tmp_path, two):
     states = [restored(RunDirectory(r), best=False).state for r in (tmp_path / "one", run)]
     for a, b in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_copy_linked_runs_once(small, tmp_path, two):
-    small["model"] |= {"hidden": (8,), "activation": "tanh"}
-    small["trainer"] |= {"epochs": 1, "batch_size": 64, "average": None}
-    others, config, run = tmp_path / "others", tmp_path / "small.json", tmp_path / "two"
-    trainers.train(small, others / "slow", progress=False)
-    links = [f"features={others / 'slow'}"]
-    trainers.train(small, others / "head", overrides=links, progress=False)
-    links.append(f"run.init_from={others / 'head'}")
-    config.write_text(to_json(trainers.resolve(small | {"mesh": {"data": 4}}, links)))
-    for command in [("train", config, "--run", run), ("resume", run)]:
-        both = two(*command)
-        outs = [process.communicate(timeout=300) for process in both]
-        assert [process.returncode for process in both] == [0, 0], outs
-        shutil.rmtree(others, ignore_errors=True)
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"0", "19"}
 
 
 @pytest.mark.slow

@@ -1,11 +1,9 @@
 """Whole runs: every trainer, bit-identical resume, real signals and processes."""
 
-import csv
 import json
 import random
 import shutil
 import signal
-import time
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from checkpoints import Checkpoints
 from grlu.errors import Interrupted, RunError, UserError
 from trainers.config.load import to_json
 from trainers.gradient.settings import GradientSettings
-from trainers.loop.run_dir import RunDirectory, latest_metrics
+from trainers.loop.run_dir import RunDirectory, latest_metrics, read_metrics
 from trainers.pipelines.open import restored
 
 
@@ -28,57 +26,69 @@ from trainers.pipelines.open import restored
         if issubclass(entry.settings, GradientSettings) and n != "svi"
     ],
 )
-def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, tmp_path):
+def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, request, tmp_path):
     config = small | {"trainer": small["trainer"] | {"name": name}}
     if name not in ("grlu", "forward_gradient"):
         del config["trainer"]["samples"]
     if name == "evolution":
         config["trainer"] |= {"population": 128, "rank": 1}
         config["model"] = small["model"] | {"activation": "relu"}  # Sorting takes long.
-    result = trainers.train(config, tmp_path / "run", progress=False)
-    # Noise on all 1,818 weights at once says little about each.
-    assert result.metrics["test_accuracy"] > (0.5 if name == "weight_perturbation" else 0.85)
-    assert result.step == 6 * (1257 // 8)
+    run, steps = tmp_path / "run", 6 * (1257 // 8)
+    if name == "grlu":
+        run = request.getfixturevalue("whole")
+    else:
+        result = trainers.train(config, run, progress=False)
+        assert (result.step, result.metrics) == (steps, latest_metrics(run / "metrics.csv"))
 
-    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
-    assert [int(r["step"]) for r in rows][-1] == result.step
+    rows = read_metrics(run / "metrics.csv")
+    assert [int(r["step"]) for r in rows][-1] == steps
     assert len(rows) == 6 * 4
     assert sum(bool(r["validation_accuracy"]) for r in rows) == 6
     assert sum(bool(r["test_accuracy"]) for r in rows) == 1
-    assert "layers/0/kernel" in (tmp_path / "run" / "log.txt").read_text()
-    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
+    assert "layers/0/kernel" in (run / "log.txt").read_text()
+    assert list(run.glob("events.out.tfevents.*"))
+    assert json.loads((run / "config.json").read_text())["seed"] == 3
 
-    again = trainers.evaluate(tmp_path / "run")
-    assert again["test_accuracy"] == result.metrics["test_accuracy"]
-    assert again["step"] == result.step
-    best = trainers.evaluate(tmp_path / "run", best=True)
+    again = trainers.evaluate(run)
+    # Noise on all 1,818 weights at once says little about each.
+    assert again["test_accuracy"] > (0.5 if name == "weight_perturbation" else 0.85)
+    assert again["test_accuracy"] == latest_metrics(run / "metrics.csv")["test_accuracy"]
+    assert again["step"] == steps
+
+
+def test_the_best_checkpoint_has_the_highest_validation_accuracy(whole):
+    rows = read_metrics(whole / "metrics.csv")
     by_validation = {int(r["step"]): r["validation_accuracy"] for r in rows}
+    best = trainers.evaluate(whole, best=True)
     assert by_validation[best["step"]] == max(v for v in by_validation.values() if v)
 
 
-def test_a_run_is_determined_by_its_seed(small, tmp_path, same_run):
-    small["trainer"]["epochs"] = 1
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        trainers.train(small | {"seed": seed}, tmp_path / name, progress=False)
-    same_run(tmp_path / "a", tmp_path / "b")
-    runs = (RunDirectory(tmp_path / name) for name in "ac")
-    a, c = (jax.tree.leaves(restored(run, best=False).state.params) for run in runs)
-    assert any((x != y).any() for x, y in zip(a, c, strict=True))
+def test_a_run_is_determined_by_its_seed_and_compiles_its_step_once(
+    small, whole, tmp_path, same_run, caplog
+):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        trainers.train(small, tmp_path / "same", progress=False)
+    compiled = [r for r in caplog.records if "Compiling" in r.getMessage()]
+    assert sum("jit(chunk)" in r.getMessage() for r in compiled) == 1
+    same_run(whole, tmp_path / "same")
+    trainers.train(small | {"seed": 4}, tmp_path / "other", progress=False)
+    runs = (RunDirectory(run) for run in (whole, tmp_path / "other"))
+    a, b = (jax.tree.leaves(restored(run, best=False).state.params) for run in runs)
+    assert any((x != y).any() for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.slow
 def test_several_seeds_equal_separate_runs(small, tmp_path):
-    small["trainer"]["epochs"] = 2
+    small["trainer"]["epochs"] = 1
     small["trainer"]["optimizer"] = "sgd"
     small["model"]["activation"] = "tanh"  # Rounding could choose another winner of a top-k.
-    small["run"]["seeds"] = 3
+    small["run"]["seeds"] = 2
     whole = trainers.train(small, tmp_path / "all", progress=False)
     alone = [
         trainers.train(
             small | {"seed": 3 + i, "run": {"rows_per_epoch": 4}}, tmp_path / str(i), progress=False
         ).metrics
-        for i in range(3)
+        for i in range(2)
     ]
     rewards = [m["test_reward"] for m in alone]
     np.testing.assert_allclose(whole.metrics["test_reward"], np.mean(rewards), atol=1e-3)
@@ -99,55 +109,30 @@ def test_resuming_a_finished_run_only_reads_it(run):
     assert (run / "metrics.csv").read_bytes() == before
 
 
-def test_the_step_is_compiled_once(small, tmp_path, caplog):
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        trainers.train(small, tmp_path / "run", progress=False)
-    compiled = [r for r in caplog.records if "Compiling" in r.getMessage()]
-    assert sum("jit(chunk)" in r.getMessage() for r in compiled) == 1
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_steps_resumes_bit_identically(
-    kills, small, whole, tmp_path, grlu_command, kill, same_run
+def test_a_run_killed_and_stopped_at_random_steps_resumes_bit_identically(
+    small, whole, tmp_path, grlu_command, interrupt, same_run
 ):
-    config = tmp_path / "small.json"
-    if kills > 1:
-        small["trainer"]["epochs"] = 12
-        whole = tmp_path / "whole"
-        trainers.train(small, whole, progress=False)
-    config.write_text(to_json(trainers.resolve(small)))
-
-    chance = random.Random()
-    seed = chance.randrange(2**32)
-    print("seed of the kills:", seed)
-    chance.seed(seed)
-    killed, table = tmp_path / "killed", tmp_path / "killed" / "metrics.csv"
-    rows = sorted(chance.sample(range(2, 44 if kills > 1 else 20), kills))
-    for i, row in enumerate(rows):
-        kill(table, row, *(("resume", killed) if i else ("train", config, "--run", killed)))
-    process = grlu_command("resume", killed, "--quiet")
-    assert process.wait() == 0, process.output("stderr")
-    same_run(whole, killed)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_reports_how_to_resume(number, small, tmp_path, grlu_command):
-    small["trainer"]["epochs"] = 200
     config, run = tmp_path / "small.json", tmp_path / "run"
     config.write_text(to_json(trainers.resolve(small)))
-    process = grlu_command("train", config, "--run", run)
-    while not (run / "metrics.csv").exists() or not trainers.loop.loop.latest_metrics(
-        run / "metrics.csv"
-    ):
-        assert process.poll() is None, process.output("stderr")
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert f"grlu resume {run}" in " ".join(errors.split())
-    rows = (run / "metrics.csv").read_text().splitlines()
-    with Checkpoints(run / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step == int(rows[-1].split(",")[0])
+    chance = random.Random()
+    seed = chance.randrange(2**32)
+    print("seed of the rows:", seed)
+    chance.seed(seed)
+    numbers = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+    # The last of the run's 24 rows leave it time to receive the signal.
+    rows = sorted(chance.sample(range(2, 16), len(numbers)))
+    for i, (number, row) in enumerate(zip(numbers, rows, strict=True)):
+        command = ("resume", run) if i else ("train", config, "--run", run)
+        process = interrupt(run / "metrics.csv", row, *command, number=number)
+        if number != signal.SIGKILL:
+            assert process.returncode == 128 + number
+            assert f"grlu resume {run}" in " ".join(process.output("stderr").split())
+            with Checkpoints(run / "checkpoints") as checkpoints:
+                last = read_metrics(run / "metrics.csv")[-1]
+                assert checkpoints.latest_step == int(last["step"])
+    process = grlu_command("resume", run, "--quiet")
+    assert process.wait() == 0, process.output("stderr")
+    same_run(whole, run)
 
 
 def test_a_run_stopped_by_a_signal_resumes_bit_identically(
