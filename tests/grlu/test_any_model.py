@@ -1,5 +1,7 @@
 """Learning rules on models of all kinds: credit points uphill, and the local update is exact."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,6 @@ from flax import nnx
 
 import grlu
 import models
-
-
-class TanhMLP(nnx.Module):
-    def __init__(self, rngs):
-        self.a, self.b = nnx.Linear(36, 16, rngs=rngs), nnx.Linear(16, 5, rngs=rngs)
-
-    def __call__(self, x):
-        return self.b(jnp.tanh(self.a(x.reshape(x.shape[0], -1))))
 
 
 class ConvNet(nnx.Module):
@@ -70,15 +64,6 @@ class RawParameters(nnx.Module):
         return jnp.tanh(h @ self.tied[...].T) @ self.out
 
 
-class Dropouts(nnx.Module):
-    def __init__(self, rngs):
-        self.a, self.b = nnx.Linear(36, 16, rngs=rngs), nnx.Linear(16, 5, rngs=rngs)
-        self.dropout = nnx.Dropout(0.3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.b(self.dropout(nnx.tanh(self.a(x.reshape(x.shape[0], -1)))))
-
-
 class Attention(nnx.Module):
     def __init__(self, rngs):
         self.attend = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs)
@@ -89,24 +74,18 @@ class Attention(nnx.Module):
         return self.head((x + self.attend(x)).reshape(x.shape[0], -1))
 
 
-class UnderTransforms(nnx.Module):
-    """Model with layers inside nnx.jit and jax.checkpoint."""
+class Regularised(nnx.Module):
+    """Model with dropout and stored batch statistics, its layers in nnx.jit and jax.checkpoint."""
 
-    def __init__(self, rngs):
-        self.a, self.b = nnx.Linear(36, 8, rngs=rngs), nnx.Linear(8, 5, rngs=rngs)
-
-    def __call__(self, x):
-        h = nnx.jit(lambda layer, x: nnx.tanh(layer(x)))(self.a, x.reshape(x.shape[0], -1))
-        return nnx.remat(lambda layer, h: layer(h))(self.b, h)
-
-
-class BatchNormEval(nnx.Module):
     def __init__(self, rngs):
         self.a, self.b = nnx.Linear(36, 8, rngs=rngs), nnx.Linear(8, 5, rngs=rngs)
         self.norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
 
     def __call__(self, x):
-        return self.b(nnx.tanh(self.norm(self.a(x.reshape(x.shape[0], -1)))))
+        h = nnx.jit(lambda layer, x: layer(x))(self.a, x.reshape(x.shape[0], -1))
+        h = self.dropout(nnx.tanh(self.norm(h)))
+        return nnx.remat(lambda layer, h: layer(h))(self.b, h)
 
 
 def zoo_mlp(rngs):
@@ -119,38 +98,41 @@ def zoo_mlp(rngs):
 def topk_mlp(rngs):
     return nnx.Sequential(
         lambda x: x.reshape(x.shape[0], -1),
-        models.MLP((36,), 5, hidden=(12,), activation="topk", topk=0.5, rngs=rngs),
+        # The threshold of 8 units compiles in a tenth of the time of that of 9.
+        models.MLP((36,), 5, hidden=(8,), activation="topk", topk=0.5, rngs=rngs),
     )
 
 
-def sequential(rngs):
-    return nnx.Sequential(
-        lambda x: x.reshape(x.shape[0], -1),
-        nnx.Linear(36, 8, rngs=rngs),
-        nnx.tanh,
-        nnx.Linear(8, 5, rngs=rngs),
-    )
-
-
-SMOOTH = [
-    TanhMLP,
-    ConvNet,
-    SharedModule,
-    EmbedEinsum,
-    RawParameters,
-    Dropouts,
-    Attention,
-    UnderTransforms,
-    BatchNormEval,
-    zoo_mlp,
-    sequential,
-]
+SMOOTH = [ConvNet, SharedModule, EmbedEinsum, RawParameters, Attention, Regularised, zoo_mlp]
 NETS = [*SMOOTH, topk_mlp]
 
 
 def log_likelihood(model, batch):
     logits = nnx.log_softmax(model(batch["x"]))
     return jnp.take_along_axis(logits, batch["y"][:, None], axis=1)[:, 0]
+
+
+@functools.cache
+def split(make):
+    """Return a network as a graph definition and a state; one program initialises it."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return graphdef, jax.jit(lambda: nnx.state(make(nnx.Rngs(0))))()
+
+
+def made(make):
+    """Return a new copy of a network."""
+    graphdef, state = split(make)
+    return nnx.merge(graphdef, state, copy=True)
+
+
+def raw(model):
+    """Return a copy of a model's state as NumPy arrays, its keys as integers."""
+
+    def array(x):
+        key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.array(jax.random.key_data(x) if key else x)
+
+    return jax.tree.map(array, nnx.state(model))
 
 
 @pytest.fixture
@@ -164,18 +146,23 @@ def batch():
 
 @pytest.mark.parametrize("make", NETS)
 def test_the_local_update_of_exact_credit_is_the_gradient(make, batch):
-    model, key = make(nnx.Rngs(0)), jax.random.key(2)
-    reward, local = nnx.jit(grlu.ExactCredit()(log_likelihood))(model, batch, key)
-    expected, exact = nnx.jit(grlu.Backprop()(log_likelihood))(model, batch, key)
+    model, key = made(make), jax.random.key(2)
+
+    @nnx.jit
+    def both(model, batch, key):
+        rules = grlu.ExactCredit(), grlu.Backprop()
+        return [rule(log_likelihood)(model, batch, key) for rule in rules]
+
+    (reward, local), (expected, exact) = both(model, batch, key)
     np.testing.assert_allclose(reward, expected, rtol=1e-6)
     assert jax.tree.structure(local) == jax.tree.structure(nnx.state(model, nnx.Param))
-    for a, b in zip(jax.tree.leaves(local), jax.tree.leaves(exact), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+    for a, b in zip(*(map(np.asarray, jax.tree.leaves(g)) for g in (local, exact)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
 
 
 @pytest.mark.parametrize("make", NETS)
 def test_low_rank_noise_moves_a_model_as_its_materialised_twin_does(make, batch, low_rank_noise):
-    low_rank_noise(make(nnx.Rngs(0)), log_likelihood, batch)
+    low_rank_noise(made(make), log_likelihood, batch)
 
 
 def test_low_rank_noise_reaches_a_stop_at_a_pre_activation(low_rank_noise):
@@ -190,7 +177,7 @@ def test_low_rank_noise_reaches_a_stop_at_a_pre_activation(low_rank_noise):
 
 @pytest.mark.parametrize("make", SMOOTH)
 def test_orthogonal_perturbation_finds_the_gradient_of_every_parameter(make, batch):
-    model = make(nnx.Rngs(0))
+    model = made(make)
     rule = grlu.NodePerturbation(samples=1024, sigma=0.02, noise="orthogonal")
     found = grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(3))
     assert found.cosine > 0.995, str(found)
@@ -201,9 +188,9 @@ def test_orthogonal_perturbation_finds_the_gradient_of_every_parameter(make, bat
         assert 0.7 < ratio < 1.3, f"{make.__name__}: {name}\n{found}"
 
 
-@pytest.mark.parametrize("make", [TanhMLP, ConvNet, SharedModule])
+@pytest.mark.parametrize("make", [ConvNet, SharedModule])
 def test_20000_samples_reach_a_cosine_of_99_percent(make, batch):
-    model = make(nnx.Rngs(0))
+    model = made(make)
     found = grlu.alignment(
         grlu.NodePerturbation(samples=20_000, sigma=0.02),
         log_likelihood,
@@ -236,17 +223,16 @@ def test_noise_after_the_activation_is_biased(batch):
 
 
 def test_active_perturbs_only_the_winners_of_a_topk(batch):
-    model = topk_mlp(nnx.Rngs(0))
+    model = made(topk_mlp)
     rule = grlu.NodePerturbation(samples=1024, sigma=0.02, site="active", noise="orthogonal")
     found = grlu.alignment(rule, log_likelihood, model, batch, jax.random.key(6))
     assert found.cosine > 0.999, str(found)
 
 
 @pytest.mark.parametrize("make", NETS)
-def test_step_compiles_once_and_leaves_the_model_unchanged(make, batch):
-    model = make(nnx.Rngs(0))
-    before = jax.tree.map(jnp.copy, nnx.state(model))
-    estimate = grlu.NodePerturbation(samples=2, sigma=0.1)(log_likelihood)
+def test_step_compiles_once_leaves_the_model_unchanged_and_improves_a_tiny_task(make, batch):
+    model = made(make)
+    estimate = grlu.NodePerturbation(samples=16, sigma=0.1)(log_likelihood)
     traces = []
 
     @nnx.jit
@@ -254,34 +240,29 @@ def test_step_compiles_once_and_leaves_the_model_unchanged(make, batch):
         traces.append(1)
         return estimate(model, batch, key)
 
+    before = raw(model)
     first, _ = step(model, batch, jax.random.key(0))
     second, grads = step(model, batch, jax.random.key(0))
     step(model, batch, jax.random.key(1))
     assert len(traces) == 1
     assert first == second
-    assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads))
-    after = nnx.state(model)
+    assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads))
+    after = raw(model)
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert jnp.array_equal(
-            *(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-              for x in (a, b))
-        )  # fmt: skip
+        np.testing.assert_array_equal(a, b)
 
-
-@pytest.mark.parametrize("make", NETS)
-def test_a_tiny_task_improves(make, batch):
-    import optax
-
-    model = make(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.adam(0.02), wrt=nnx.Param)
-    estimate = grlu.NodePerturbation(samples=16, sigma=0.1)(log_likelihood)
-
-    @nnx.jit
-    def step(model, optimizer, key):
-        reward, grads = estimate(model, batch, key)
-        optimizer.update(model, grads)
-        return reward
-
-    rewards = [step(model, optimizer, jax.random.key(i)) for i in range(60)]
+    # RMSprop in NumPy: a step with an optimizer would be one more program to compile.
+    rewards, mean = [], jax.tree.map(lambda g: np.square(g), grads)
+    for i in range(60):
+        reward, grads = step(model, batch, jax.random.key(i))
+        rewards.append(float(reward))
+        mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * np.square(g), mean, grads)
+        params = jax.tree.map(
+            lambda p, g, m: p - 0.02 * np.asarray(g) / (np.sqrt(m) + 1e-8),
+            jax.tree.map(np.asarray, nnx.state(model, nnx.Param)),
+            grads,
+            mean,
+        )
+        nnx.update(model, jax.tree.map(jnp.asarray, params))
     assert np.mean(rewards[-10:]) > np.mean(rewards[:5]) + 0.3

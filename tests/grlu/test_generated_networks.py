@@ -27,7 +27,7 @@ def test_random_networks_are_traced_exactly_or_refused():
     kinds: collections.Counter[str] = collections.Counter()
 
     @settings(
-        max_examples=60,
+        max_examples=40,
         derandomize=True,
         deadline=None,
         database=None,
@@ -41,10 +41,10 @@ def test_random_networks_are_traced_exactly_or_refused():
         assert outcome.kind not in ("silent", "crashed"), f"{outcome.detail}\n{recipe}"
 
     each()
-    assert kinds["sound"] >= 45, kinds
+    assert kinds["sound"] >= 30, kinds
 
 
-@pytest.mark.parametrize("number", [1, 7, 12, 20])
+@pytest.mark.parametrize("number", [7, 12])
 def test_interpreter_equals_the_compiled_program(number):
     model, reward_fn, batch = build(recipe_of(0, number))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)

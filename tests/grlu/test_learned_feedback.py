@@ -13,7 +13,8 @@ import models
 
 @pytest.fixture
 def batch():
-    return jax.random.normal(jax.random.key(1), (6, 12)), jnp.array([0, 1, 2, 3, 4, 0])
+    x = np.random.default_rng(1).standard_normal((6, 12), np.float32)
+    return jnp.asarray(x), jnp.array([0, 1, 2, 3, 4, 0])
 
 
 def log_likelihood(model, batch):
@@ -21,10 +22,14 @@ def log_likelihood(model, batch):
     return jnp.take_along_axis(logits, batch[1][:, None], axis=1)[:, 0]
 
 
-def classifier(hidden=(32,)):
-    model = models.MLP((12,), 5, hidden=hidden, rngs=nnx.Rngs(0))
+def classifier():
+    model = models.MLP((12,), 5, hidden=(32,), rngs=nnx.Rngs(0))
     grlu.add_feedback(model, 5)
     return model
+
+
+def gradient(rule, model, batch, reward_fn=log_likelihood):
+    return nnx.jit(rule(reward_fn))(model, batch, jax.random.key(0))[1]
 
 
 def rule(samples, **options):
@@ -78,9 +83,8 @@ def test_feedback_weights_are_zero_at_first_and_change_nothing(batch):
     plain = models.MLP((12,), 5, hidden=(32,), rngs=nnx.Rngs(0))
     with_feedback = classifier()
     np.testing.assert_array_equal(plain(batch[0]), with_feedback(batch[0]))
-    key = jax.random.key(0)
-    _, expected = rule(8, feedback=None)(log_likelihood)(plain, batch, key)
-    _, found = rule(8)(log_likelihood)(with_feedback, batch, key)
+    expected = gradient(rule(8, feedback=None), plain, batch)
+    found = gradient(rule(8), with_feedback, batch)
     for i in range(2):
         np.testing.assert_allclose(
             found["layers"][i]["kernel"][...], expected["layers"][i]["kernel"][...], atol=1e-6
@@ -100,7 +104,7 @@ def test_layers_that_are_not_dense_get_no_feedback(batch):
 
     model = Convolutional(nnx.Rngs(0))
     grlu.add_feedback(model, 5)
-    _, grads = rule(64, noise="orthogonal")(log_likelihood)(model, batch, jax.random.key(0))
+    grads = gradient(rule(64, noise="orthogonal"), model, batch)
     assert jnp.any(grads["conv"]["kernel"][...])
     assert jnp.any(grads["hidden"]["feedback"][...])
     assert not jnp.any(grads["out"]["feedback"][...])
@@ -118,7 +122,7 @@ def test_unused_layer_does_not_change(batch):
 
     model = Idle(nnx.Rngs(0))
     grlu.add_feedback(model, 5)
-    _, grads = rule(16)(log_likelihood)(model, batch, jax.random.key(0))
+    grads = gradient(rule(16), model, batch)
     assert jnp.any(grads["hidden"]["feedback"][...])
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(grads["idle"]))
 
@@ -126,11 +130,11 @@ def test_unused_layer_does_not_change(batch):
 def test_a_model_without_feedback_weights_is_refused(batch):
     model = models.MLP((12,), 5, hidden=(32,), rngs=nnx.Rngs(0))
     with pytest.raises(grlu.UserError, match=r"call grlu\.add_feedback\(model, outputs\) first"):
-        rule(4)(log_likelihood)(model, batch, jax.random.key(0))
+        gradient(rule(4), model, batch)
 
 
 def test_an_output_that_is_not_one_row_of_units_is_refused():
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     grlu.add_feedback(model, 4)
     with pytest.raises(grlu.UserError, match="feedback needs one output layer"):
-        rule(4)(lambda m, x: m(x).sum((1, 2)))(model, jnp.ones((2, 5, 3)), jax.random.key(0))
+        gradient(rule(4), model, jnp.ones((2, 5, 3)), lambda m, x: m(x).sum((1, 2)))

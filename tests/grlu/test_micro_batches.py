@@ -16,24 +16,22 @@ RULES = {
     "exact credit": grlu.ExactCredit(),
     "feedback alignment": grlu.FeedbackAlignment(),
     "direct feedback alignment": grlu.FeedbackAlignment(direct=True),
-    "forward gradient": grlu.ForwardGradient(8),
     "forward gradient, orthogonal": grlu.ForwardGradient(8, noise="orthogonal"),
     "forward gradient of weights": grlu.ForwardGradient(8, of="weight"),
     "weight perturbation": grlu.WeightPerturbation(8),
     "evolution": grlu.EvolutionStrategy(16),
-    "evolution, rank 1": grlu.EvolutionStrategy(16, rank=1),
-    "evolution, unshaped": grlu.EvolutionStrategy(16, shaping="none"),
+    "evolution, rank 1, unshaped": grlu.EvolutionStrategy(16, rank=1, shaping="none"),
     "grlu": grlu.NodePerturbation(8, 0.1),
-    "grlu, gaussian": grlu.NodePerturbation(8, 0.1, noise="gaussian"),
-    "grlu, orthogonal": grlu.NodePerturbation(8, 0.1, noise="orthogonal"),
-    "grlu, active": grlu.NodePerturbation(8, 0.1, site="active", noise="orthogonal"),
-    "grlu, post": grlu.NodePerturbation(8, 0.1, site="post"),
-    "grlu, delta": grlu.NodePerturbation(8, 0.1, output="delta"),
-    "grlu, one-sided": grlu.NodePerturbation(8, 0.1, antithetic=False),
-    "grlu, apart": grlu.NodePerturbation(8, 0.1, layers="apart"),
-    "grlu, chunks": grlu.NodePerturbation(8, 0.1, chunk=2),
+    "grlu, gaussian, active, delta, chunks": grlu.NodePerturbation(
+        8, 0.1, noise="gaussian", site="active", output="delta", chunk=2
+    ),
+    "grlu, orthogonal, post, one-sided": grlu.NodePerturbation(
+        8, 0.1, noise="orthogonal", site="post", antithetic=False
+    ),
+    "grlu, apart, softmax noise": grlu.NodePerturbation(
+        8, 0.1, layers="apart", output_noise="softmax"
+    ),
     "grlu, least squares": grlu.NodePerturbation(8, 0.1, ridge=0.1),
-    "grlu, softmax noise": grlu.NodePerturbation(8, 0.1, output_noise="softmax"),
     "grlu, published": grlu.NodePerturbation.published(8, 0.1),
 }
 
@@ -47,42 +45,38 @@ def log_likelihood(model, batch):
     return rewards - 1e-3 * decay, {"logits": logits, **means}
 
 
-@pytest.fixture(scope="module")
-def parted():
-    """Return the estimates of a rule by full batches and by parts."""
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_parts_equal_the_full_batch(rule):
     model = models.MLP((12,), 5, hidden=(8, 8), rngs=nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     objective = pure_objective(graphdef, log_likelihood, has_aux=True)
-    x = jax.random.normal(jax.random.key(1), (12, 12))
-    batch = {"x": x, "y": jnp.arange(12) % 5, "shared": jnp.ones(())}
+    x = np.random.default_rng(1).standard_normal((12, 12), np.float32)
+    batch = {"x": x, "y": np.arange(12) % 5, "shared": np.ones((), np.float32)}
 
-    def estimates(rule, parts):
-        def estimate(key):
-            return rule.estimate(in_parts(objective, parts), params, rest, batch, key)
+    @jax.jit
+    def estimates(params, batch, key):
+        return [
+            rule.estimate(in_parts(objective, parts), params, rest, batch, key) for parts in (1, 3)
+        ]
 
-        return jax.jit(estimate)(jax.random.key(2))
-
-    return estimates
-
-
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_parts_equal_the_full_batch(rule, parted):
-    whole, split = parted(rule, 1), parted(rule, 3)
+    whole, split = estimates(params, batch, jax.random.key(2))
     np.testing.assert_allclose(whole[0], split[0], rtol=1e-5)
     np.testing.assert_allclose(whole[1][0]["logits"], split[1][0]["logits"], rtol=1e-5, atol=1e-6)
     for mean in ("mean", "of_units"):
         np.testing.assert_allclose(whole[1][0][mean], split[1][0][mean], rtol=1e-5)
-    one, two = (jax.flatten_util.ravel_pytree(found[2])[0] for found in (whole, split))
-    assert jnp.linalg.norm(one - two) < 1e-4 * jnp.linalg.norm(one)
+    one, two = (
+        np.concatenate([np.ravel(g) for g in jax.tree.leaves(found[2])]) for found in (whole, split)
+    )
+    assert np.linalg.norm(one - two) < 1e-4 * np.linalg.norm(one)
 
 
 @pytest.mark.parametrize(
     "rule",
-    [grlu.Backprop(), grlu.EvolutionStrategy(8, chunk=2), grlu.WeightPerturbation(8)],
+    [grlu.Backprop(), grlu.EvolutionStrategy(4, chunk=2), grlu.WeightPerturbation(8)],
     ids=["backprop", "evolution", "weight perturbation"],
 )
 def test_parts_save_memory(rule):
-    model = models.MLP((8,), 4, hidden=(64,) * 6, rngs=nnx.Rngs(0))
+    model = models.MLP((8,), 4, hidden=(64, 64), rngs=nnx.Rngs(0))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     objective = pure_objective(graphdef, log_likelihood, has_aux=True)
     batch = {"x": jnp.ones((512, 8)), "y": jnp.zeros(512, jnp.int32)}

@@ -1,5 +1,7 @@
 """Common properties of all models, and the guarantees of the MLPs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,30 +12,42 @@ import grlu
 import models
 
 
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_shapes_gradients_and_determinism(name):
     shape = (6, 5, 1) if "conv" in name else (12,)
     options = {"latent": 4} if "vae" in name else {}
     options |= {"layers": 2, "heads": 2, "width": 16} if name == "gpt" else {}
-    model = models.MODELS[name](shape, 5, **options, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (3, *shape))
+    model = nnx.jit(lambda: models.MODELS[name](shape, 5, **options, rngs=nnx.Rngs(0)))()
+    x = normal(3, *shape)
     out = x.shape if hasattr(model, "decode") else (3, 5)
     if name == "gpt":
-        x, out = jax.random.randint(jax.random.key(0), (3, 12), 0, 5), (3, 12, 5)
+        x, out = jnp.arange(36).reshape(3, 12) * 7 % 5, (3, 12, 5)
     model.eval()
-    assert model(x).shape == out
-    np.testing.assert_array_equal(model(x), model(x))
-    np.testing.assert_allclose(model(x)[:1], model(x[:1]), rtol=1e-5, atol=1e-6)
+    once, again, first = nnx.jit(lambda model, x: (model(x), model(x), model(x[:1])))(model, x)
+    assert once.shape == out
+    np.testing.assert_array_equal(once, again)
+    np.testing.assert_allclose(once[:1], first, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "topk"])
-@pytest.mark.parametrize("hidden", [(), (7,), (7, 6, 5)])
+@pytest.mark.parametrize(
+    ("hidden", "activation"),
+    [((), "relu"), ((), "topk"), ((7,), "tanh"), ((7, 6, 5), "gelu"), ((7, 6, 5), "topk")],
+)
 def test_any_depth_and_activation(hidden, activation):
-    model = models.MLP((12,), 5, hidden=hidden, activation=activation, rngs=nnx.Rngs(0))
+    def make():
+        return models.MLP((12,), 5, hidden=hidden, activation=activation, rngs=nnx.Rngs(0))
+
+    model = nnx.eval_shape(make)
     assert [layer.kernel.shape for layer in model.layers] == list(
         zip((12, *hidden), (*hidden, 5), strict=True)
     )
-    assert model(jnp.ones((2, 12))).shape == (2, 5)
+    out = jax.jit(lambda: make()(jnp.ones((2, 12))))()
+    assert out.shape == (2, 5)
+    assert jnp.isfinite(out).all()
 
 
 def test_layer_norm_is_the_stated_formula():
@@ -45,9 +59,8 @@ def test_layer_norm_is_the_stated_formula():
 
 
 def test_layer_norm_of_a_constant_is_zero_with_zero_gradient():
-    value, grad = jax.value_and_grad(lambda x: models.layers.layer_norm(x).sum())(
-        jnp.full((4,), 2.0)
-    )
+    slope = jax.jit(jax.value_and_grad(lambda x: models.layers.layer_norm(x).sum()))
+    value, grad = slope(jnp.full((4,), 2.0))
     assert value == 0
     np.testing.assert_array_equal(grad, 0)
 
@@ -76,20 +89,22 @@ def test_wrong_sizes_are_refused(shape, options, sentence):
 @pytest.mark.parametrize("skip", ["add", "concat", "head"])
 def test_skips_carry_the_first_layers_credit_past_a_dead_middle(skip):
     """Set later weights to zero, so that a plain network's first layer would learn nothing."""
-    model = models.SkipMLP((12,), 5, width=8, depth=3, skip=skip, rngs=nnx.Rngs(0))
+    make = functools.partial(models.SkipMLP, (12,), 5, width=8, depth=3, skip=skip)
+    model = nnx.jit(lambda: make(rngs=nnx.Rngs(0)))()
     for layer in model.layers[1:]:
         layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
-    x = jax.random.normal(jax.random.key(0), (3, 12))
+    x = normal(3, 12)
 
     def loss(model):
         return (model(x) ** 2).sum()
 
-    grads = nnx.grad(loss)(model)
+    grads = nnx.jit(nnx.grad(loss))(model)
     assert jnp.abs(grads["layers"][0]["kernel"][...]).max() > 1e-3
 
 
 def test_concatenated_layers_read_all_preceding_layers():
-    model = models.SkipMLP((12,), 5, width=8, depth=4, skip="concat", rngs=nnx.Rngs(0))
+    make = functools.partial(models.SkipMLP, (12,), 5, width=8, depth=4, skip="concat")
+    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     assert [layer.kernel.shape[0] for layer in model.layers] == [12, 8, 16, 24]
     assert model.head.kernel.shape[0] == 32
 
@@ -109,15 +124,20 @@ def test_wrong_skips_are_refused(shape, options, sentence):
 
 
 def test_local_block_learns_only_from_its_own_head():
-    model = models.LocalMLP((12,), 5, width=8, depth=3, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (3, 12))
-    assert model(x).shape == (3, 3, 5)
+    model = nnx.jit(lambda: models.LocalMLP((12,), 5, width=8, depth=3, rngs=nnx.Rngs(0)))()
+    x = normal(3, 12)
+    assert nnx.eval_shape(lambda model: model(x), model).shape == (3, 3, 5)
 
-    def moved(head):
-        grads = nnx.grad(lambda model: jnp.sum(model(x)[:, head] ** 2))(model)
-        return [bool(jnp.any(grads["layers"][i]["kernel"][...])) for i in range(3)]
+    @nnx.jit
+    def gradients(model):
+        losses = [lambda model, h=head: jnp.sum(model(x)[:, h] ** 2) for head in range(3)]
+        return [nnx.grad(loss)(model) for loss in losses]
 
-    assert [moved(head) for head in range(3)] == np.eye(3, dtype=bool).tolist()
+    moved = [
+        [bool(np.any(grads["layers"][i]["kernel"][...])) for i in range(3)]
+        for grads in gradients(model)
+    ]
+    assert moved == np.eye(3, dtype=bool).tolist()
 
 
 @pytest.mark.parametrize("option", ["width", "depth"])
@@ -129,6 +149,8 @@ def test_wrong_sizes_of_local_blocks_are_refused(option):
 def test_dropout_acts_only_in_training():
     model = models.MLP((4,), 3, hidden=(64,), dropout=0.5, rngs=nnx.Rngs(0))
     x = jnp.array([[1.0, -2.0, 0.5, 3.0]])
-    assert jnp.any(model(x) != model(x))
+    twice = nnx.jit(lambda model: (model(x), model(x)))
+    one, two = twice(model)
+    assert (one != two).any()
     model.eval()
-    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_array_equal(*twice(model))

@@ -12,6 +12,13 @@ from trainers.loop.run_dir import read_metrics
 from trainers.loop.watch import exhausted, latest_is_best
 
 
+@pytest.fixture
+def small(small):
+    """Config of a model that compiles quickly: without the threshold of a top-k."""
+    small["model"] = {"name": "mlp", "hidden": (24,)}
+    return small
+
+
 def test_patience_is_exhausted_by_epochs_since_the_best():
     values = [0.1, 0.5, 0.3, 0.5, 0.4]
     assert exhausted(values, "max", 3)  # The first of two equals is the best.

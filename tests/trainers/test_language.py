@@ -1,5 +1,7 @@
 """Language models and denoisers: rewards, masks and whole runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from trainers.objectives.language import Denoising, LanguageModelling, mask, unm
 
 def gpt(causal=True, **options):
     sizes = {"layers": 1, "heads": 2, "width": 16} | options
-    return models.GPT((6,), 5, causal=causal, rngs=nnx.Rngs(0), **sizes)
+    return nnx.jit(lambda: models.GPT((6,), 5, causal=causal, rngs=nnx.Rngs(0), **sizes))()
 
 
 @pytest.fixture
@@ -26,8 +28,13 @@ def batch():
 
 def test_the_reward_is_the_mean_log_probability_of_the_scored_tokens(batch):
     model = gpt()
-    rewards, values = LanguageModelling()(model, batch)
-    logits = np.asarray(model(batch["tokens"][:, :-1]), np.float64)
+
+    @nnx.jit
+    def both(model, batch):
+        return LanguageModelling()(model, batch), model(batch["tokens"][:, :-1])
+
+    (rewards, values), logits = both(model, batch)
+    logits = np.asarray(logits, np.float64)
     for i in range(8):
         chosen = []
         for t in range(2, 6):
@@ -81,9 +88,10 @@ def test_denoising_rewards_only_masked_tokens_and_hides_them(batch):
 def test_evaluation_repeats_its_masks_and_training_samples_new_ones(batch):
     model = gpt(causal=False)
     graphdef, state = nnx.split(model)
-    one, two = (Denoising()(nnx.merge(graphdef, state, copy=True), batch)[0] for _ in range(2))
+    rewards = jax.jit(lambda state: Denoising()(nnx.merge(graphdef, state, copy=True), batch)[0])
+    one, two = rewards(state), rewards(state)
     np.testing.assert_array_equal(one, two)
-    estimate = grlu.Backprop()(lambda m, b: Denoising()(m, b)[0])
+    estimate = nnx.jit(grlu.Backprop()(lambda m, b: Denoising()(m, b)[0]))
     first, _ = estimate(model, batch, jax.random.key(0))
     second, _ = estimate(model, batch, jax.random.key(1))
     assert first != second
@@ -124,8 +132,7 @@ def test_no_mask_is_left_or_sampled(steps):
         unmask(model, jnp.full((1, 6), 5), steps=0, key=jax.random.key(0))
 
 
-@pytest.fixture
-def small():
+def small_config():
     return {
         "dataset": {"name": "sonnets", "length": 16, "stride": 8},
         "model": {"name": "gpt", "layers": 1, "heads": 2, "width": 32},
@@ -141,40 +148,57 @@ def small():
     }
 
 
+@pytest.fixture
+def small():
+    return small_config()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return a function that returns a trained run with its result, to read."""
+
+    @functools.cache
+    def trained(objective):
+        config = small_config()
+        config["trainer"]["objective"] = objective
+        config["model"]["causal"] = objective == "lm"
+        path = tmp_path_factory.mktemp(objective) / "run"
+        return path, trainers.train(config, path, progress=False)
+
+    return trained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["lm", "denoising"])
-def test_a_run_learns_a_text_and_generates(objective, small, tmp_path):
-    small["trainer"]["objective"] = objective
-    small["model"]["causal"] = objective == "lm"
-    result = trainers.train(small, tmp_path / "run", progress=False)
+def test_a_run_learns_a_text_and_generates(objective, runs):
+    path, result = runs(objective)
     assert result.metrics["test_nll"] < 3.3  # log 55 = 4.0 without knowledge
     np.testing.assert_allclose(
         result.metrics["test_perplexity"], np.exp(result.metrics["test_nll"]), rtol=1e-4
     )
-    assert trainers.evaluate(tmp_path / "run")["test_nll"] == result.metrics["test_nll"]
-    one, two = trainers.generate(tmp_path / "run", "Shall I", samples=2)
+    assert trainers.evaluate(path)["test_nll"] == result.metrics["test_nll"]
+    one, two = trainers.generate(path, "Shall I", samples=2)
     assert one != two
     assert {len(one), len(two)} == {17 if objective == "lm" else 16}
     assert one.startswith("Shall I")
-    assert trainers.generate(tmp_path / "run", "Shall I", samples=2) == [one, two]
-    greedy = [trainers.generate(tmp_path / "run", greedy=True, seed=s) for s in (0, 1)]
+    assert trainers.generate(path, "Shall I", samples=2) == [one, two]
+    greedy = [trainers.generate(path, greedy=True, seed=s) for s in (0, 1)]
     assert greedy[0] == greedy[1]
 
 
 @pytest.mark.slow
-def test_a_text_may_be_longer_than_the_block(small, tmp_path):
-    small["trainer"]["epochs"] = 1
-    trainers.train(small, tmp_path / "run", progress=False)
-    (text,) = trainers.generate(tmp_path / "run", "Shall I", tokens=60)
+def test_a_text_may_be_longer_than_the_block(runs):
+    path, _ = runs("lm")
+    (text,) = trainers.generate(path, "Shall I", tokens=60)
     assert len(text) == 67
     with pytest.raises(
         grlu.UserError, match="the prompt has 19 tokens, and the model's block only"
     ):
-        trainers.generate(tmp_path / "run", "Shall I compare the")
+        trainers.generate(path, "Shall I compare the")
     with pytest.raises(grlu.UserError, match="'@' at position 2 of the text is not in"):
-        trainers.generate(tmp_path / "run", "So@")
+        trainers.generate(path, "So@")
     with pytest.raises(grlu.UserError, match="tokens and samples must be positive"):
-        trainers.generate(tmp_path / "run", "So", tokens=0)
+        trainers.generate(path, "So", tokens=0)
 
 
 @pytest.mark.slow

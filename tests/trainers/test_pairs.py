@@ -42,6 +42,11 @@ def batch(i):
     return copying().preprocess({k: jnp.asarray(v[rows]) for k, v in copying().train.items()})
 
 
+def paired(trainer, state):
+    pairs = jax.jit(functools.partial(trainer._pairs, doubt=0.0))
+    return pairs(state, batch(0), jax.random.key(1))
+
+
 def test_a_reward_model_learns_the_preferences():
     _, step, state = made("reward_model", horizon=3)
     _, first = step(state, batch(0))
@@ -54,7 +59,7 @@ def test_a_reward_model_learns_the_preferences():
 
 def test_several_pairs_per_prompt_count_as_one_example():
     trainer, _, state = made("reward_model", horizon=3, pairs=3)
-    pairs, _ = trainer._pairs(state, batch(0), jax.random.key(1), doubt=0.0)
+    pairs, _ = paired(trainer, state)
     prompts = np.asarray(trainer.rollout.prompts.columns(batch(0))["prompt"])
     length = prompts.shape[1]
     worth = []
@@ -71,7 +76,7 @@ def test_several_pairs_per_prompt_count_as_one_example():
         np.sort(np.concatenate(worth).reshape(2, 32, 3).swapaxes(0, 1).reshape(32, 6), axis=1),
         rtol=1e-5,
     )
-    values = trainer.evaluate(state, batch(0))
+    values = jax.jit(trainer.evaluate)(state, batch(0))
     assert {v.shape for v in values.values()} == {(32,)}
     assert np.asarray(values["worth_spread"]).mean() > 0.5
 
@@ -161,7 +166,7 @@ def test_doubt_is_the_temperature_of_the_preference():
 
 def test_utilities_are_weighted():
     trainer, _, state = made("reward_model", horizon=3, utility=("share",), utility_weights=(-2.0,))
-    pairs, evidence = trainer._pairs(state, batch(0), jax.random.key(1), doubt=0.0)
+    pairs, evidence = paired(trainer, state)
     np.testing.assert_array_equal(pairs.utility, -2 * evidence["scores"][..., 0])
     assert np.asarray(pairs.utility).min() < 0
 
@@ -247,8 +252,12 @@ def test_the_likelihood_of_recorded_answers_ignores_padding_and_prompt():
     trainer, _, state = made("dpo")
     sequences = jnp.array([[1, 4, 5, 6, 7, 0, 0]])
     mask = jnp.array([[0.0, 0, 1, 1, 0, 0, 0]])
-    policy, _ = trainer._policies(state, state.params)
-    found = trainer._log_likelihood(policy, (sequences, mask))
-    logits = trainer.model(state)(sequences[:, :3])
-    p = jax.nn.softmax(logits, -1)
-    np.testing.assert_allclose(found[0], jnp.log(p[0, 1, 5] * p[0, 2, 6]), rtol=1e-5)
+
+    @jax.jit
+    def both(state):
+        policy, _ = trainer._policies(state, state.params)
+        logits = trainer.model(state)(sequences[:, :3])
+        return trainer._log_likelihood(policy, (sequences, mask)), jax.nn.softmax(logits, -1)
+
+    found, p = both(state)
+    np.testing.assert_allclose(found[0], np.log(p[0, 1, 5] * p[0, 2, 6]), rtol=1e-5)

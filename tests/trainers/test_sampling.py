@@ -1,5 +1,7 @@
 """Sampling, and log-probabilities as in training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from flax import nnx
 
 import grlu
 import models
-from trainers.completions.sampling import log_probs, sample
+from trainers.completions import sampling
+from trainers.completions.sampling import log_probs
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
 
@@ -16,30 +19,55 @@ ATTENTIONS = pytest.mark.parametrize("attention", ["multi_head", "latent"])
 passed = nnx.jit(lambda model, tokens: model(tokens))
 
 
+def sample(model, prompts, *, key, **options):
+    """Return compiled samples: one program, not one per operation."""
+    return program(**options)(model, prompts, key)
+
+
+@functools.cache
+def program(**options):
+    return nnx.jit(lambda model, prompts, key: sampling.sample(model, prompts, key=key, **options))
+
+
 def make(attention="multi_head", **options):
     """Return a model whose next token depends strongly on the preceding ones."""
+    return nnx.merge(*initial(attention, **options), copy=True)
+
+
+@functools.cache
+def initial(attention, **options):
     options = {"layers": 2, "heads": 2, "width": 16, "block": 12} | options
-    model = models.GPT((12,), 7, attention=attention, rngs=nnx.Rngs(0), **options)
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda p: 8 * p if p.ndim > 1 else p + 0.1, params))
-    return model
+
+    @nnx.jit
+    def model():
+        model = models.GPT((12,), 7, attention=attention, rngs=nnx.Rngs(0), **options)
+        params = nnx.state(model, nnx.Param)
+        nnx.update(model, jax.tree.map(lambda p: 8 * p if p.ndim > 1 else p + 0.1, params))
+        return model
+
+    return nnx.split(model())
 
 
 @pytest.fixture
 def prompts():
-    return jax.random.randint(jax.random.key(5), (3, 4), 0, 7)
+    return jnp.asarray(np.random.default_rng(5).integers(0, 7, (3, 4), np.int32))
 
 
 def taught(model, prompts, completions, temperature=1.0):
     """Return teacher-forced log-probabilities of a whole pass without a cache."""
     copies = len(completions.tokens) // len(prompts)
-    whole = jnp.concatenate([jnp.repeat(prompts, copies, axis=0), completions.tokens], 1)
-    logits = passed(model, whole[:, :-1])[:, prompts.shape[1] - 1 :]
-    return log_probs(logits, completions.tokens, temperature)
+    whole = np.concatenate([np.repeat(prompts, copies, axis=0), completions.tokens], 1)
+
+    @nnx.jit
+    def found(model, tokens):
+        return log_probs(
+            model(tokens[:, :-1])[:, prompts.shape[1] - 1 :], tokens[:, 4:], temperature
+        )
+
+    return found(model, jnp.asarray(whole))
 
 
-@ATTENTIONS
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("attention", "temperature"), [("multi_head", 1.0), ("latent", 0.7)])
 def test_log_probs_are_the_teacher_forced_ones(attention, temperature, prompts):
     model = make(attention)
     found = sample(
@@ -54,18 +82,24 @@ def test_log_probs_are_the_teacher_forced_ones(attention, temperature, prompts):
 
 @ATTENTIONS
 def test_greedy_is_the_argmax_of_the_whole_pass(attention, prompts):
-    model, text = make(attention), jnp.pad(prompts, ((0, 0), (0, 8)))
+    model, text = make(attention), np.pad(prompts, ((0, 0), (0, 8)))
     found = sample(model, prompts, steps=8, key=jax.random.key(0), greedy=True)
     for t in range(4, 12):  # What lies beyond t - 1 is not seen.
-        text = text.at[:, t].set(jnp.argmax(passed(model, text)[:, t - 1], axis=-1))
+        text[:, t] = np.argmax(np.asarray(passed(model, jnp.asarray(text)))[:, t - 1], axis=-1)
     np.testing.assert_array_equal(found.tokens, text[:, 4:])
+
+
+def probabilities(model, prompts):
+    """Return the probabilities of the first token after the first prompt."""
+    found = nnx.jit(lambda model, prompt: nnx.softmax(model(prompt)[0, -1]))
+    return np.asarray(found(model, prompts[:1]), np.float64)
 
 
 def test_samples_follow_the_models_distribution(prompts):
     model = make()
     found = sample(model, prompts[:1], steps=1, key=jax.random.key(0), samples=20_000)
     shares = np.bincount(np.asarray(found.tokens[:, 0]), minlength=7) / 20_000
-    expected = nnx.softmax(model(prompts[:1])[0, -1])
+    expected = probabilities(model, prompts)
     assert np.abs(shares - expected).max() < 4 * 0.5 / np.sqrt(20_000)
 
 
@@ -83,7 +117,7 @@ def test_samples_of_a_prompt_differ_and_depend_on_the_key(prompts):
 def test_truncation_samples_the_likely_tokens_alone(option, prompts):
     model = make()
     found = sample(model, prompts[:1], steps=1, key=jax.random.key(0), samples=500, **option)
-    p = np.asarray(nnx.softmax(model(prompts[:1])[0, -1]), np.float64)
+    p = probabilities(model, prompts)
     order = np.argsort(-p)
     if "top_k" in option:
         order = order[: option["top_k"]]
@@ -133,11 +167,11 @@ def test_sampling_compiles_once_and_equals_the_eager_result(prompts):
     @nnx.jit
     def compiled(model, prompts, key):
         traces.append(1)
-        return sample(model, prompts, steps=8, key=key, samples=2)
+        return sampling.sample(model, prompts, steps=8, key=key, samples=2)
 
     for i in range(2):
         found = compiled(model, prompts, jax.random.key(i))
-        expected = sample(model, prompts, steps=8, key=jax.random.key(i), samples=2)
+        expected = sampling.sample(model, prompts, steps=8, key=jax.random.key(i), samples=2)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
     assert len(traces) == 1
 
@@ -155,11 +189,11 @@ def test_sampling_compiles_once_and_equals_the_eager_result(prompts):
 )
 def test_wrong_values_are_refused(options, sentence, prompts):
     with pytest.raises(grlu.UserError, match=sentence):
-        sample(make(), prompts, **{"steps": 4, "key": jax.random.key(0)} | options)
+        sampling.sample(make(), prompts, **{"steps": 4, "key": jax.random.key(0)} | options)
 
 
 def test_prompts_must_be_tokens():
     with pytest.raises(grlu.UserError, match="prompts must be tokens"):
-        sample(make(), jnp.zeros((2, 3)), steps=1, key=jax.random.key(0))
+        sampling.sample(make(), jnp.zeros((2, 3)), steps=1, key=jax.random.key(0))
     with pytest.raises(grlu.UserError, match="prompts must be tokens"):
-        sample(make(), jnp.zeros((2, 0), jnp.int32), steps=1, key=jax.random.key(0))
+        sampling.sample(make(), jnp.zeros((2, 0), jnp.int32), steps=1, key=jax.random.key(0))

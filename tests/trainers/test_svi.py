@@ -1,6 +1,7 @@
 """Iterative inference: the inner loop against known posteriors, and the modes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +69,11 @@ def test_the_gradient_through_the_loop_matches_finite_differences(model, x, natu
 @pytest.mark.parametrize("mode", ["decoupled", "kl", "e2e"])
 def test_the_mode_selects_the_gradient_of_the_encoder(model, x, mode):
     reward, flat, restore = rewarded(model, x, mode)
-    found = restore(jax.grad(reward)(flat))
+    found = restore(jax.jit(jax.grad(reward))(flat))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     loop, last, first = jax.random.split(nnx.merge(graphdef, params, rest, copy=True).rngs(), 3)
-    begin = jax.lax.stop_gradient(model.posterior(x))
-    goal, _ = REFINEMENT(model, x, begin, loop, Elbo().reward)
+    begin = model.posterior(x)
+    goal, _ = jax.jit(lambda *args: REFINEMENT(model, *args, Elbo().reward))(x, begin, loop)
 
     def encoders(params):
         guess = nnx.merge(graphdef, params, rest, copy=True).posterior(x)
@@ -86,7 +87,7 @@ def test_the_mode_selects_the_gradient_of_the_encoder(model, x, mode):
         return terms(alike, x, goal, goal.draw(last))["elbo"].mean()
 
     for part, fn in (("encoder", encoders), ("decoder", decoders)):
-        expected, _ = ravel_pytree(jax.grad(fn)(params)[part])
+        expected, _ = ravel_pytree(jax.jit(jax.grad(fn))(params)[part])
         same = np.allclose(ravel_pytree(found[part])[0], expected, rtol=1e-4, atol=1e-6)
         assert same == (mode != "e2e"), part
 
@@ -142,7 +143,7 @@ def test_natural_steps_stay_finite_from_a_far_too_wide_posterior():
     x, wide = jnp.ones((3, 4)), jnp.zeros((3, 2))
     refine = Refinement(steps=60, learning_rate=0.3, natural=True, draws=4)
     begin = Posterior(wide + 5.0, wide + 4.0, wide)
-    _, path = refine(model, x, begin, jax.random.key(0))
+    _, path = jax.jit(lambda x: refine(model, x, begin, jax.random.key(0)))(x)
     elbo = np.asarray(path["elbo"]).mean(1)
     assert np.isfinite(elbo).all()
     assert elbo[-1] > elbo[0] / 10
@@ -153,17 +154,15 @@ def test_examples_are_refined_independently(model, x):
     alone = Posterior(*(each[:1] for each in begin))
     for natural in (False, True):
         refine = Refinement(1, 0.1, natural=natural)
-        whole, _ = refine(model, x, begin, jax.random.key(0))
+        whole, _ = jax.jit(functools.partial(refine, model))(x, begin, jax.random.key(0))
         # Equal samples at equal positions in the batch.
         draws = jax.random.normal(jax.random.split(jax.random.key(0), 1)[0], begin.mean.shape)
-        moved = jax.grad(
-            lambda m, e=draws[:1]: terms(
-                model,
-                x[:1],
-                alone._replace(mean=m),
-                m + jnp.exp(0.5 * alone.log_variance) * e,
-            )["elbo"].sum()
-        )(alone.mean)
+
+        def elbo(mean, draws):
+            z = mean + jnp.exp(0.5 * alone.log_variance) * draws
+            return terms(model, x[:1], alone._replace(mean=mean), z)["elbo"].sum()
+
+        moved = jax.jit(jax.grad(elbo))(alone.mean, draws[:1])
         moved = moved * jnp.exp(alone.log_variance) if natural else moved
         np.testing.assert_allclose(whole.mean[:1], alone.mean + 0.1 * moved, rtol=1e-4)
 

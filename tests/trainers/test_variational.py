@@ -51,8 +51,12 @@ def gaussian(mean, variance):
 def test_the_iwae_bound_is_the_marginal_of_a_linear_gaussian_model(linear):
     model, x, exact, mean, precision = linear
     proposal = gaussian(mean, 1.3 * np.diag(np.linalg.inv(precision)))
-    z = proposal.draw(jax.random.key(0), 20_000)
-    found = iwae_bound(log_weights(model, x, proposal, z))
+
+    @jax.jit
+    def bound(x, key):
+        return iwae_bound(log_weights(model, x, proposal, proposal.draw(key, 20_000)))
+
+    found = bound(x, jax.random.key(0))
     np.testing.assert_allclose(found, exact, atol=0.02)
 
 
@@ -68,7 +72,7 @@ def test_the_elbo_is_its_closed_form(linear):
         - np.linalg.slogdet(precision)[1]
         - np.log(variance).sum()
     )
-    found = terms(model, x, q, q.draw(jax.random.key(0), 50_000))
+    found = jax.jit(lambda x, key: terms(model, x, q, q.draw(key, 50_000)))(x, jax.random.key(0))
     np.testing.assert_allclose(found["elbo"], exact - gap, atol=0.03)
     prior = [scipy.stats.norm(m, np.sqrt(variance)).entropy() for m in mean + 0.1]
     second = variance[None] + (mean + 0.1) ** 2
@@ -79,11 +83,17 @@ def test_the_elbo_is_its_closed_form(linear):
 def test_more_samples_give_a_tighter_bound_and_one_the_elbo(linear):
     model, x, exact, mean, _ = linear
     q = gaussian(mean + 0.1, [0.2, 0.4, 0.1])
-    z = q.draw(jax.random.key(0), 20_000)
-    weights = log_weights(model, x, q, z)
-    bounds = [float(iwae_bound(weights.reshape(len(x), -1, k)).mean()) for k in (1, 5, 50)]
+
+    @jax.jit
+    def found(x, key):
+        z = q.draw(key, 20_000)
+        weights = log_weights(model, x, q, z)
+        bounds = [iwae_bound(weights.reshape(len(x), -1, k)).mean() for k in (1, 5, 50)]
+        return bounds, terms(model, x, q, z)["elbo"].mean()
+
+    bounds, elbo = found(x, jax.random.key(0))
     assert bounds[0] < bounds[1] < bounds[2] < exact.mean() + 0.01
-    assert bounds[0] == pytest.approx(float(terms(model, x, q, z)["elbo"].mean()), abs=0.02)
+    assert bounds[0] == pytest.approx(float(elbo), abs=0.02)
 
 
 def test_beta_free_bits_and_warmup_change_only_the_reward(linear):
@@ -92,7 +102,7 @@ def test_beta_free_bits_and_warmup_change_only_the_reward(linear):
 
     def found(objective):
         model.rngs = nnx.Rngs(0).fork()
-        return objective(model, batch)[1]
+        return nnx.jit(objective)(model, batch)[1]
 
     plain, heavy = found(Elbo()), found(Elbo(beta=3.0))
     np.testing.assert_allclose(plain["reward"], plain["elbo"], rtol=1e-6)
@@ -113,9 +123,7 @@ BACKPROP, PERTURBATION = grlu.Backprop(), grlu.NodePerturbation(samples=16, sigm
 @pytest.mark.parametrize(
     ("rule", "objective"),
     [
-        (BACKPROP, Elbo()),
-        (BACKPROP, Iwae(3)),
-        (PERTURBATION, Elbo()),
+        (BACKPROP, Iwae(3)),  # A run below raises the ELBO by backprop.
         (PERTURBATION, Elbo(latent_samples=3)),
         (PERTURBATION, Iwae(3)),
         (grlu.EvolutionStrategy(population=64, sigma=0.05, rank=1), Elbo()),
@@ -156,7 +164,7 @@ def tiny():
             "name": "backprop",
             "objective": "elbo",
             "kl_warmup": 0.5,
-            "epochs": 10,
+            "epochs": 6,
             "batch_size": 32,
             "optimizer": "adam",
             "learning_rate": 3e-3,
@@ -172,8 +180,8 @@ def test_a_run_learns_and_its_kl_weight_is_logged(tiny, tmp_path):
     columns = rows[0].split(",")
     weights = [float(row.split(",")[columns.index("kl_weight")]) for row in rows[1:]]
     assert weights == sorted(weights)
-    assert 0 < weights[0] < 0.3
-    assert weights[4:] == [pytest.approx(1, abs=0.01)] + 5 * [1.0]
+    assert 0 < weights[0] < 0.4
+    assert weights[2:] == [pytest.approx(1, abs=0.02)] + 3 * [1.0]
     bounds = [float(row.split(",")[columns.index("validation_elbo")]) for row in rows[1:]]
     assert bounds[-1] > bounds[0] + 3
     assert result.metrics["test_clamped"] == 0
@@ -220,7 +228,7 @@ def test_a_vae_that_does_not_fit_is_refused(section, change, sentence, tiny, tmp
 
 @pytest.mark.slow
 def test_the_latent_feeds_a_head_that_learns_from_reward(tiny, tmp_path):
-    head = {"name": "grlu", "samples": 16, "epochs": 4, "optimizer": "adam", "batch_size": 8}
+    head = {"name": "grlu", "samples": 16, "epochs": 6, "optimizer": "adam", "batch_size": 8}
     pipeline = {
         "dataset": tiny["dataset"],
         "stages": [
