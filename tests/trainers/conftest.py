@@ -22,7 +22,7 @@ def config():
     return {
         "seed": 3,
         "dataset": {"name": "digits"},
-        "model": {"name": "mlp", "hidden": (24,), "activation": "topk"},
+        "model": {"name": "mlp", "hidden": (24,), "activation": "relu"},
         "trainer": {
             "name": "grlu",
             "samples": 4,

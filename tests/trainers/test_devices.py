@@ -10,7 +10,7 @@ from trainers.loop.run_dir import read_metrics
 @pytest.mark.slow
 def test_the_number_of_devices_does_not_change_the_result(small, tmp_path, grlu_command, devices):
     small["trainer"] |= {"epochs": 1, "optimizer": "sgd"}
-    small["model"]["activation"] = "tanh"  # Rounding could choose another winner of a top-k.
+    small["model"]["activation"] = "tanh"  # Rounding could switch a ReLU.
     small["run"]["seeds"] = 4
     config = tmp_path / "small.json"
     config.write_text(to_json(trainers.resolve(small)))

@@ -127,7 +127,7 @@ def run(script, environment, *arguments):
 
 @pytest.fixture
 def small(small):
-    """Rounding could choose another winner of a top-k, and Adam blow up gradients near zero."""
+    """Rounding could switch a ReLU, and Adam blow up gradients near zero."""
     small["model"] |= {"hidden": (8,), "activation": "tanh"}
     small["trainer"] |= {"optimizer": "sgd", "learning_rate": 0.05, "average": None}
     return small

@@ -31,8 +31,9 @@ def test_every_trainer_learns_digits_and_leaves_a_complete_run(name, small, requ
     if name not in ("grlu", "forward_gradient"):
         del config["trainer"]["samples"]
     if name == "evolution":
-        config["trainer"] |= {"population": 128, "rank": 1}
-        config["model"] = small["model"] | {"activation": "relu"}  # Sorting takes long.
+        config["trainer"] |= {"population": 48, "rank": 1, "learning_rate": 0.01}
+    if name == "backprop":  # With noisy passes, sorting takes long.
+        config["model"] = small["model"] | {"activation": "topk"}
     run, steps = tmp_path / "run", 6 * (1257 // 8)
     if name == "grlu":
         run = request.getfixturevalue("whole")
@@ -81,7 +82,6 @@ def test_a_run_is_determined_by_its_seed_and_compiles_its_step_once(
 def test_several_seeds_equal_separate_runs(small, tmp_path):
     small["trainer"]["epochs"] = 1
     small["trainer"]["optimizer"] = "sgd"
-    small["model"]["activation"] = "tanh"  # Rounding could choose another winner of a top-k.
     small["run"]["seeds"] = 2
     whole = trainers.train(small, tmp_path / "all", progress=False)
     alone = [
@@ -120,7 +120,7 @@ def test_a_run_killed_and_stopped_at_random_steps_resumes_bit_identically(
     chance.seed(seed)
     numbers = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
     # The last of the run's 24 rows leave it time to receive the signal.
-    rows = sorted(chance.sample(range(2, 16), len(numbers)))
+    rows = sorted(chance.sample(range(2, 14), len(numbers)))
     for i, (number, row) in enumerate(zip(numbers, rows, strict=True)):
         command = ("resume", run) if i else ("train", config, "--run", run)
         process = interrupt(run / "metrics.csv", row, *command, number=number)
@@ -254,6 +254,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(change, sentence, small, tmp_path):
+    small["model"]["activation"] = "topk"
     with pytest.raises(UserError, match=sentence):
         trainers.train(small, tmp_path / "run", overrides=[change], progress=False)
     assert not (tmp_path / "run").exists()
