@@ -1,15 +1,18 @@
 """Startup: the cache of compiled programs, and folders that hide the project's packages."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import pathlib
 import platform
+import time
 
 from grlu.errors import UserError
 
 PACKAGES = ("checkpoints", "configs", "input_pipeline", "models", "reports", "trainers")
 _CPU = pathlib.Path("/proc/cpuinfo")
+_WRITTEN = 60  # Seconds after which no process is still writing a program's time.
 
 
 def cache_compilations() -> None:
@@ -31,6 +34,20 @@ def cache_compilations() -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    if all(os.environ[name] == value for name, value in settings.items()):
+        _repair(pathlib.Path(settings["JAX_COMPILATION_CACHE_DIR"]))
+
+
+def _repair(cache: pathlib.Path) -> None:
+    """Remove programs without a time of access: while there is one, JAX writes no other.
+
+    A process that is killed between writing a program and its time leaves one behind.
+    """
+    for program in cache.glob("*-cache"):
+        timed = program.with_name(program.name.removesuffix("-cache") + "-atime").exists()
+        with contextlib.suppress(OSError):  # Another process may have removed it.
+            if not timed and time.time() - program.stat().st_mtime > _WRITTEN:
+                program.unlink()
 
 
 def _processor() -> str:

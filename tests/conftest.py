@@ -28,6 +28,7 @@ gc.set_threshold(100_000, 20, 20)
 COMPILING = {
     "jax_disable_most_optimizations": True,
     "jax_persistent_cache_min_compile_time_secs": 0.05,
+    "jax_compilation_cache_max_size": -1,  # All processes must agree on whether it has a limit.
 }
 
 

@@ -1,6 +1,7 @@
 """Names of configs, the catalogue and the start of a command."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -81,3 +82,31 @@ def test_variables_of_the_environment_win_over_the_cache_of_compiled_programs(
     assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == "1"
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("limit", ["ours", "-1"])
+def test_a_program_that_a_killed_process_left_unfinished_is_removed(limit, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRLU_CACHE", str(tmp_path))
+    for name in list(os.environ):
+        if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")):
+            monkeypatch.delenv(name)
+    if limit != "ours":  # Without a limit JAX keeps no times.
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", limit)
+    cache_compilations()
+    cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    cache.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "unfinished-cache", "new-cache"):
+        (cache / name).write_bytes(b"0")
+        if name != "new-cache":
+            os.utime(cache / name, (0, 0))
+    for name in list(os.environ):
+        if name.startswith(("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE")):
+            monkeypatch.delenv(name)
+    cache_compilations()
+    left = {path.name for path in cache.iterdir()}
+    assert left == {"whole-cache", "whole-atime", "new-cache"} | (
+        {"unfinished-cache"} if limit != "ours" else set()
+    )
+    for name in list(os.environ):
+        if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")):
+            monkeypatch.delenv(name)

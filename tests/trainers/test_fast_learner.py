@@ -76,7 +76,7 @@ def test_evolution_grows_features_on_which_a_head_learns_faster(tmp_path):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(UserError, match=r"must be one of classification, .*fast_learner"):
+    with pytest.raises(UserError, match=r"must be one of bandit, .*fast_learner"):
         objective_named("classificatoin")
 
 

@@ -75,7 +75,11 @@ def test_a_config_has_only_the_keys_of_its_own_objective(name, own):
         ("digits_grlu", ["greedyy=true"], "trainer has no key 'greedyy'; known"),
         ("digits_vae", ["betta=2"], "trainer has no key 'betta'; did you mean 'beta'"),
         ("digits_vae", ["beta=much"], "trainer.beta must be a number"),
-        ("digits_vae", ["objective={a: 1}"], "trainer.objective must be one of classification"),
+        (
+            "digits_vae",
+            ["objective={a: 1}"],
+            "objective must be one of bandit, classification",
+        ),
         ("copy_grpo", ["objective=lm"], "trainer has no key 'objective'"),
     ],
 )

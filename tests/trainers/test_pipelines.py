@@ -225,7 +225,7 @@ def test_a_backbone_whose_shapes_do_not_fit_is_refused(slow_fast, tmp_path, monk
         (["stages.fast.run.seeds=3", "stages.slow.run.seeds=2"], "'fast': run.seeds must equal"),
         (["stages.fast.start=slow", "stages.fast.model.hidden=[8]"], "'fast': start: the weights"),
         (["stages.slow.model.name=local_mlp"], "'fast': a LocalMLP has no features"),
-        (["stages.slow.trainer.objective=slow"], "objective must be one of classification"),
+        (["stages.slow.trainer.objective=slow"], "objective must be one of bandit, classification"),
         (["stages.fast.trainer.objective=fast_learner"], "use trainer.name=evolution"),
         (
             ["stages.slow.model.name=autoencoder", "stages.slow.trainer.objective=reconstruction"],
