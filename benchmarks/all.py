@@ -54,6 +54,12 @@ BENCHMARKS = (
         cores=2,
     ),
     Benchmark("docs, evolution", "benchmarks.evolution", ("--turns", "5"), ("--turns", "2")),
+    Benchmark(
+        "docs, evolution of 1,024 members",
+        "benchmarks.evolution",
+        ("--turns", "3", "--population", "1024"),
+        ("--turns", "1", "--population", "1024"),
+    ),
     Benchmark("docs, sparse networks", "benchmarks.sparse.cost", (), ("--turns", "2")),
     Benchmark("README, PyTorch", "benchmarks.pytorch", (), ("--turns", "3")),
     Benchmark("README, sampling", "benchmarks.sampling"),

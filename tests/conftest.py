@@ -25,6 +25,7 @@ if jax.__version_info__ < (0, 11):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # By default, a tenth of the time goes into the search for garbage in what JAX keeps.
 gc.set_threshold(100_000, 20, 20)
+LONGEST = {"test_mesh.py", "test_processes.py", "test_rlhf.py"}
 COMPILING = {
     "jax_disable_most_optimizations": True,
     "jax_persistent_cache_min_compile_time_secs": 0.05,
@@ -33,8 +34,9 @@ COMPILING = {
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of `tests/slow.txt`."""
+    """Mark the tests of `tests/slow.txt`, and begin with the longest: none is left at the end."""
     slow = slow_tests()
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.nodeid in slow:
             item.add_marker("slow")

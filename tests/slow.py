@@ -1,4 +1,4 @@
-"""Slow tests: those over 0.8 s, which the quick run leaves out unless they are essential.
+"""Slow tests: those over 0.5 s, which the quick run leaves out unless they are essential.
 
     pytest -n 2 --durations=0 --durations-min=0.5 | tee log.txt && python -m tests.slow log.txt
 
@@ -11,7 +11,7 @@ import re
 import sys
 
 LIST = pathlib.Path(__file__).with_name("slow.txt")
-LIMIT = 0.8
+LIMIT = 0.5
 # Tests that stay in the quick run: a run from start to end, resumed, killed, and its errors.
 ESSENTIAL = (
     "README.md",
