@@ -1,6 +1,6 @@
-"""Slow tests: those over 0.5 s, which the quick run leaves out unless they are essential.
+"""Slow tests: those over 0.3 s, which the quick run leaves out unless they are essential.
 
-    pytest -n 2 --durations=0 --durations-min=0.5 | tee log.txt && python -m tests.slow log.txt
+    pytest -n 2 --durations=0 --durations-min=0.3 | tee log.txt && python -m tests.slow log.txt
 
 rewrites `tests/slow.txt` from the durations of a full run on an idle machine. Tests that train for
 long are marked `slow` in their files.
@@ -11,7 +11,7 @@ import re
 import sys
 
 LIST = pathlib.Path(__file__).with_name("slow.txt")
-LIMIT = 0.5
+LIMIT = 0.3
 # Tests that stay in the quick run: a run from start to end, resumed, killed, and its errors.
 ESSENTIAL = (
     "README.md",
