@@ -12,7 +12,8 @@ import sys
 
 LIST = pathlib.Path(__file__).with_name("slow.txt")
 LIMIT = 0.3
-# Tests that stay in the quick run: a run from start to end, resumed, killed, and its errors.
+# Tests that stay in the quick run: a run from start to end, resumed, killed, and its errors; the
+# soundness of the tracing, and the oracle of every rule.
 ESSENTIAL = (
     "README.md",
     "tests/test_cli.py::test_train_prints",
@@ -31,6 +32,12 @@ ESSENTIAL = (
     "tests/checkpoints/test_faults.py::test_kill_while_saving",
     "tests/reports/test_report.py::test_run_becomes_a_self_contained_page",
     "tests/grlu/test_soundness.py",
+    "tests/grlu/test_node_perturbation.py::test_credit_equals_brute_force",
+    "tests/grlu/test_node_perturbation.py::test_one_step_equals_the_published_algorithm",
+    "tests/grlu/test_evolution_strategy.py::test_estimate_equals_the_materialised_twin",
+    "tests/grlu/test_learned_feedback.py::test_wrong_feedback_leaves_the_mean",
+    "tests/grlu/test_neighbours.py::test_feedback_alignment_equals_its_oracle",
+    "tests/grlu/test_neighbours.py::test_rules_approach_the_gradient",
 )
 
 
